@@ -1,0 +1,203 @@
+"""The run configuration: typed, frozen sections, one field docstring each.
+
+Place in the flow: YAML + `a.b=c` overrides -> `load` builds these sections -> `check` proves them consistent.
+Invariant: no section performs I/O, and nothing here imports torch or megatron.
+
+The string literal below a field is its documentation; `docs/configuration.md` is generated from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """Where the run lives and what makes it reproducible."""
+
+    dir: str
+    """Output directory: resolved config, metrics, checkpoints, report. Holds exactly one run."""
+    name: str = ""
+    """Name shown in logs and trackers; empty means the last component of `run.dir`."""
+    seed: int = 1234
+    """Seed of the data order and of random weights. Changing it makes another run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StartConfig:
+    """Which weights the run starts from. A run already in `run.dir` is always resumed, never restarted."""
+
+    mode: Literal["init_from", "random"] = "init_from"
+    """`init_from`: weights of `start.checkpoint`, new optimizer. `random`: random weights of `model`, only when asked for."""
+    checkpoint: str = ""
+    """Checkpoint made by `cptron convert` (or by a run) whose weights are loaded; required by `init_from`."""
+    gate_tolerance_nats: float = 0.0
+    """Largest |loss at step 0 - recorded loss| on the probe; 0 means 1e-3 for fp32 and 3e-2 for bf16."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """How the model is built. Its shape comes from the starting checkpoint, or from `model.architecture`."""
+
+    architecture: str = ""
+    """JSON file in Hugging Face `config.json` form; only for `start.mode: random`, else the checkpoint's is used."""
+    spec: Literal["native", "te"] = "native"
+    """Layer implementation: `native` (plain torch) or `te` (Transformer Engine, which must be installed)."""
+    recompute: Literal["none", "full"] = "none"
+    """`full` recomputes each layer in the backward pass: less activation memory, about a third more compute."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParallelConfig:
+    """How the model and the batch are cut over ranks. Data parallel size is world size / (tp * pp)."""
+
+    tp: int = 1
+    """Tensor parallel size; divides attention heads, KV groups and the MLP width."""
+    pp: int = 1
+    """Pipeline parallel size; divides the number of layers."""
+    local_ranks: int = 0
+    """Ranks that `cptron train` starts on this machine; 0 means one rank, or the launcher's environment."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceConfig:
+    """One training corpus and its share of the training tokens."""
+
+    name: str
+    """Name in metrics, ledger and reports; letters, digits, `_` and `-`."""
+    path: str
+    """Prefix of the token files: `PATH.bin`, `PATH.idx`, `PATH.manifest.json`."""
+    token_share: float
+    """Share of training *tokens* drawn from this source; shares are normalised to sum to 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValidSetConfig:
+    """One validation set, evaluated in file order without shuffling."""
+
+    name: str
+    """Name in metrics and reports."""
+    path: str
+    """Prefix of the token files, as for a source."""
+    max_tokens: int = 0
+    """Evaluate at most this many tokens from the start of the set; 0 means all of them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """What is read and in which proportion."""
+
+    seq_length: int
+    """Tokens the model predicts in one sequence."""
+    sources: tuple[SourceConfig, ...]
+    """Training corpora; at least one."""
+    valid: tuple[ValidSetConfig, ...] = ()
+    """Validation sets; may be empty when `eval.every_steps` is 0 and `eval.at_start` is false."""
+    tokenizer: str = ""
+    """Tokenizer the data must have been made with; empty means the one in `start.checkpoint`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """The size of a step and how long to go on."""
+
+    steps: int
+    """Optimizer steps of the whole run; raise it to extend a finished run."""
+    global_batch_size: int
+    """Sequences in one optimizer step, over all ranks."""
+    micro_batch_size: int = 1
+    """Sequences in one forward pass of one rank; global_batch_size is a multiple of micro_batch_size * dp."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """`bf16`: bf16 weights and compute with fp32 master weights, gradients and moments. `fp32`: all fp32."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """AdamW with global gradient clipping, and a learning rate that is a pure function of the step."""
+
+    lr: float
+    """Peak learning rate, reached after warm-up."""
+    lr_min: float = 0.0
+    """Learning rate at the end of the decay."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Shape after warm-up: `cosine` from `lr` to `lr_min`, or `constant` at `lr`."""
+    warmup_steps: int = 0
+    """Linear warm-up: step t (from 0) uses lr * (t + 1) / warmup_steps."""
+    decay_steps: int = 0
+    """Step at which the cosine reaches `lr_min`; 0 means `train.steps`."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of matrices; norms and biases are not decayed."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.95
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    clip_grad_norm: float = 1.0
+    """Largest global L2 norm of the gradient; 0 means no clipping."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalConfig:
+    """When the validation sets are evaluated."""
+
+    at_start: bool = True
+    """Evaluate before any update: the baseline against which forgetting is measured."""
+    every_steps: int = 0
+    """Evaluate after every so many steps, and always after the last; 0 means only after the last."""
+    micro_batch_size: int = 0
+    """Sequences in one evaluation forward pass of one rank; 0 means `train.micro_batch_size`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    """When the run's state is saved. The last step is always saved."""
+
+    every_steps: int = 0
+    """Save after every so many steps; 0 means only after the last step."""
+    keep_last: int = 0
+    """Delete all but the newest so many checkpoints after a save that succeeded; 0 keeps all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogConfig:
+    """Where metrics go. JSONL is always written; it is the record the others mirror."""
+
+    every_steps: int = 1
+    """Console and metric interval in steps."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files to RUN_DIR/tensorboard (needs the `tensorboard` package)."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Also log to Weights & Biases; `offline` needs no account and no network."""
+    wandb_project: str = "cptron"
+    """Weights & Biases project."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RuntimeConfig:
+    """Device, backend and patience."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: CUDA and NCCL where a GPU is visible, else CPU and gloo. The engine is the same."""
+    threads_per_rank: int = 0
+    """CPU threads per rank; 0 means the machine's cores divided by the ranks on it."""
+    timeout_s: int = 600
+    """A collective that waits longer than this stops the run instead of hanging."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """A whole run."""
+
+    run: RunConfig
+    start: StartConfig = field(default_factory=StartConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    data: DataConfig
+    train: TrainConfig
+    optim: OptimConfig
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
