@@ -1,0 +1,51 @@
+"""The one place that decides device and backend.
+
+Place in the flow: first thing a rank does. Invariant: CUDA goes with NCCL, the CPU with gloo; everything after this
+module is the same megatron-core code on both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from cptron.errors import LaunchError
+from cptron.runtime import host_adaptor
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where this rank computes and how it talks."""
+
+    kind: Literal["cuda", "cpu"]
+    backend: Literal["nccl", "gloo"]
+    torch_device: torch.device
+
+
+def select_device(wanted: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -> Device:
+    """Pick the device of this rank and make megatron-core ready for it.
+
+    Raises `LaunchError` when CUDA is asked for but absent, when the CPU is asked for on a machine whose GPUs are
+    visible, or when the machine has fewer GPUs than local ranks.
+    """
+    has_cuda = torch.cuda.is_available()
+    if wanted == "cuda" and not has_cuda:
+        raise LaunchError(
+            "runtime.device=cuda, but torch sees no CUDA device; install a CUDA build of torch or use runtime.device=cpu"
+        )
+    if not has_cuda:
+        host_adaptor.apply()
+        return Device("cpu", "gloo", torch.device("cpu"))
+    if wanted == "cpu":
+        raise LaunchError(
+            f"runtime.device=cpu, but {torch.cuda.device_count()} CUDA device(s) are visible; "
+            "set CUDA_VISIBLE_DEVICES= (empty) to train on the CPU of this machine"
+        )
+    if local_rank >= torch.cuda.device_count():
+        raise LaunchError(
+            f"local rank {local_rank} has no GPU: {torch.cuda.device_count()} visible; start at most that many ranks a node"
+        )
+    torch.cuda.set_device(local_rank)
+    return Device("cuda", "nccl", torch.device("cuda", local_rank))

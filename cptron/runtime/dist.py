@@ -1,0 +1,112 @@
+"""Process group and launcher environment.
+
+Place in the flow: after the device is known, before megatron-core's groups. Understands torchrun's and SLURM's
+environment, or a single process. Invariant: an error on one rank is raised on every rank (`agree`), never a hang.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from cptron.errors import CptronError, LaunchError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """Where this process stands among all."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    launcher: str
+
+    @property
+    def is_main(self) -> bool:
+        """The one rank that writes files and talks."""
+        return self.rank == 0
+
+
+def launched_ranks(environ: dict[str, str] | None = None) -> Ranks | None:
+    """Ranks as the launcher set them, or None when this process was started by hand.
+
+    torchrun sets RANK and WORLD_SIZE; `srun` sets SLURM_PROCID and SLURM_NTASKS (a batch script's own shell also has
+    SLURM_NTASKS, but is no srun task: it lacks SLURM_STEP_ID).
+    """
+    env = dict(os.environ) if environ is None else environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        world_size = int(env["WORLD_SIZE"])
+        local = int(env.get("LOCAL_RANK", env["RANK"]))
+        return Ranks(int(env["RANK"]), world_size, local, int(env.get("LOCAL_WORLD_SIZE", world_size)), "torchrun")
+    if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and env.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+        tasks_here = env.get("SLURM_STEP_TASKS_PER_NODE", "1").split(",")[0].split("(")[0]
+        return Ranks(
+            int(env["SLURM_PROCID"]),
+            int(env["SLURM_STEP_NUM_TASKS"]),
+            int(env["SLURM_LOCALID"]),
+            int(tasks_here),
+            "slurm",
+        )
+    return None
+
+
+def init_process_group(backend: str, ranks: Ranks, timeout_s: int) -> None:
+    """Join the default process group. Under SLURM, MASTER_ADDR and MASTER_PORT come from the batch script."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        raise LaunchError(f"a process group of {dist.get_world_size()} rank(s) already exists; destroy it first")
+    if ranks.launcher == "single":
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = "127.0.0.1", str(_free_port())
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise LaunchError(f"{name} is not set for {ranks.world_size} ranks; export it in the batch script")
+    dist.init_process_group(
+        backend,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        timeout=datetime.timedelta(seconds=timeout_s),
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def agree(action: Callable[[], T]) -> T:
+    """Run a rank-local action and let every rank know how it went.
+
+    When any rank fails with a `CptronError`, all ranks raise the error of the lowest failing rank; so no rank waits in
+    a collective for one that has gone. Other exceptions propagate where they happen: the launcher ends the rest.
+    """
+    import torch.distributed as dist
+
+    failure: tuple[type[CptronError], str] | None = None
+    result: Any = None
+    try:
+        result = action()
+    except CptronError as error:
+        failure = (type(error), str(error))
+    failures: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(failures, failure)
+    for found in failures:
+        if found is not None:
+            raise found[0](found[1])
+    return result  # type: ignore[no-any-return]
+
+
+def shutdown() -> None:
+    """Leave the process group, if any."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
