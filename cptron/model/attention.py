@@ -17,6 +17,8 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+import cptron.runtime.megatron_ready  # noqa: F401  before megatron
+
 
 class TorchAttention(MegatronModule):  # type: ignore[misc]
     """Causal attention without materialised scores and without repeated keys and values."""

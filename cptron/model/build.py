@@ -8,18 +8,15 @@ Shapes: S sequence, B batch, V vocabulary on this rank.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.transformer_config import TransformerConfig
 
-with warnings.catch_warnings():  # megatron-core warns at import that Apex and Transformer Engine are absent
-    warnings.simplefilter("ignore")
-    from megatron.core import parallel_state
-    from megatron.core.models.gpt import GPTModel
-    from megatron.core.transformer.transformer_config import TransformerConfig
-
+import cptron.runtime.megatron_ready  # noqa: F401  before megatron
 from cptron.model.architecture import Architecture
 from cptron.model.rope import inverse_frequencies
 from cptron.model.vocab import padded_vocab_size

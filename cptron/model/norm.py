@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+import cptron.runtime.megatron_ready  # noqa: F401  before megatron
+
 
 class RMSNorm(torch.nn.RMSNorm):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019)."""

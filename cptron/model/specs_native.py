@@ -16,6 +16,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
+import cptron.runtime.megatron_ready  # noqa: F401  before megatron
 from cptron.model.attention import TorchAttention
 from cptron.model.norm import RMSNorm
 

@@ -10,6 +10,7 @@ import importlib.util
 
 from megatron.core.transformer.spec_utils import ModuleSpec
 
+import cptron.runtime.megatron_ready  # noqa: F401  before megatron
 from cptron.errors import ConfigError
 
 

@@ -1,7 +1,7 @@
 """The one place that decides device and backend.
 
 Place in the flow: first thing a rank does. Invariant: CUDA goes with NCCL, the CPU with gloo; everything after this
-module is the same megatron-core code on both.
+module is the same megatron-core code on both (`megatron_ready` sees to it that it can be imported).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Literal
 import torch
 
 from cptron.errors import LaunchError
-from cptron.runtime import host_adaptor
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +24,7 @@ class Device:
 
 
 def select_device(wanted: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -> Device:
-    """Pick the device of this rank and make megatron-core ready for it.
+    """Pick the device of this rank.
 
     Raises `LaunchError` when CUDA is asked for but absent, when the CPU is asked for on a machine whose GPUs are
     visible, or when the machine has fewer GPUs than local ranks.
@@ -36,7 +35,6 @@ def select_device(wanted: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -
             "runtime.device=cuda, but torch sees no CUDA device; install a CUDA build of torch or use runtime.device=cpu"
         )
     if not has_cuda:
-        host_adaptor.apply()
         return Device("cpu", "gloo", torch.device("cpu"))
     if wanted == "cpu":
         raise LaunchError(

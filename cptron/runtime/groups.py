@@ -7,19 +7,16 @@ Place in the flow: after `init_process_group`, before the model is built. Adapte
 from __future__ import annotations
 
 import datetime
-import warnings
 
 import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
 
+import cptron.runtime.megatron_ready  # noqa: F401  before megatron
 from cptron.runtime.topology import Topology
 
 
 def init_groups(topology: Topology, seed: int, timeout_s: int = 600) -> None:
     """Create the model- and data-parallel groups and seed the random number trackers."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from megatron.core import parallel_state, tensor_parallel
-
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=topology.tp,
         pipeline_model_parallel_size=topology.pp,
@@ -34,20 +31,14 @@ def init_groups(topology: Topology, seed: int, timeout_s: int = 600) -> None:
 
 def destroy_groups() -> None:
     """Forget the groups, so that another topology can be set up in the same process."""
-    from megatron.core import parallel_state
-
     parallel_state.destroy_model_parallel()
 
 
 def is_first_stage() -> bool:
     """This rank holds the embedding."""
-    from megatron.core import parallel_state
-
     return bool(parallel_state.is_pipeline_first_stage())
 
 
 def is_last_stage() -> bool:
     """This rank holds the output layer and computes the loss."""
-    from megatron.core import parallel_state
-
     return bool(parallel_state.is_pipeline_last_stage())

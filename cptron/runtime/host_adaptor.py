@@ -102,8 +102,9 @@ def _on_stream(stream: Any) -> Iterator[None]:
     yield
 
 
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    return None
+def _nothing() -> Callable[..., None]:
+    """A new no-op each time: torch's compiler refuses one function object under two names."""
+    return lambda *args, **kwargs: None
 
 
 def _is_cuda(device: Any) -> bool:
@@ -147,26 +148,26 @@ def replacements() -> dict[tuple[Any, str], Any]:
     default = torch.default_generator
     table: dict[tuple[Any, str], Any] = {
         (torch.cuda, "current_device"): lambda: cpu,
-        (torch.cuda, "set_device"): _nothing,
-        (torch.cuda, "synchronize"): _nothing,
-        (torch.cuda, "empty_cache"): _nothing,
-        (torch.cuda, "_lazy_init"): _nothing,
+        (torch.cuda, "set_device"): _nothing(),
+        (torch.cuda, "synchronize"): _nothing(),
+        (torch.cuda, "empty_cache"): _nothing(),
+        (torch.cuda, "_lazy_init"): _nothing(),
         (torch.cuda, "_lazy_call"): lambda call, **kwargs: call(),
         (torch.cuda, "Stream"): HostStream,
         (torch.cuda, "Event"): HostEvent,
         (torch.cuda, "current_stream"): lambda device=None: HostStream(),
         (torch.cuda, "default_stream"): lambda device=None: HostStream(),
         (torch.cuda, "stream"): _on_stream,
-        (torch.cuda, "manual_seed"): default.manual_seed,
+        (torch.cuda, "manual_seed"): lambda seed: default.manual_seed(seed) and None,
         (torch.cuda, "default_generators"): _HostGenerators(),
         (torch.cuda, "is_current_stream_capturing"): lambda: False,
-        (torch.cuda.nvtx, "range_push"): _nothing,
-        (torch.cuda.nvtx, "range_pop"): _nothing,
+        (torch.cuda.nvtx, "range_push"): _nothing(),
+        (torch.cuda.nvtx, "range_pop"): _nothing(),
         (torch.Tensor, "cuda"): lambda tensor, *args, **kwargs: tensor,
         (torch.Tensor, "pin_memory"): lambda tensor, *args, **kwargs: tensor,
         (torch.Tensor, "type"): _tensor_type,
         (torch.Tensor, "to"): _tensor_to,
-        (torch.Tensor, "record_stream"): _nothing,
+        (torch.Tensor, "record_stream"): _nothing(),
     }
     for owner in (torch.cuda, torch.cuda.random):
         table[owner, "get_rng_state"] = lambda device=None: default.get_state()

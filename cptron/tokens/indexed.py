@@ -4,9 +4,6 @@ Place in the flow: `preprocess` writes them -> `data` reads documents from them;
 write the same bytes.
 Invariant: an `IndexedTokens` that could be opened is whole: every document lies inside `.bin` and has at
 least one token. A `.idx` is published only after the `.bin` it describes.
-
-Layout of `.idx` (little endian): magic (9 bytes), version u64 = 1, dtype code u8, sequence count u64,
-document index count u64, sequence lengths i32[], sequence byte offsets i64[], document indices i64[].
 """
 
 from __future__ import annotations
@@ -24,34 +21,29 @@ import numpy as np
 import numpy.typing as npt
 
 from cptron.errors import DataError
+from cptron.tokens.index_layout import (
+    CHUNK,
+    CODE_OF_DTYPE,
+    HEADER,
+    MAGIC,
+    REMEDY,
+    VERSION,
+    Index,
+    Int32Array,
+    Int64Array,
+    bin_path,
+    file_bytes,
+    idx_path,
+)
+
+__all__ = ["IndexedTokens", "IndexedWriter", "best_dtype", "bin_path", "fsync_directory", "idx_path"]
 
 TokenArray = npt.NDArray[np.integer[Any]]
-Int32Array = npt.NDArray[np.int32]
-Int64Array = npt.NDArray[np.int64]
-
-_MAGIC = b"MMIDIDX\x00\x00"
-_HEADER = struct.Struct("<9sQBQQ")
-_VERSION = 1
-# Codes 6 and 7 are Megatron's float types, which cannot hold tokens.
-_CODE_OF_DTYPE = {"uint8": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "uint16": 8}
-_DTYPE_OF_CODE = {code: np.dtype(name) for name, code in _CODE_OF_DTYPE.items()}
-_CHUNK = 1 << 20
-_REMEDY = "run preprocess again"
 
 
 def best_dtype(vocab_size: int) -> np.dtype[np.integer[Any]]:
     """Smallest token type for `vocab_size` ids, by Megatron's rule (so that files stay byte-identical)."""
     return np.dtype(np.uint16) if vocab_size < 65500 else np.dtype(np.int32)
-
-
-def bin_path(prefix: str | Path) -> Path:
-    """Path of the token ids of `prefix`."""
-    return Path(f"{prefix}.bin")
-
-
-def idx_path(prefix: str | Path) -> Path:
-    """Path of the document index of `prefix`."""
-    return Path(f"{prefix}.idx")
 
 
 class IndexedTokens:
@@ -63,21 +55,21 @@ class IndexedTokens:
     def __init__(self, prefix: str | Path) -> None:
         """Map and check both files. Raises DataError naming the file when it is missing or damaged."""
         self._prefix = str(prefix)
-        index = _Index(idx_path(prefix))
+        index = Index(idx_path(prefix))
         self._dtype = index.dtype
         self._num_tokens = index.check_sequences()
         self._check_bin_size()
         self._lengths, self._start_bytes = index.documents()
         if self._num_tokens == 0:
-            raise DataError(f"{bin_path(prefix)} holds 0 tokens, at least 1 is needed; {_REMEDY}")
+            raise DataError(f"{bin_path(prefix)} holds 0 tokens, at least 1 is needed; {REMEDY}")
         self._tokens = np.memmap(bin_path(prefix), dtype=self._dtype, mode="r").view(np.ndarray)
 
     def _check_bin_size(self) -> None:
         path = bin_path(self._prefix)
         expected = self._num_tokens * self._dtype.itemsize
-        actual = _file_bytes(path)
+        actual = file_bytes(path)
         if actual != expected:
-            raise DataError(f"{path} has {actual} bytes, its index requires {expected}; {_REMEDY}")
+            raise DataError(f"{path} has {actual} bytes, its index requires {expected}; {REMEDY}")
 
     def __reduce__(self) -> tuple[type[IndexedTokens], tuple[str]]:
         return IndexedTokens, (self._prefix,)
@@ -126,91 +118,6 @@ class IndexedTokens:
         return self._tokens[start : start + length]
 
 
-class _Index:
-    """The arrays of one `.idx` file, mapped; its size has been checked against its own counts."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        actual = _file_bytes(path)
-        if actual < _HEADER.size:
-            raise DataError(f"{path} has {actual} bytes, a header alone has {_HEADER.size}; {_REMEDY}")
-        with path.open("rb") as stream:
-            magic, version, code, num_sequences, num_indices = _HEADER.unpack(stream.read(_HEADER.size))
-        if magic != _MAGIC:
-            raise DataError(f"{path} starts with {magic!r}, a token index with {_MAGIC!r}; {_REMEDY}")
-        if version != _VERSION:
-            raise DataError(f"{path} has version {version}, only {_VERSION} can be read; {_REMEDY}")
-        if code not in _DTYPE_OF_CODE:
-            raise DataError(f"{path} has dtype code {code}, must be in {sorted(_DTYPE_OF_CODE)}; {_REMEDY}")
-        expected = _HEADER.size + 12 * num_sequences + 8 * num_indices
-        if actual != expected:
-            raise DataError(f"{path} has {actual} bytes, its counts require {expected}; {_REMEDY}")
-        self.dtype: np.dtype[np.integer[Any]] = _DTYPE_OF_CODE[code]
-        raw = np.memmap(path, dtype=np.uint8, mode="r")
-        self.lengths: Int32Array = np.frombuffer(raw, "<i4", num_sequences, _HEADER.size)
-        self.pointers: Int64Array = np.frombuffer(raw, "<i8", num_sequences, _HEADER.size + 4 * num_sequences)
-        self.document_indices: Int64Array = np.frombuffer(
-            raw, "<i8", num_indices, _HEADER.size + 12 * num_sequences
-        )
-
-    def check_sequences(self) -> int:
-        """Prove that the sequences lie one after the other without gaps; return their total in tokens."""
-        total = 0
-        for start in range(0, len(self.lengths), _CHUNK):
-            lengths = self.lengths[start : start + _CHUNK].astype(np.int64)
-            if lengths.min() < 0:
-                raise DataError(f"{self.path} has sequence length {lengths.min()}, must be >= 0; {_REMEDY}")
-            ends = total + np.cumsum(lengths)
-            starts = (ends - lengths) * self.dtype.itemsize
-            wrong = np.flatnonzero(self.pointers[start : start + _CHUNK] != starts)
-            if len(wrong):
-                at = int(wrong[0])
-                raise DataError(
-                    f"{self.path} puts sequence {start + at} at byte {self.pointers[start + at]}, "
-                    f"the lengths before it require {starts[at]}; {_REMEDY}"
-                )
-            total = int(ends[-1])
-        return total
-
-    def documents(self) -> tuple[Int32Array, Int64Array]:
-        """Length in tokens and first byte of every document that has tokens."""
-        bounds = self.document_indices
-        num_sequences = len(self.lengths)
-        if len(bounds) == 0 or bounds[0] != 0 or bounds[-1] != num_sequences or (np.diff(bounds) < 0).any():
-            raise DataError(
-                f"{self.path} has document indices that must rise from 0 to {num_sequences} sequences; {_REMEDY}"
-            )
-        if self._one_sequence_per_document() and self.lengths.all():
-            # The arrays start at byte 34: the copy aligns what C++ kernels will read.
-            lengths = self.lengths.copy()
-            lengths.flags.writeable = False
-            return lengths, self.pointers
-        return self._joined_documents()
-
-    def _one_sequence_per_document(self) -> bool:
-        bounds = self.document_indices
-        if len(bounds) != len(self.lengths) + 1:
-            return False
-        return all(
-            np.array_equal(bounds[start : start + _CHUNK], np.arange(start, min(start + _CHUNK, len(bounds))))
-            for start in range(0, len(bounds), _CHUNK)
-        )
-
-    def _joined_documents(self) -> tuple[Int32Array, Int64Array]:
-        """Documents of several sequences (Megatron's `--split-sentences`) or of none (empty texts)."""
-        ends = np.concatenate(([0], np.cumsum(self.lengths, dtype=np.int64)))[self.document_indices]
-        lengths = np.diff(ends)
-        kept = lengths > 0
-        if len(lengths) and lengths.max() > np.iinfo(np.int32).max:
-            raise DataError(
-                f"{self.path} has a document of {lengths.max()} tokens, at most 2147483647 can be read; "
-                "split that document and run preprocess again"
-            )
-        lengths_i32 = lengths[kept].astype(np.int32)
-        lengths_i32.flags.writeable = False
-        return lengths_i32, ends[:-1][kept] * self.dtype.itemsize
-
-
 class IndexedWriter:
     """Streams documents into `PREFIX.bin` and `PREFIX.idx`; memory use does not grow with their number.
 
@@ -220,9 +127,9 @@ class IndexedWriter:
     def __init__(self, prefix: str | Path, dtype: npt.DTypeLike) -> None:
         """Create temporary files beside `prefix`. Raises DataError when `dtype` cannot be stored."""
         self._dtype = np.dtype(dtype)
-        if self._dtype.name not in _CODE_OF_DTYPE:
+        if self._dtype.name not in CODE_OF_DTYPE:
             raise DataError(
-                f"dtype {self._dtype.name} must be one of {sorted(_CODE_OF_DTYPE)}; use best_dtype"
+                f"dtype {self._dtype.name} must be one of {sorted(CODE_OF_DTYPE)}; use best_dtype"
             )
         self._limits = np.iinfo(self._dtype)
         self._prefix = str(prefix)
@@ -294,22 +201,22 @@ class IndexedWriter:
             path.unlink(missing_ok=True)
 
     def _write_index(self, idx: BinaryIO) -> None:
-        code = _CODE_OF_DTYPE[self._dtype.name]
-        idx.write(_HEADER.pack(_MAGIC, _VERSION, code, self._num_documents, self._num_documents + 1))
+        code = CODE_OF_DTYPE[self._dtype.name]
+        idx.write(HEADER.pack(MAGIC, VERSION, code, self._num_documents, self._num_documents + 1))
         self._lengths.seek(0)
-        shutil.copyfileobj(self._lengths, idx, _CHUNK)
+        shutil.copyfileobj(self._lengths, idx, CHUNK)
         num_bytes = 0
         for lengths in self._spooled_lengths():
             ends = num_bytes + np.cumsum(lengths) * self._dtype.itemsize
             idx.write((ends - lengths * self._dtype.itemsize).astype("<i8").tobytes())
             num_bytes = int(ends[-1])
-        for start in range(0, self._num_documents + 1, _CHUNK):
-            stop = min(start + _CHUNK, self._num_documents + 1)
+        for start in range(0, self._num_documents + 1, CHUNK):
+            stop = min(start + CHUNK, self._num_documents + 1)
             idx.write(np.arange(start, stop, dtype="<i8").tobytes())
 
     def _spooled_lengths(self) -> Iterator[Int64Array]:
         self._lengths.seek(0)
-        while chunk := self._lengths.read(4 * _CHUNK):
+        while chunk := self._lengths.read(4 * CHUNK):
             yield np.frombuffer(chunk, "<i4").astype(np.int64)
 
 
@@ -326,10 +233,3 @@ def _close_durably(stream: BinaryIO) -> None:
     stream.flush()
     os.fsync(stream.fileno())
     stream.close()
-
-
-def _file_bytes(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist, .bin and .idx are both needed; {_REMEDY}") from None

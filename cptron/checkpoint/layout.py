@@ -1,0 +1,191 @@
+"""What a checkpoint directory looks like, and how it becomes visible.
+
+    CHECKPOINT/
+      manifest.json     what it is, and the size of every file; written last
+      shards/           megatron-core `torch_dist`: model, and for a run also the optimizer
+      hugging_face/     config, tokenizer and other small files of the model it came from
+      state.json        step, data ledger, random state (a run's checkpoint only)
+
+Place in the flow: written by `convert` and by the trainer, read by everything that needs weights. Imports no torch.
+Invariant: a directory under its final name is complete; it gets that name by one atomic rename after all is on disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from cptron.errors import CheckpointError
+from cptron.model.architecture import Architecture
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+SHARDS = "shards"
+HUGGING_FACE = "hugging_face"
+STATE = "state.json"
+_STEP_DIR = re.compile(r"step_(\d{8,})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Fixed tokens and the loss that the Hugging Face model has on them, computed in fp32 at import."""
+
+    token_ids: list[int]
+    loss_nats_per_token: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a checkpoint says of itself."""
+
+    kind: Literal["weights", "training"]
+    step: int
+    tokens_total: int
+    architecture: dict[str, Any]
+    hugging_face_model: str
+    tokenizer_fingerprint: str
+    weights_fingerprint: str
+    probe: Probe
+    run_identity: str = ""
+    layout: str = ""
+    precision: str = ""
+    parent: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    files: dict[str, int] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def arch(self) -> Architecture:
+        """The architecture as an object."""
+        return Architecture.from_dict(self.architecture)
+
+
+def step_directory(checkpoints: Path, step: int) -> Path:
+    """Final directory of the checkpoint after `step` steps."""
+    return checkpoints / f"step_{step:08d}"
+
+
+def begin(final: Path) -> Path:
+    """An empty working directory beside `final`; what a killed writer left there is removed."""
+    working = final.with_name(f".writing_{final.name}")
+    shutil.rmtree(working, ignore_errors=True)
+    working.mkdir(parents=True)
+    return working
+
+
+def publish(working: Path, final: Path, manifest: Manifest) -> Manifest:
+    """Write the manifest, force everything to disk and give the directory its final name."""
+    paths = sorted(path for path in working.rglob("*") if path.is_file())
+    files = {str(path.relative_to(working)): path.stat().st_size for path in paths}
+    complete = Manifest(**{**vars(manifest), "files": files})
+    write_json(working / MANIFEST, asdict(complete))
+    for path in paths:
+        _fsync(path)
+    for directory in (working / SHARDS, working):
+        _fsync(directory)
+    if final.exists():  # only a damaged one can be in the way: a run never saves the same step twice
+        shutil.rmtree(final)
+    os.rename(working, final)
+    _fsync(final.parent)
+    return complete
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON and force it to disk."""
+    with path.open("w") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Manifest of a complete checkpoint. Raises `CheckpointError` when it is absent, incomplete or damaged."""
+    path = directory / MANIFEST
+    if not directory.is_dir():
+        raise CheckpointError(f"checkpoint {directory} does not exist; give the directory that `cptron convert` made")
+    if not path.is_file():
+        raise CheckpointError(
+            f"{directory} is no checkpoint: it has no {MANIFEST}; a Hugging Face model is converted by `cptron convert`"
+        )
+    try:
+        values = json.loads(path.read_text())
+        if values["format_version"] != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path} has format_version {values['format_version']}, this version reads {FORMAT_VERSION}; "
+                "use the version of cptron that wrote it"
+            )
+        manifest = Manifest(**{**values, "probe": Probe(**values["probe"])})
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); use another checkpoint") from None
+    for name, size in manifest.files.items():
+        file = directory / name
+        found = file.stat().st_size if file.is_file() else None
+        if found != size:
+            state = "is missing" if found is None else f"has {found} bytes"
+            raise CheckpointError(f"checkpoint {directory} is damaged: {name} {state}, expected {size}; use another one")
+    return manifest
+
+
+def list_checkpoints(checkpoints: Path) -> list[tuple[int, Path]]:
+    """(step, directory) of every published checkpoint, oldest first; unverified."""
+    if not checkpoints.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in checkpoints.iterdir() if (match := _STEP_DIR.fullmatch(path.name))]
+    return sorted(found)
+
+
+def newest_complete(checkpoints: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, and what is wrong with the newer ones."""
+    problems: list[str] = []
+    for _, directory in reversed(list_checkpoints(checkpoints)):
+        try:
+            read_manifest(directory)
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        return directory, problems
+    return None, problems
+
+
+def resolve(path: str) -> Path:
+    """A checkpoint directory; a run directory means its newest complete checkpoint. Raises `CheckpointError`."""
+    directory = Path(path)
+    if (directory / MANIFEST).is_file():
+        return directory
+    if (directory / "checkpoints").is_dir():
+        newest, problems = newest_complete(directory / "checkpoints")
+        if newest is None:
+            raise CheckpointError(f"run {directory} has no complete checkpoint; {'; '.join(problems) or 'none was saved'}")
+        return newest
+    read_manifest(directory)
+    raise AssertionError("unreachable: read_manifest raises when there is no manifest")
+
+
+def prune(checkpoints: Path, keep_last: int) -> list[Path]:
+    """Delete all but the newest `keep_last` checkpoints (0 keeps all); returns what was deleted.
+
+    The newest must verify before anything older is deleted.
+    """
+    everything = list_checkpoints(checkpoints)
+    if keep_last <= 0 or len(everything) <= keep_last:
+        return []
+    read_manifest(everything[-1][1])
+    removed = [path for _, path in everything[:-keep_last]]
+    for path in removed:
+        doomed = path.with_name(f".removing_{path.name}")
+        os.rename(path, doomed)
+        shutil.rmtree(doomed)
+    return removed

@@ -1,0 +1,68 @@
+"""The `cptron` command.
+
+Place in the flow: the front door; each verb is a thin front of one room, imported when it is used. Invariant: an error a user can
+act on is one line on stderr and exit code 2, on every rank.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from cptron import __version__
+from cptron.errors import EXIT_CODE, CptronError
+
+VERBS = {
+    "preprocess": ("cptron.tokens.preprocess", "JSONL documents -> token files (.bin/.idx)"),
+    "convert": ("cptron.convert.main", "Hugging Face model -> checkpoint"),
+    "train": ("cptron.train.main", "continue pretraining, on one rank or many"),
+    "eval": ("cptron.evaluate.main", "loss of a checkpoint or a Hugging Face model on validation data"),
+    "export": ("cptron.convert.export_main", "checkpoint -> Hugging Face model"),
+    "inspect": ("cptron.inspect", "what a token file, a checkpoint or a run holds"),
+    "doctor": ("cptron.doctor", "device, versions, optional accelerators, and what is used for what"),
+}
+"""Verb -> module whose `main(argv)` does it, and what it is for."""
+
+
+def usage() -> str:
+    """The help text."""
+    lines = [f"  {verb:<12}{purpose}" for verb, (_, purpose) in VERBS.items()]
+    return "\n".join(
+        [
+            f"cptron {__version__}: continued pretraining on Megatron-Core",
+            "",
+            "usage: cptron VERB [arguments]; cptron VERB --help explains a verb",
+            "",
+            *lines,
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(__version__)
+        return 0
+    verb = arguments[0]
+    if verb not in VERBS:
+        print(f"cptron: error: unknown verb {verb!r}; use one of {', '.join(VERBS)}", file=sys.stderr)
+        return EXIT_CODE
+    try:
+        return int(importlib.import_module(VERBS[verb][0]).main(arguments[1:]))
+    except CptronError as error:
+        rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID")
+        where = f" [rank {rank}]" if rank else ""
+        print(f"cptron: error{where}: {error}", file=sys.stderr, flush=True)
+        return EXIT_CODE
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

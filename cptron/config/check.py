@@ -1,0 +1,212 @@
+"""Rules that a configuration must keep before anything is opened or started.
+
+Place in the flow: after `load`, before files, ranks or GPUs are touched; `cptron check --world-size 64` runs
+it on a laptop. Invariant: pure functions of their arguments, so what passes here passes on the cluster.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cptron.config.schema import Config, OptimConfig, ParallelConfig
+from cptron.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cptron.model.architecture import Architecture
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def check_config(config: Config, world_size: int) -> None:
+    """Check every rule that needs only the configuration and the number of ranks. Raises `ConfigError`."""
+    _check_counts(config)
+    _check_layout(config, world_size)
+    _check_start(config)
+    _check_sources(config)
+    _check_validation(config)
+    _check_optim(config.optim, config.train.steps)
+
+
+def check_architecture(arch: Architecture, parallel: ParallelConfig, seq_length: int) -> None:
+    """Check that a model of this shape can be cut by `parallel` and reads `seq_length` tokens.
+
+    Raises `ConfigError`. The vocabulary is padded to a multiple of tp, so it sets no rule.
+    """
+    cut_by_tp = {
+        "num_attention_heads": arch.num_attention_heads,
+        "num_kv_heads": arch.num_kv_heads,
+        "ffn_hidden_size": arch.ffn_hidden_size,
+    }
+    _check_divides("parallel.tp", parallel.tp, cut_by_tp)
+    _check_divides("parallel.pp", parallel.pp, {"num_layers": arch.num_layers})
+    if seq_length > arch.max_position_embeddings:
+        raise ConfigError(
+            f"data.seq_length={seq_length} is more than the model's max_position_embeddings="
+            f"{arch.max_position_embeddings}; use at most {arch.max_position_embeddings}"
+        )
+
+
+def _check_divides(key: str, size: int, sizes: dict[str, int]) -> None:
+    """`size` must divide all of `sizes`; the message lists what does."""
+    common = math.gcd(*sizes.values())
+    legal = [n for n in range(1, common + 1) if common % n == 0]
+    for name, value in sizes.items():
+        if value % size:
+            raise ConfigError(f"{key}={size} must divide {name}={value}; use {_either(legal)}")
+
+
+def _either(values: Sequence[object]) -> str:
+    """`1`, `1 or 3`, `1, 2 or 4`."""
+    *most, last = map(str, values)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _check_counts(config: Config) -> None:
+    at_least_one = {
+        "parallel.tp": config.parallel.tp,
+        "parallel.pp": config.parallel.pp,
+        "data.seq_length": config.data.seq_length,
+        "train.steps": config.train.steps,
+        "train.global_batch_size": config.train.global_batch_size,
+        "train.micro_batch_size": config.train.micro_batch_size,
+        "log.every_steps": config.log.every_steps,
+        "runtime.timeout_s": config.runtime.timeout_s,
+    }
+    not_negative = {
+        "run.seed": config.run.seed,
+        "start.gate_tolerance_nats": config.start.gate_tolerance_nats,
+        "parallel.local_ranks": config.parallel.local_ranks,
+        "eval.every_steps": config.eval.every_steps,
+        "eval.micro_batch_size": config.eval.micro_batch_size,
+        "checkpoint.every_steps": config.checkpoint.every_steps,
+        "checkpoint.keep_last": config.checkpoint.keep_last,
+        "runtime.threads_per_rank": config.runtime.threads_per_rank,
+    }
+    for key, value in at_least_one.items():
+        if value < 1:
+            raise ConfigError(f"{key}={value} must be at least 1; use 1 or more")
+    for key, number in not_negative.items():
+        if number < 0:
+            raise ConfigError(f"{key}={number} must not be negative; use 0 or more")
+    if not config.run.dir:
+        raise ConfigError("run.dir='' must name the output directory; set it, as run.dir=runs/my-run")
+
+
+def _check_layout(config: Config, world_size: int) -> None:
+    tp, pp = config.parallel.tp, config.parallel.pp
+    if world_size < 1 or world_size % (tp * pp):
+        raise ConfigError(
+            f"parallel.tp={tp} * parallel.pp={pp} = {tp * pp} must divide the world size {world_size}; "
+            f"start a multiple of {tp * pp} ranks or lower parallel.tp or parallel.pp"
+        )
+    dp = world_size // (tp * pp)
+    micro, batch = config.train.micro_batch_size, config.train.global_batch_size
+    unit = micro * dp
+    if batch % unit:
+        below = batch // unit * unit
+        legal = [size for size in (below, below + unit) if size]
+        raise ConfigError(
+            f"train.global_batch_size={batch} must be a multiple of train.micro_batch_size={micro} * dp={dp} "
+            f"= {unit}; use {_either(legal)}"
+        )
+
+
+def _check_start(config: Config) -> None:
+    start, architecture = config.start, config.model.architecture
+    if start.mode == "init_from" and not start.checkpoint:
+        raise ConfigError(
+            "start.checkpoint='' but start.mode=init_from loads weights from it; set it to the output of "
+            "`cptron convert`, or set start.mode=random"
+        )
+    if start.mode == "init_from" and architecture:
+        raise ConfigError(
+            f"model.architecture={architecture} is only for start.mode=random; "
+            "remove it, the shape comes from start.checkpoint"
+        )
+    if start.mode == "random" and not architecture:
+        raise ConfigError(
+            "model.architecture='' but start.mode=random has no checkpoint to take the shape from; "
+            "set it to a JSON file in the form of Hugging Face's config.json"
+        )
+    if start.mode == "random" and start.checkpoint:
+        raise ConfigError(
+            f"start.checkpoint={start.checkpoint} would not be loaded with start.mode=random; "
+            "set start.mode=init_from to load it, or remove it"
+        )
+
+
+def _check_sources(config: Config) -> None:
+    sources = config.data.sources
+    if not sources:
+        raise ConfigError("data.sources is empty and training needs tokens; add at least one source")
+    _check_names("data.sources", [source.name for source in sources])
+    _check_names("data.valid", [valid.name for valid in config.data.valid])
+    for source in sources:
+        if source.token_share <= 0:
+            raise ConfigError(
+                f"data.sources.{source.name}.token_share={source.token_share} must be more than 0; "
+                "raise it or remove the source"
+            )
+    paths = {f"data.sources.{source.name}.path": source.path for source in sources}
+    paths |= {f"data.valid.{valid.name}.path": valid.path for valid in config.data.valid}
+    for key, path in paths.items():
+        if not path:
+            raise ConfigError(f"{key}='' must name token files; set it to PATH of PATH.bin and PATH.idx")
+
+
+def _check_names(key: str, names: list[str]) -> None:
+    for i, name in enumerate(names):
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"{key}.{i}.name={name!r} must be letters, digits, _ and - only; rename it")
+        if name in names[:i]:
+            raise ConfigError(f"{key}.{i}.name={name} is used before in {key}; give every one its own name")
+
+
+def _check_validation(config: Config) -> None:
+    for valid in config.data.valid:
+        if valid.max_tokens < 0:
+            raise ConfigError(
+                f"data.valid.{valid.name}.max_tokens={valid.max_tokens} must not be negative; use 0 for all"
+            )
+    if config.data.valid:
+        return
+    if config.eval.every_steps:
+        raise ConfigError(
+            f"eval.every_steps={config.eval.every_steps} but data.valid is empty: nothing to evaluate; "
+            "add a validation set, or set eval.every_steps=0 and eval.at_start=false"
+        )
+    if config.eval.at_start:
+        raise ConfigError(
+            "eval.at_start=true but data.valid is empty, so no baseline can be measured; "
+            "add a validation set, or set eval.at_start=false to train without one"
+        )
+
+
+def _check_optim(optim: OptimConfig, train_steps: int) -> None:
+    if optim.lr <= 0:
+        raise ConfigError(f"optim.lr={optim.lr} must be more than 0; use e.g. 1e-5")
+    if not 0 <= optim.lr_min <= optim.lr:
+        raise ConfigError(
+            f"optim.lr_min={optim.lr_min} must be from 0 to optim.lr={optim.lr}; lower it or raise lr"
+        )
+    if optim.eps <= 0:
+        raise ConfigError(f"optim.eps={optim.eps} must be more than 0; use e.g. 1e-8")
+    for key, beta in (("beta1", optim.beta1), ("beta2", optim.beta2)):
+        if not 0 <= beta < 1:
+            raise ConfigError(f"optim.{key}={beta} must be from 0 to below 1; use e.g. 0.9")
+    for key, value in (("weight_decay", optim.weight_decay), ("clip_grad_norm", optim.clip_grad_norm)):
+        if value < 0:
+            raise ConfigError(f"optim.{key}={value} must not be negative; use 0 to turn it off")
+    if not 0 <= optim.warmup_steps < train_steps:
+        raise ConfigError(
+            f"optim.warmup_steps={optim.warmup_steps} must be from 0 to below train.steps={train_steps}; "
+            f"use at most {train_steps - 1}"
+        )
+    if optim.decay_steps < 0 or 0 < optim.decay_steps <= optim.warmup_steps:
+        raise ConfigError(
+            f"optim.decay_steps={optim.decay_steps} must come after optim.warmup_steps={optim.warmup_steps}; "
+            f"use at least {optim.warmup_steps + 1}, or 0 for train.steps"
+        )

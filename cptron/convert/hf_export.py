@@ -1,0 +1,73 @@
+"""Checkpoint of any layout -> Hugging Face model directory.
+
+Place in the flow: after training. One process on the CPU. Invariant: what is published under the final name holds every weight
+and a config that describes exactly these weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from cptron.checkpoint import layout
+from cptron.convert.hf_import import carry_small_files
+from cptron.convert.safetensors_io import write_model
+from cptron.convert.weight_map import to_hugging_face
+from cptron.errors import ConversionError
+from cptron.model.families import family_of
+
+
+def export_hugging_face(
+    checkpoint: Path, target: Path, dtype: Literal["stored", "bf16", "fp32"] = "stored"
+) -> layout.Manifest:
+    """Write the model of `checkpoint` to the new directory `target`.
+
+    `dtype`: `stored` keeps the precision of the checkpoint bit for bit; others convert. Raises `ConversionError` when the
+    target exists or the config does not describe the weights.
+    """
+    manifest = layout.read_manifest(checkpoint)
+    if target.exists():
+        raise ConversionError(f"{target} already exists; choose another output directory or remove it")
+    precision = manifest.precision if dtype == "stored" else dtype
+    config = _exported_config(checkpoint, manifest, precision)
+    working = target.with_name(f".writing_{target.name}")
+    shutil.rmtree(working, ignore_errors=True)
+    carry_small_files(checkpoint / layout.HUGGING_FACE, working)
+    write_model(working, _tensors(checkpoint, manifest, precision))
+    (working / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    os.rename(working, target)
+    return manifest
+
+
+def _exported_config(checkpoint: Path, manifest: layout.Manifest, precision: str) -> dict[str, Any]:
+    """The source's config with the weights' own dtype, after proof that it has their shape."""
+    path = checkpoint / layout.HUGGING_FACE / "config.json"
+    if not path.is_file():
+        raise ConversionError(f"{path} does not exist; a model trained from random weights has no Hugging Face config")
+    config = json.loads(path.read_text())
+    arch = family_of(manifest.arch.family).read_config(config)
+    if arch != manifest.arch:
+        raise ConversionError(f"{path} describes another model than the weights; restore the original config.json")
+    config.pop("torch_dtype", None)
+    config["dtype"] = {"bf16": "bfloat16", "fp32": "float32"}[precision]
+    return config  # type: ignore[no-any-return]
+
+
+def _tensors(checkpoint: Path, manifest: layout.Manifest, precision: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    from cptron.checkpoint.sharded import load_shards
+    from cptron.model.build import DTYPES, build_model
+    from cptron.runtime.session import open_session
+
+    with open_session():
+        model = build_model(manifest.arch, precision=manifest.precision)  # type: ignore[arg-type]
+        load_shards(checkpoint / layout.SHARDS, model)
+        weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        family = family_of(manifest.arch.family)
+        for name, tensor in to_hugging_face(family, manifest.arch, weights.__getitem__):
+            yield name, tensor.to(DTYPES[precision])

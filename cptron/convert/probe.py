@@ -1,0 +1,50 @@
+"""The probe: fixed tokens whose loss under `transformers` is recorded at import and demanded again at step 0.
+
+Place in the flow: import writes it into the checkpoint's manifest, the trainer's gate and export verification read it.
+Invariant: the recorded loss comes from `transformers` in fp32 alone, never from this engine.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from cptron.checkpoint.layout import Probe
+from cptron.tokens.tokenizer import Tokenizer
+
+TEXT = """The tide rises twice a day because the Moon pulls on the oceans, and the Earth turns beneath the bulge \
+of water that this pull makes. Sailors learned the hours of high water long before anybody could explain them. \
+In 1687 Newton gave the first account from gravity alone; a century later Laplace wrote the equations that are \
+still used. To predict a harbour's tide today one measures its level for a year, finds the strength of some forty \
+periodic parts, and adds them up again:
+
+def height(hours, parts):
+    return sum(amplitude * cos(speed * hours + phase) for amplitude, speed, phase in parts)
+
+The largest part has a period of 12 hours and 25 minutes. Wind and air pressure are not in the sum, and so a storm \
+can raise the sea by metres above the table's figure. Die Gezeiten folgen dem Mond, la marée suit la lune.
+"""
+
+
+def probe_tokens(tokenizer: Tokenizer | None, vocab_size: int, max_tokens: int) -> list[int]:
+    """Token ids of the probe text; for a model that comes without a tokenizer, ids spread over the vocabulary."""
+    if tokenizer is not None:
+        return list(tokenizer.encode(TEXT))[:max_tokens]
+    return [(7919 * position + 13) % vocab_size for position in range(min(max_tokens, 128))]
+
+
+def reference_logits(hugging_face: Path, token_ids: list[int]) -> torch.Tensor:
+    """Logits `[S, V]` of the Hugging Face model in fp32 on the CPU."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(hugging_face, dtype=torch.float32, local_files_only=True)
+    with torch.no_grad():
+        return model.eval()(torch.tensor([token_ids])).logits[0]  # type: ignore[no-any-return]
+
+
+def make_probe(hugging_face: Path, token_ids: list[int]) -> Probe:
+    """Loss of the Hugging Face model on the tokens: mean over all but the first of -log p(token | before)."""
+    logits_SV = reference_logits(hugging_face, token_ids)
+    loss = torch.nn.functional.cross_entropy(logits_SV[:-1], torch.tensor(token_ids[1:]))
+    return Probe(token_ids=token_ids, loss_nats_per_token=float(loss))

@@ -1,0 +1,116 @@
+"""Hugging Face model directories: read tensors one at a time, write shards with an index.
+
+Place in the flow: both ends of conversion. Invariant: a directory under its final name is complete, and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from cptron.errors import ConversionError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+class ModelReader:
+    """Tensors of a Hugging Face model directory, memory-mapped."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        if not directory.is_dir():
+            raise ConversionError(f"Hugging Face model {directory} does not exist; give a local directory")
+        self.config: dict[str, Any] = _read_json(directory / "config.json")
+        self._stack = ExitStack()
+        self._files: dict[str, Any] = {}
+        for path in self._weight_files():
+            try:
+                handle = self._stack.enter_context(safe_open(path, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                raise ConversionError(f"{path} cannot be read ({error}); download it again") from None
+            for name in handle.keys():  # noqa: SIM118 - not a mapping
+                self._files[name] = handle
+
+    def _weight_files(self) -> list[Path]:
+        index = self.directory / INDEX
+        if index.is_file():
+            names = sorted(set(_read_json(index)["weight_map"].values()))
+            paths = [self.directory / name for name in names]
+        else:
+            paths = [self.directory / SINGLE]
+        for path in paths:
+            if not path.is_file():
+                pickles = sorted(self.directory.glob("pytorch_model*.bin"))
+                extra = f" ({pickles[0].name} is a pickle, which is not read; save the model as safetensors)" if pickles else ""
+                raise ConversionError(f"{path} does not exist{extra}; the model directory is incomplete")
+        return paths
+
+    @property
+    def names(self) -> set[str]:
+        """Names of all tensors."""
+        return set(self._files)
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor. Raises `ConversionError` when the model has no such tensor."""
+        if name not in self._files:
+            raise ConversionError(f"{self.directory} has no tensor {name}; the weights do not match config.json")
+        return self._files[name].get_tensor(name)  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Unmap the files."""
+        self._stack.close()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())  # type: ignore[no-any-return]
+    except OSError:
+        raise ConversionError(f"{path} does not exist; give a complete Hugging Face model directory") from None
+    except ValueError as error:
+        raise ConversionError(f"{path} is not valid JSON ({error}); download it again") from None
+
+
+def write_model(directory: Path, tensors: Iterator[tuple[str, torch.Tensor]], max_shard_bytes: int = 5 * 10**9) -> int:
+    """Write tensors as safetensors, one file or several with an index; returns the bytes of all tensors."""
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    sizes = [0]
+    names: list[list[str]] = []
+    total = 0
+
+    def flush() -> None:
+        save_file(shards[0], str(directory / f"part_{len(names):05d}.safetensors"), metadata={"format": "pt"})
+        names.append(list(shards[0]))
+        shards[0], sizes[0] = {}, 0
+
+    for name, tensor in tensors:
+        size = tensor.numel() * tensor.element_size()
+        if shards[0] and sizes[0] + size > max_shard_bytes:
+            flush()
+        shards[0][name] = tensor
+        sizes[0] += size
+        total += size
+    flush()
+    _name_shards(directory, names, total)
+    return total
+
+
+def _name_shards(directory: Path, names: list[list[str]], total: int) -> None:
+    """Give the parts their conventional names, which hold the number of parts."""
+    if len(names) == 1:
+        (directory / "part_00000.safetensors").rename(directory / SINGLE)
+        return
+    weight_map = {}
+    for part, tensors in enumerate(names):
+        final = f"model-{part + 1:05d}-of-{len(names):05d}.safetensors"
+        (directory / f"part_{part:05d}.safetensors").rename(directory / final)
+        weight_map.update(dict.fromkeys(tensors, final))
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True))

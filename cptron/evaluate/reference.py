@@ -1,0 +1,67 @@
+"""Independent evaluation: a Hugging Face model on raw documents, with `transformers` and its tokenizer alone.
+
+Place in the flow: `cptron eval --hugging-face`, to check the trainer's own word. Invariant: shares no code with the engine, the
+token files or their readers; only the definition of the measure is the same.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cptron.errors import DataError
+
+
+def documents(path: Path, key: str = "text") -> Iterator[str]:
+    """Texts of a JSONL file, gzipped or not. Raises `DataError` with file and line on bad input."""
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; give a JSONL file")
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield json.loads(line)[key]
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(f"{path}:{number}: not a JSON object with a string {key!r} ({error})") from None
+
+
+def evaluate_hugging_face(
+    model_dir: Path, jsonl: Path, seq_length: int, max_tokens: int = 0, batch_size: int = 4
+) -> tuple[float, int]:
+    """(loss in nats per token, predicted tokens), in fp32 on the CPU.
+
+    Documents are tokenized without special tokens, each followed by the end-of-text token, concatenated in file order
+    and cut into windows of `seq_length` predictions; the model sees one window at a time.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, local_files_only=True).eval()
+    stream: list[int] = []
+    for text in documents(jsonl):
+        if text:
+            stream += [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        if max_tokens and len(stream) > max_tokens:
+            break
+    stream = stream[: max_tokens + 1] if max_tokens else stream
+    windows = [stream[start : start + seq_length + 1] for start in range(0, len(stream) - 1, seq_length)]
+    full = [window for window in windows if len(window) == seq_length + 1]
+    groups = [full[start : start + batch_size] for start in range(0, len(full), batch_size)]
+    groups += [[window] for window in windows[len(full) :]]
+    loss_sum, tokens = 0.0, 0
+    with torch.no_grad():
+        for group in groups:
+            ids_BS = torch.tensor(group)
+            logits_BSV = model(ids_BS[:, :-1]).logits
+            labels_BS = ids_BS[:, 1:]
+            loss = torch.nn.functional.cross_entropy(logits_BSV.flatten(0, 1), labels_BS.flatten(), reduction="sum")
+            loss_sum += float(loss.double())
+            tokens += labels_BS.numel()
+    if not tokens:
+        raise DataError(f"{jsonl} has no token to predict; give a file with text")
+    return loss_sum / tokens, tokens

@@ -1,0 +1,86 @@
+"""Reporting as hooks: console, metrics and the HTML report, on rank 0 only.
+
+Place in the flow: handed to the loop by `cptron train`. Invariant: never changes a run, so every rank's actions stay equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cptron.config.load import config_to_dict
+from cptron.report.console import Console
+from cptron.report.html import write_report
+from cptron.report.sinks import open_sinks
+from cptron.train.hooks import Action, Hook, Record
+from cptron.versions import installed_versions
+
+if TYPE_CHECKING:
+    from cptron.train.setup import Run
+
+
+def report_hooks(run: Run) -> Sequence[Hook]:
+    """The hooks of this rank: one on rank 0, none elsewhere."""
+    return [ReportHook(run)] if run.session.ranks.is_main else []
+
+
+class ReportHook(Hook):
+    """Console lines, metric sinks and `report.html`."""
+
+    def __init__(self, run: Run) -> None:
+        config = run.config
+        self._every_steps = max(1, config.log.every_steps)
+        self._metrics = open_sinks(config, run.directory, run.state.step, config_to_dict(config))
+        self._console = Console(config.train.steps, run.state.step, enabled=True)
+
+    def on_start(self, run: Run) -> None:
+        """Say what runs, on what, from where."""
+        plan, session = run.plan, run.session
+        for note in plan.notes:
+            self._console.note(note)
+        origin = f"resuming {plan.resume_from}" if plan.resume_from else f"starting from {plan.base or 'random weights'}"
+        self._console.note(
+            f"{origin}; {session.ranks.world_size} rank(s), {session.topology.describe()}, {session.device.kind}/"
+            f"{session.device.backend}, {run.config.train.precision}"
+        )
+        if run.base is not None:
+            self._console.note(f"step-0 gate passed: probe loss {run.base.probe.loss_nats_per_token:.4f} nats per token")
+        self._metrics.write(
+            {
+                "kind": "start",
+                "step": run.state.step,
+                "layout": session.topology.describe(),
+                "world_size": session.ranks.world_size,
+                "device": session.device.kind,
+                **{f"version/{name}": version for name, version in installed_versions().items()},
+            }
+        )
+
+    def on_step(self, run: Run, record: Record) -> Action:
+        """Every step is counted; every `log.every_steps`-th is written."""
+        if run.state.step % self._every_steps == 0:
+            self._metrics.write(record)
+            self._console.step(record)
+        return Action.CONTINUE
+
+    def on_eval(self, run: Run, record: Record) -> Action:
+        """Always written."""
+        self._metrics.write(record)
+        self._console.eval(record)
+        return Action.CONTINUE
+
+    def on_save(self, run: Run, directory: Path) -> None:
+        """Name the checkpoint."""
+        self._metrics.write({"kind": "save", "step": run.state.step, "checkpoint": str(directory)})
+        self._console.note(f"saved {directory}")
+
+    def on_stop(self, run: Run, reason: str) -> None:
+        """Write the report and say where it is."""
+        self._metrics.write({"kind": "stop", "step": run.state.step, "reason": reason})
+        self._console.note(f"{reason}; report: {write_report(run.directory)}")
+
+    def close(self) -> None:
+        """Flush everything."""
+        self._console.close()
+        self._metrics.close()

@@ -1,0 +1,61 @@
+"""A ready process: device chosen, process group joined, megatron-core's groups made; and all of it undone at the end.
+
+Place in the flow: wraps whatever needs the engine: training, evaluation, conversion. Invariant: leaving the context leaves no
+group behind, also after an error.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from cptron.runtime import dist, groups
+from cptron.runtime.device import Device, select_device
+from cptron.runtime.launcher import Ranks
+from cptron.runtime.topology import Topology
+
+SINGLE = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1, launcher="single")
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What the engine needs to know of its process."""
+
+    ranks: Ranks
+    topology: Topology
+    device: Device
+
+    @property
+    def dp_rank(self) -> int:
+        """This rank's position on the data axis."""
+        return self.topology.dp_rank(self.ranks.rank)
+
+
+@contextmanager
+def open_session(
+    ranks: Ranks = SINGLE,
+    *,
+    tp: int = 1,
+    pp: int = 1,
+    seed: int = 1234,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    threads_per_rank: int = 0,
+    timeout_s: int = 600,
+) -> Iterator[Session]:
+    """Join the ranks into one engine for the duration of the context."""
+    topology = Topology(ranks.world_size, tp, pp)
+    chosen = select_device(device, ranks.local_rank)
+    if chosen.kind == "cpu":
+        torch.set_num_threads(threads_per_rank or max(1, (os.cpu_count() or 1) // ranks.local_world_size))
+    dist.init_process_group(chosen.backend, ranks, timeout_s)
+    try:
+        groups.init_groups(topology, seed, timeout_s)
+        yield Session(ranks, topology, chosen)
+        groups.destroy_groups()
+    finally:
+        dist.shutdown()

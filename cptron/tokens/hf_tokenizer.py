@@ -1,0 +1,153 @@
+"""Hugging Face tokenizers from `tokenizer.json`, without transformers.
+
+Place in the flow: `tokenizer.load_tokenizer` opens one; the ids are those of transformers' fast tokenizer with
+`add_special_tokens=False`.
+Invariant: `tokenizer.json` decides how text is cut; the files beside it may only add tokens to it, under the
+ids they state, and name the special ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+
+from cptron.errors import DataError
+from cptron.tokens.tokenizer import one_line, tokenizer_name
+
+_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_EXTRA = ("additional_special_tokens", "extra_special_tokens")
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+# They act on lengths, on added special tokens and on decoding, not on the ids of a text.
+_NOT_IDENTITY = ("version", "truncation", "padding", "post_processor", "decoder")
+
+
+class HfTokenizer:
+    """The fast tokenizer of a `tokenizer.json`, completed by the configuration files in its directory."""
+
+    def __init__(self, path: Path) -> None:
+        """Load `path`. Raises DataError when a file is damaged or the files contradict one another."""
+        try:
+            self._backend = Backend.from_file(str(path))
+        except Exception as error:  # the Rust library raises plain Exception
+            raise DataError(
+                f"{path} must be a tokenizer.json ({one_line(error)}); copy the file again"
+            ) from error
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        config = _tokenizer_config(path.parent)
+        self._backend.encode_special_tokens = bool(config.get("split_special_tokens", False))
+        _add_configured_tokens(self._backend, config, path)
+        self.name = tokenizer_name(path)
+        self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self.eos_id = self._special_id("eos", config, path.parent)
+        self.bos_id = self._special_id("bos", config, path.parent)
+        self.fingerprint = _fingerprint(self._backend, self.eos_id, self.bos_id)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text. Uses the library's threads unless TOKENIZERS_PARALLELISM=false."""
+        return [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of one text."""
+        return list(self._backend.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, special tokens included."""
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def _special_id(self, which: str, config: dict[str, Any], directory: Path) -> int | None:
+        """Id of the tokenizer's own EOS or BOS; the model's files are asked where the tokenizer names none."""
+        token = config.get(f"{which}_token")
+        if token is not None:
+            return self._backend.token_to_id(_content(token))
+        for name in ("config.json", "generation_config.json"):
+            token_id = _read_json(directory / name).get(f"{which}_token_id")
+            # A list means several ways to stop generating, not one way to end a document.
+            if isinstance(token_id, int) and 0 <= token_id < self.vocab_size:
+                return token_id
+        return None
+
+
+def _tokenizer_config(directory: Path) -> dict[str, Any]:
+    """`tokenizer_config.json`, completed by the older `special_tokens_map.json` as transformers does."""
+    config = _read_json(directory / "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:
+        config.update(_read_json(directory / "special_tokens_map.json"))
+    return config
+
+
+def _add_configured_tokens(backend: Backend, config: dict[str, Any], path: Path) -> None:
+    """Add tokens that only the configuration knows; ones `tokenizer.json` has already are left as they are."""
+    stated: dict[str, Any] = config.get("added_tokens_decoder") or {}
+    in_id_order = [stated[key] for key in sorted(stated, key=int)]
+    backend.add_tokens([_added_token(token, special=False) for token in in_id_order])
+    backend.add_special_tokens([_added_token(token, special=True) for token in _special_tokens(config)])
+    for token_id, token in stated.items():
+        actual = backend.token_to_id(_content(token))
+        if actual != int(token_id):
+            raise DataError(
+                f"{path} gives {_content(token)!r} the id {actual}, tokenizer_config.json beside it requires "
+                f"{token_id}; take both files from the same model"
+            )
+
+
+def _special_tokens(config: dict[str, Any]) -> Iterator[Any]:
+    for key in _NAMED:
+        if config.get(key) is not None:
+            yield config[key]
+    for key, token in config.items():
+        # A model's own role, such as `image_token`.
+        if key.endswith("_token") and key not in _NAMED and isinstance(token, (str, dict)):
+            yield token
+    for key in _EXTRA:
+        extra = config.get(key) or []
+        yield from extra.values() if isinstance(extra, dict) else extra
+
+
+def _added_token(token: Any, *, special: bool) -> AddedToken:
+    if isinstance(token, str):
+        return AddedToken(token, special=special, normalized=False)
+    flags = {key: bool(token[key]) for key in _FLAGS if key in token}
+    if special:
+        flags = {"normalized": False, **flags, "special": True}
+    return AddedToken(_content(token), **flags)
+
+
+def _content(token: Any) -> str:
+    return str(token["content"]) if isinstance(token, dict) else str(token)
+
+
+def _fingerprint(backend: Backend, eos_id: int | None, bos_id: int | None) -> str:
+    """Hash of the library's own serialisation, which does not depend on how the file was written."""
+    content = json.loads(backend.to_str(pretty=False))
+    identity = {key: value for key, value in content.items() if key not in _NOT_IDENTITY}
+    identity |= {"eos_id": eos_id, "bos_id": bos_id, "split_special_tokens": backend.encode_special_tokens}
+    text = json.dumps(_without_defaults(identity), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def _without_defaults(value: Any) -> Any:
+    """Drop absent options, so that an option that a later library version adds does not change the hash."""
+    if isinstance(value, dict):
+        return {k: _without_defaults(v) for k, v in value.items() if v is not None and v is not False}
+    return [_without_defaults(v) for v in value] if isinstance(value, list) else value
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} must be JSON ({one_line(error)}); copy the file again") from error
+    if not isinstance(content, dict):
+        raise DataError(
+            f"{path} holds a {type(content).__name__}, must be a JSON object; copy the file again"
+        )
+    return content

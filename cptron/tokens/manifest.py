@@ -1,0 +1,185 @@
+"""What a pair of token files is and where it came from: `PREFIX.manifest.json`.
+
+Place in the flow: `preprocess` writes it after `.bin` and `.idx` are durable; a run reads it to prove that its
+data is whole and was made with its tokenizer.
+Invariant: the manifest is written last and atomically, so its presence proves that preprocessing completed; it
+holds no time and no machine, so equal inputs give equal manifests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from cptron.errors import DataError
+from cptron.tokens.indexed import bin_path, fsync_directory, idx_path
+
+FORMAT_VERSION = 1
+_REMEDY = "run preprocess again"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileRecord:
+    """Size and content of one file."""
+
+    bytes: int
+    """Size of the file."""
+    sha256: str
+    """SHA-256 of its bytes, in hex."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceRecord:
+    """One input file of the corpus, as it was named on the command line."""
+
+    path: str
+    """Path as given; for people, not for reading again."""
+    bytes: int
+    """Size of the file as stored (compressed, if it is)."""
+    sha256: str
+    """SHA-256 of the stored bytes, in hex."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerRecord:
+    """The tokenizer that made the ids."""
+
+    name: str
+    """Name for people."""
+    fingerprint: str
+    """`Tokenizer.fingerprint`: what a run compares."""
+    vocab_size: int
+    """Largest id + 1."""
+    eos_id: int | None
+    """Id that ends a document, if there is one."""
+    bos_id: int | None
+    """Id that begins a document, if there is one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """Contents of `PREFIX.manifest.json`."""
+
+    format_version: int
+    """Version of this record."""
+    documents: int
+    """Documents in the files."""
+    tokens: int
+    """Tokens in the files, BOS and EOS included."""
+    dtype: str
+    """Type of one id in `.bin`."""
+    files: Mapping[str, FileRecord]
+    """`bin` and `idx`."""
+    tokenizer: TokenizerRecord
+    """The tokenizer that made the ids."""
+    append_eod: bool
+    """Every document ends with EOS."""
+    prepend_bos: bool
+    """Every document begins with BOS."""
+    key: str
+    """JSON key the text was taken from."""
+    sources: tuple[SourceRecord, ...]
+    """Input files, in the order they were read."""
+    documents_empty_skipped: int
+    """Input lines whose text gave no tokens."""
+    options: Mapping[str, str]
+    """Other options of the command that made the files."""
+    cptron_version: str
+    """Version that made the files."""
+
+
+def manifest_path(prefix: str | Path) -> Path:
+    """Path of the manifest of `prefix`."""
+    return Path(f"{prefix}.manifest.json")
+
+
+def write_manifest(prefix: str | Path, manifest: Manifest) -> None:
+    """Publish `manifest` beside its files, durably and in one step."""
+    path = manifest_path(prefix)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as stream:
+        json.dump(asdict(manifest), stream, indent=2, ensure_ascii=False)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+    fsync_directory(path.parent)
+
+
+def load_manifest(prefix: str | Path) -> Manifest:
+    """Read the manifest of `prefix`. Raises DataError when it is missing, damaged, or sizes disagree."""
+    path = manifest_path(prefix)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} does not exist, so {prefix} is not known to be complete; {_REMEDY}"
+        ) from None
+    except ValueError as error:
+        raise DataError(f"{path} must be JSON ({error}); {_REMEDY}") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise DataError(f"{path} has format_version {version}, only {FORMAT_VERSION} can be read; {_REMEDY}")
+    manifest = _parse(path, content)
+    for kind, record in manifest.files.items():
+        file = _file(prefix, kind)
+        actual = file.stat().st_size if file.is_file() else None
+        if actual != record.bytes:
+            raise DataError(f"{file} has {actual} bytes, its manifest requires {record.bytes}; {_REMEDY}")
+    return manifest
+
+
+def verify(prefix: str | Path) -> Manifest:
+    """Read both files again and compare their hashes. Raises DataError at the first difference."""
+    manifest = load_manifest(prefix)
+    for kind, record in manifest.files.items():
+        actual = hash_file(_file(prefix, kind)).sha256
+        if actual != record.sha256:
+            raise DataError(
+                f"{_file(prefix, kind)} has SHA-256 {actual[:12]}, its manifest requires {record.sha256[:12]}; "
+                f"copy the file again or {_REMEDY}"
+            )
+    return manifest
+
+
+def check_tokenizer(prefix: str | Path, manifest: Manifest, fingerprint: str) -> None:
+    """Raise DataError unless `prefix` was made with the tokenizer that has `fingerprint`."""
+    made_with = manifest.tokenizer
+    if made_with.fingerprint != fingerprint:
+        raise DataError(
+            f"{prefix} was made with tokenizer {made_with.name!r} {made_with.fingerprint[:12]}, the run uses "
+            f"{fingerprint[:12]}; preprocess the corpus again with the run's tokenizer"
+        )
+
+
+def hash_file(path: Path) -> FileRecord:
+    """Size and SHA-256 of `path`."""
+    with path.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        return FileRecord(bytes=stream.tell(), sha256=sha256)
+
+
+def _file(prefix: str | Path, kind: str) -> Path:
+    return {"bin": bin_path, "idx": idx_path}[kind](prefix)
+
+
+def _parse(path: Path, content: dict[str, Any]) -> Manifest:
+    """Build the record from JSON; every field must be there, and no other."""
+    try:
+        files = {kind: FileRecord(**content["files"][kind]) for kind in ("bin", "idx")}
+        return Manifest(
+            **content
+            | {
+                "files": files,
+                "tokenizer": TokenizerRecord(**content["tokenizer"]),
+                "sources": tuple(SourceRecord(**source) for source in content["sources"]),
+            }
+        )
+    except (KeyError, TypeError) as error:
+        names = ", ".join(f.name for f in fields(Manifest))
+        raise DataError(f"{path} must hold exactly the fields {names} ({error}); {_REMEDY}") from error

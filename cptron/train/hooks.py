@@ -1,0 +1,48 @@
+"""Hooks: how everything beside the optimizer step takes part in a run.
+
+Place in the flow: the loop calls each hook at fixed points, on every rank, in the same order. Invariant: a hook acts on a run only
+through the `Action` it returns, and every rank's hooks return the same action.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cptron.train.setup import Run
+
+Record = dict[str, Any]
+
+
+class Action(IntEnum):
+    """What the loop does next; of several answers the greatest wins."""
+
+    CONTINUE = 0
+    SAVE = 1
+    SAVE_AND_STOP = 2
+
+
+class Hook:
+    """Does nothing; override what is needed."""
+
+    def on_start(self, run: Run) -> None:
+        """Before the first step, after weights are loaded and proven."""
+
+    def on_step(self, run: Run, record: Record) -> Action:
+        """After each optimizer step, with its metrics."""
+        return Action.CONTINUE
+
+    def on_eval(self, run: Run, record: Record) -> Action:
+        """After the validation sets were evaluated."""
+        return Action.CONTINUE
+
+    def on_save(self, run: Run, directory: Path) -> None:
+        """After a checkpoint was published."""
+
+    def on_stop(self, run: Run, reason: str) -> None:
+        """After the last step; not called when the run fails."""
+
+    def close(self) -> None:
+        """Release what the hook holds; always called."""

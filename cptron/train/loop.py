@@ -1,0 +1,92 @@
+"""The training loop: next batch -> step -> metrics -> hooks -> evaluate -> save -> stop.
+
+Place in the flow: the centre. Everything it calls is explained in a file of its own. Invariant: the same sequence of collectives on
+every rank; only `report` hooks behave differently on rank 0.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from cptron.evaluate.perplexity import evaluate_set
+from cptron.optim.schedule import learning_rate
+from cptron.runtime.signals import StopRequest
+from cptron.train.hooks import Action, Hook
+from cptron.train.metrics import eval_record, step_record
+from cptron.train.save import save_checkpoint
+from cptron.train.setup import Run
+from cptron.train.step import train_step
+
+
+def train(run: Run, hooks: Sequence[Hook]) -> str:
+    """Train until `train.steps` or until asked to stop; returns why it ended."""
+    config, state, steps = run.config, run.state, run.config.train.steps
+    stop = StopRequest(run.session.device.torch_device)
+    reason = f"finished {steps} steps"
+    saved_step = state.step
+    try:
+        for hook in hooks:
+            hook.on_start(run)
+        if config.eval.at_start and state.step == 0:
+            evaluate_all(run, hooks)
+
+        while state.step < steps:
+            # 1. this rank's part of the global batch; the ledger moves on by the whole batch, on every rank alike
+            start_s = time.perf_counter()
+            batches = run.loader.next_step()
+
+            # 2. forward, backward, reduce, clip, update
+            result = train_step(
+                run.model,
+                run.optimizer,
+                batches,
+                lr=learning_rate(config.optim, state.step, steps),
+                optim=config.optim,
+                num_sources=len(run.source_names),
+                device=run.session.device.torch_device,
+            )
+            state.step += 1
+            state.tokens_total += result.sums.tokens
+
+            # 3. metrics, and what the hooks make of them
+            record = step_record(run, result, time.perf_counter() - start_s)
+            action = max((hook.on_step(run, record) for hook in hooks), default=Action.CONTINUE)
+            if signal := stop.anywhere():
+                action, reason = Action.SAVE_AND_STOP, f"stopped by {signal} after step {state.step}"
+
+            # 4. validation
+            last = state.step == steps
+            if action != Action.SAVE_AND_STOP and (last or _due(state.step, config.eval.every_steps)):
+                action = max(action, evaluate_all(run, hooks))
+
+            # 5. checkpoint
+            if last or action >= Action.SAVE or _due(state.step, config.checkpoint.every_steps):
+                directory = save_checkpoint(run)
+                saved_step = state.step
+                for hook in hooks:
+                    hook.on_save(run, directory)
+            if action == Action.SAVE_AND_STOP:
+                break
+
+        assert state.step == saved_step, "a run never ends with steps that are in no checkpoint"
+        for hook in hooks:
+            hook.on_stop(run, reason)
+        return reason
+    finally:
+        stop.close()
+        for hook in hooks:
+            hook.close()
+
+
+def evaluate_all(run: Run, hooks: Sequence[Hook]) -> Action:
+    """Evaluate every validation set with the current weights and tell the hooks."""
+    if not run.valid_sets:
+        return Action.CONTINUE
+    device = run.session.device.torch_device
+    record = eval_record(run, {valid.name: evaluate_set(run.model, valid, device) for valid in run.valid_sets})
+    return max((hook.on_eval(run, record) for hook in hooks), default=Action.CONTINUE)
+
+
+def _due(step: int, every_steps: int) -> bool:
+    return every_steps > 0 and step % every_steps == 0

@@ -1,0 +1,60 @@
+"""The numbers of a step and of an evaluation, each defined once.
+
+Place in the flow: made by the loop, handed to hooks, written by `report`. Invariant: a quantity carries its unit in its name.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+from collections.abc import Mapping
+
+import torch
+
+from cptron.runtime.pipeline import LossSums
+from cptron.train.hooks import Record
+from cptron.train.setup import Run
+from cptron.train.step import StepResult
+
+
+def step_record(run: Run, result: StepResult, step_time_s: float) -> Record:
+    """Metrics of the step just taken.
+
+    `tokens_per_s` counts predicted tokens of the global batch over the wall time of the step; `grad_norm` is the global
+    L2 norm before clipping; `tokens/NAME` counts the source's tokens since the start of the run.
+    """
+    record: Record = {
+        "kind": "step",
+        "step": run.state.step,
+        "tokens_total": run.state.tokens_total,
+        "loss_nats_per_token": result.sums.loss_nats_per_token,
+        "lr": result.lr,
+        "grad_norm": result.grad_norm,
+        "step_time_s": step_time_s,
+        "tokens_per_s": result.sums.tokens / step_time_s,
+        "mem_peak_gib": peak_memory_gib(),
+    }
+    for index, name in enumerate(run.source_names):
+        tokens = result.sums.tokens_by_source[index]
+        if tokens:
+            record[f"loss_nats_per_token/{name}"] = float(result.sums.loss_nats_by_source[index] / tokens)
+        record[f"tokens/{name}"] = run.state.ledger.tokens(name)
+    return record
+
+
+def eval_record(run: Run, sums_by_set: Mapping[str, LossSums]) -> Record:
+    """Metrics of one evaluation of all validation sets. Perplexity is exp(nats per token)."""
+    record: Record = {"kind": "eval", "step": run.state.step, "tokens_total": run.state.tokens_total}
+    for name, sums in sums_by_set.items():
+        loss = sums.loss_nats_per_token
+        record[f"valid/{name}/loss_nats_per_token"] = loss
+        record[f"valid/{name}/perplexity"] = math.exp(min(loss, 700.0))
+        record[f"valid/{name}/tokens"] = sums.tokens
+    return record
+
+
+def peak_memory_gib() -> float:
+    """Peak memory of this rank in GiB: allocated on the GPU, or resident in the process on a CPU machine."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,119 @@
+"""Everything about a run that can be wrong and can be found out without a GPU, a process group or torch.
+
+Place in the flow: `cptron train` does it before it starts any rank, and every rank does it again. Invariant: it only reads; a
+run that fails here has changed nothing on disk.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cptron.checkpoint import layout
+from cptron.config.check import check_architecture, check_config
+from cptron.config.schema import Config
+from cptron.errors import CheckpointError, ConfigError, DataError
+from cptron.model.architecture import Architecture
+from cptron.model.families import family_of
+from cptron.tokens.indexed import IndexedTokens
+from cptron.tokens.manifest import load_manifest
+
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a checked configuration comes to."""
+
+    arch: Architecture
+    base: Path | None
+    """Checkpoint whose weights a new run starts from; None for random weights."""
+    resume_from: Path | None
+    """Checkpoint of this very run to go on from; None for a new run."""
+    identity: dict[str, Any]
+    """What makes this run another run than its neighbour."""
+    notes: tuple[str, ...]
+    """Things the user should see, such as a damaged checkpoint that was passed over."""
+
+
+def preflight(config: Config, world_size: int) -> Plan:
+    """Check configuration, base checkpoint, data and output directory. Raises a `CptronError` with one line."""
+    check_config(config, world_size)
+    base, arch, weights, tokenizer = _starting_point(config)
+    check_architecture(arch, config.parallel, config.data.seq_length)
+    _check_data(config, arch, tokenizer)
+    identity = {
+        "start": weights,
+        "seed": config.run.seed,
+        "seq_length": config.data.seq_length,
+        "sources": sorted(source.name for source in config.data.sources),
+    }
+    resume_from, notes = _existing_run(Path(config.run.dir), identity)
+    return Plan(arch, base, resume_from, identity, notes)
+
+
+def _starting_point(config: Config) -> tuple[Path | None, Architecture, str, str]:
+    """Base checkpoint, architecture, fingerprint of the weights and of the tokenizer."""
+    if config.start.mode == "random":
+        path = Path(config.model.architecture)
+        if not path.is_file():
+            raise ConfigError(f"model.architecture={path} does not exist; give a Hugging Face config.json")
+        values = json.loads(path.read_text())
+        return None, family_of(str(values.get("model_type"))).read_config(values), "random", ""
+    base = layout.resolve(config.start.checkpoint)
+    manifest = layout.read_manifest(base)
+    return base, manifest.arch, manifest.weights_fingerprint, manifest.tokenizer_fingerprint
+
+
+def _check_data(config: Config, arch: Architecture, tokenizer_of_base: str) -> None:
+    """Every token file is whole and made with the model's tokenizer."""
+    expected = tokenizer_of_base
+    if config.data.tokenizer:
+        from cptron.tokens.tokenizer import load_tokenizer
+
+        expected = load_tokenizer(config.data.tokenizer).fingerprint
+    for kind, named in (("source", config.data.sources), ("validation set", config.data.valid)):
+        for item in named:
+            tokens = IndexedTokens(item.path)
+            manifest = load_manifest(item.path)
+            if tokens.num_tokens < 2:
+                raise DataError(f"{kind} {item.name} ({item.path}) has {tokens.num_tokens} tokens; at least 2 are needed")
+            found = manifest.tokenizer.fingerprint
+            if expected and found != expected:
+                raise DataError(
+                    f"{kind} {item.name} ({item.path}) was tokenized with {found[:12]}, but the model's tokenizer is "
+                    f"{expected[:12]}; run cptron preprocess with the model's tokenizer"
+                )
+            if manifest.tokenizer.vocab_size > arch.vocab_size:
+                raise DataError(
+                    f"{kind} {item.name} ({item.path}) has a vocabulary of {manifest.tokenizer.vocab_size}, but the model "
+                    f"has {arch.vocab_size} embeddings; run cptron preprocess with the model's tokenizer"
+                )
+
+
+def _existing_run(directory: Path, identity: dict[str, Any]) -> tuple[Path | None, tuple[str, ...]]:
+    """The checkpoint to resume from when `directory` holds this run; an error when it holds something else."""
+    if not directory.exists() or not any(directory.iterdir()):
+        return None, ()
+    path = directory / RUN_FILE
+    if not path.is_file():
+        raise ConfigError(f"run.dir={directory} is not empty and holds no run; choose another run.dir")
+    found = json.loads(path.read_text())["identity"]
+    different = [key for key in identity if found.get(key) != identity[key]]
+    if different:
+        key = different[0]
+        raise ConfigError(
+            f"run.dir={directory} holds another run ({key} is {_short(found.get(key))} there, {_short(identity[key])} here); "
+            "choose another run.dir"
+        )
+    newest, problems = layout.newest_complete(directory / "checkpoints")
+    if newest is None and problems:
+        raise CheckpointError(f"no checkpoint of {directory} is usable: {problems[0]}")
+    return newest, tuple(f"passed over: {problem}" for problem in problems)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else text[:12] + "..."

@@ -1,0 +1,74 @@
+"""Saves a run as a checkpoint.
+
+Place in the flow: called by the loop. Invariant: whatever happens during a save, on whichever rank, the checkpoints that were
+complete before stay complete and findable.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch.distributed as dist
+
+from cptron.checkpoint import layout
+from cptron.checkpoint.sharded import save_shards
+from cptron.errors import CheckpointError
+from cptron.runtime.dist import agree
+from cptron.train.setup import Run, probe_loss
+from cptron.train.state import random_state
+from cptron.versions import installed_versions
+
+
+def save_checkpoint(run: Run) -> Path:
+    """Write and publish the checkpoint of the current step; collective. Returns its directory."""
+    checkpoints = run.directory / "checkpoints"
+    final = layout.step_directory(checkpoints, run.state.step)
+    working = final.with_name(f".writing_{final.name}")
+    main = run.session.ranks.is_main
+    loss = probe_loss(run)
+    random_states: list[dict[str, str]] = [{} for _ in range(run.session.ranks.world_size)]
+    dist.all_gather_object(random_states, random_state())
+
+    def begin() -> None:
+        try:
+            (layout.begin(final) / layout.SHARDS).mkdir()
+        except OSError as error:
+            raise CheckpointError(f"cannot write {working} ({error}); free space or choose another run.dir") from None
+
+    def publish() -> None:
+        layout.write_json(working / layout.STATE, {**run.state.to_dict(), "random_states": random_states})
+        carried = (run.plan.resume_from or run.plan.base or Path()) / layout.HUGGING_FACE
+        _carry(carried, working / layout.HUGGING_FACE)
+        layout.publish(working, final, _manifest(run, loss))
+        layout.prune(checkpoints, run.config.checkpoint.keep_last)
+
+    agree(lambda: begin() if main else None)
+    save_shards(working / layout.SHARDS, run.model.module, run.optimizer)
+    agree(lambda: publish() if main else None)
+    return final
+
+
+def _carry(source: Path, target: Path) -> None:
+    """Copy the small Hugging Face files that export needs; a run from random weights has none."""
+    target.mkdir()
+    if source.is_dir():
+        for path in source.iterdir():
+            (target / path.name).write_bytes(path.read_bytes())
+
+
+def _manifest(run: Run, loss_nats_per_token: float) -> layout.Manifest:
+    base = run.base
+    return layout.Manifest(
+        kind="training",
+        step=run.state.step,
+        tokens_total=run.state.tokens_total,
+        architecture=run.plan.arch.to_dict(),
+        hugging_face_model=base.hugging_face_model if base else "",
+        tokenizer_fingerprint=base.tokenizer_fingerprint if base else "",
+        weights_fingerprint=f"{run.plan.identity['start']}+{run.state.tokens_total}",
+        probe=layout.Probe(token_ids=run.probe_token_ids, loss_nats_per_token=loss_nats_per_token),
+        layout=run.session.topology.describe(),
+        precision=run.config.train.precision,
+        parent=str(run.plan.resume_from or run.plan.base or ""),
+        versions=installed_versions(),
+    )

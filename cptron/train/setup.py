@@ -1,0 +1,162 @@
+"""From a checked configuration to a run that is ready for its first step.
+
+Place in the flow: between preflight and the loop. Invariant: when `prepare` returns, the weights are those that were asked for;
+the gate has compared their loss on the probe with the recorded one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cptron.checkpoint import layout
+from cptron.checkpoint.sharded import load_shards
+from cptron.config.schema import Config
+from cptron.convert.probe import probe_tokens
+from cptron.data.batch import MicroBatch
+from cptron.data.blend import Blend
+from cptron.data.ledger import Ledger
+from cptron.data.loader import TrainLoader
+from cptron.data.source import TokenSource
+from cptron.data.valid import ValidSet
+from cptron.errors import TrainingError
+from cptron.model.build import build_model
+from cptron.optim.optimizer import build_optimizer, wrap_for_data_parallel
+from cptron.runtime.dist import agree
+from cptron.runtime.pipeline import evaluate
+from cptron.runtime.session import Session
+from cptron.train.preflight import RUN_FILE, Plan
+from cptron.train.state import TrainState, read_state, set_random_state
+
+GATE_TOLERANCE_NATS = {"fp32": 1e-3, "bf16": 3e-2}
+
+
+@dataclass
+class Run:
+    """Everything the loop works with."""
+
+    config: Config
+    plan: Plan
+    session: Session
+    model: Any
+    """Wrapped for data parallelism."""
+    optimizer: Any
+    state: TrainState
+    loader: TrainLoader
+    valid_sets: list[ValidSet]
+    source_names: list[str]
+    base: layout.Manifest | None
+    """Manifest of the checkpoint this process loaded; None for random weights."""
+
+    @property
+    def directory(self) -> Path:
+        """The run's output directory."""
+        return Path(self.config.run.dir)
+
+    @property
+    def probe_token_ids(self) -> list[int]:
+        """Tokens on which the weights are recognised."""
+        if self.base is not None:
+            return self.base.probe.token_ids
+        return probe_tokens(None, self.plan.arch.vocab_size, self.plan.arch.max_position_embeddings)
+
+
+def prepare(config: Config, plan: Plan, session: Session) -> Run:
+    """Build model, optimizer and data, load what the plan names, and pass the gate; collective."""
+    agree(lambda: _claim_directory(config, plan) if session.ranks.is_main else None)
+    arch, parallel = plan.arch, config.parallel
+    model = wrap_for_data_parallel(
+        build_model(
+            arch,
+            tp=parallel.tp,
+            pp=parallel.pp,
+            precision=config.train.precision,
+            spec=config.model.spec,
+            recompute=config.model.recompute,
+        )
+    )
+    optimizer = build_optimizer(config.optim, model, config.train.precision)
+    directory = plan.resume_from or plan.base
+    base = agree(lambda: layout.read_manifest(directory)) if directory else None
+    if directory is not None:
+        resuming = plan.resume_from is not None
+        load_shards(directory / layout.SHARDS, model.module, optimizer if resuming else None)
+        if not resuming:
+            optimizer.reload_model_params()
+    state, loader, valid_sets = agree(lambda: _open_data(config, plan, session))
+    run = Run(
+        config=config,
+        plan=plan,
+        session=session,
+        model=model,
+        optimizer=optimizer,
+        state=state,
+        loader=loader,
+        valid_sets=valid_sets,
+        source_names=[source.name for source in config.data.sources],
+        base=base,
+    )
+    _gate(run)
+    return run
+
+
+def _claim_directory(config: Config, plan: Plan) -> None:
+    """Make the output directory this run's own."""
+    directory = Path(config.run.dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    if not (directory / RUN_FILE).exists():
+        layout.write_json(directory / RUN_FILE, {"identity": plan.identity, "name": config.run.name or directory.name})
+
+
+def _open_data(config: Config, plan: Plan, session: Session) -> tuple[TrainState, TrainLoader, list[ValidSet]]:
+    data, train = config.data, config.train
+    sources = [TokenSource(item.name, item.path, data.seq_length, config.run.seed) for item in data.sources]
+    blend = Blend(sources, [item.token_share for item in data.sources])
+    saved = read_state(plan.resume_from / layout.STATE) if plan.resume_from else None
+    ledger = Ledger.resume(saved["ledger"], blend) if saved else Ledger.start(blend)
+    state = TrainState(saved["step"] if saved else 0, saved["tokens_total"] if saved else 0, ledger)
+    if saved:
+        random_states = saved["random_states"]
+        if len(random_states) == session.ranks.world_size:
+            set_random_state(random_states[session.ranks.rank])
+    cut = {"dp_rank": session.dp_rank, "dp_size": session.topology.dp}
+    loader = TrainLoader(blend, ledger, train.global_batch_size, train.micro_batch_size, **cut)
+    micro = config.eval.micro_batch_size or train.micro_batch_size
+    valid_sets = [ValidSet(v.name, v.path, data.seq_length, v.max_tokens, micro, **cut) for v in data.valid]
+    return state, loader, valid_sets
+
+
+def probe_loss(run: Run) -> float:
+    """Loss of the current weights on the probe, in nats per token; collective."""
+    ids = np.asarray(run.probe_token_ids, dtype=np.int64)
+    batch = MicroBatch(
+        tokens_BS=ids[None, :-1].copy(),
+        labels_BS=ids[None, 1:].copy(),
+        loss_mask_BS=np.ones((1, len(ids) - 1), dtype=np.float32),
+        source_B=np.zeros(1, dtype=np.int64),
+    )
+    return evaluate(run.model, [batch], run.session.device.torch_device).loss_nats_per_token
+
+
+def _gate(run: Run) -> None:
+    """Stop unless the loaded weights have the loss that their checkpoint recorded. Random weights have no record."""
+    if run.base is None:
+        return
+    tolerance = run.config.start.gate_tolerance_nats or GATE_TOLERANCE_NATS[run.config.train.precision]
+    expected, found = run.base.probe.loss_nats_per_token, probe_loss(run)
+    if not abs(found - expected) <= tolerance:
+        raise TrainingError(
+            f"the loaded weights have loss {found:.4f} on the probe, their checkpoint recorded {expected:.4f} "
+            f"(tolerance {tolerance:g}): the weights are not the ones asked for; convert the base model again"
+        )
+
+
+def save_config(run: Run, resolved: str) -> None:
+    """Store the resolved configuration with the run; an earlier one is kept under the step it was used until."""
+    path = run.directory / "config.yaml"
+    if path.exists() and path.read_text() != resolved:
+        path.rename(run.directory / f"config.until_step_{run.state.step:08d}.yaml")
+    path.write_text(resolved)

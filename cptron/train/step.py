@@ -1,0 +1,53 @@
+"""One optimizer step.
+
+Place in the flow: the loop hands in this rank's micro-batches of the global batch. Invariant: a step that fails leaves weights
+and moments as they were.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cptron.config.schema import OptimConfig
+from cptron.data.batch import MicroBatch
+from cptron.errors import TrainingError
+from cptron.optim.optimizer import apply_gradients, set_rates
+from cptron.runtime.pipeline import LossSums, run_schedule
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one optimizer step reports."""
+
+    sums: LossSums
+    grad_norm: float
+    lr: float
+
+
+def train_step(
+    model: Any,
+    optimizer: Any,
+    batches: Sequence[MicroBatch],
+    *,
+    lr: float,
+    optim: OptimConfig,
+    num_sources: int,
+    device: torch.device,
+) -> StepResult:
+    """Forward, backward, reduce, clip, update. Raises `TrainingError` on every rank, with the weights unchanged,
+    when the loss or the gradient norm is not finite."""
+    model.zero_grad_buffer()
+    optimizer.zero_grad()
+    sums = run_schedule(model, batches, num_sources, device, forward_only=False)
+    if not math.isfinite(sums.loss_nats_per_token):
+        raise TrainingError(
+            f"training loss is {sums.loss_nats_per_token}; no weight was changed. Lower optim.lr or look at the data"
+        )
+    set_rates(optimizer, lr, optim)
+    grad_norm = apply_gradients(optimizer, optim.clip_grad_norm)
+    return StepResult(sums, grad_norm, lr)

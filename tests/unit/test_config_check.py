@@ -1,0 +1,209 @@
+"""Rules: brute force decides what is legal; messages must name values that are."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cptron.config.check import check_architecture, check_config
+from cptron.config.schema import (
+    Config,
+    DataConfig,
+    OptimConfig,
+    ParallelConfig,
+    RunConfig,
+    SourceConfig,
+    StartConfig,
+    TrainConfig,
+    ValidSetConfig,
+)
+from cptron.errors import ConfigError
+from cptron.model.architecture import Architecture
+
+GOOD = Config(
+    run=RunConfig(dir="runs/a"),
+    start=StartConfig(checkpoint="base"),
+    data=DataConfig(
+        seq_length=64,
+        sources=(
+            SourceConfig(name="a", path="t/a", token_share=0.5),
+            SourceConfig(name="b", path="t/b", token_share=2.0),
+        ),
+        valid=(ValidSetConfig(name="a", path="t/v"),),
+    ),
+    train=TrainConfig(steps=10, global_batch_size=8),
+    optim=OptimConfig(lr=1e-4),
+)
+
+
+def changed(**values: Any) -> Config:
+    """GOOD with `section__field=value` changes."""
+    config = GOOD
+    for key, value in values.items():
+        section, _, name = key.partition("__")
+        part = dataclasses.replace(getattr(config, section), **{name: value})
+        config = dataclasses.replace(config, **{section: part})
+    return config
+
+
+def source(**values: Any) -> SourceConfig:
+    return dataclasses.replace(SourceConfig(name="a", path="p", token_share=1.0), **values)
+
+
+def accepts(config: Config, world_size: int = 1) -> bool:
+    try:
+        check_config(config, world_size)
+    except ConfigError:
+        return False
+    return True
+
+
+def test_a_good_configuration_passes() -> None:
+    check_config(GOOD, 1)
+    check_config(changed(data__valid=(), eval__at_start=False), 4)
+    check_config(changed(start__mode="random", start__checkpoint="", model__architecture="tiny.json"), 8)
+    check_config(changed(optim__warmup_steps=9, optim__decay_steps=10, optim__lr_min=1e-4), 1)
+
+
+@given(
+    tp=st.integers(1, 4),
+    pp=st.integers(1, 4),
+    world_size=st.integers(1, 16),
+    micro=st.integers(1, 4),
+    batch=st.integers(1, 64),
+)
+def test_layout_is_legal_exactly_when_ranks_and_batch_divide(
+    tp: int, pp: int, world_size: int, micro: int, batch: int
+) -> None:
+    config = changed(
+        parallel__tp=tp, parallel__pp=pp, train__micro_batch_size=micro, train__global_batch_size=batch
+    )
+    fits = any(
+        tp * pp * dp == world_size and any(micro * dp * n == batch for n in range(1, 65))
+        for dp in range(1, 17)
+    )
+    assert accepts(config, world_size) == fits
+
+
+@given(micro=st.integers(1, 5), world_size=st.integers(1, 6), batch=st.integers(1, 60))
+def test_the_batch_message_lists_the_nearest_legal_sizes(micro: int, world_size: int, batch: int) -> None:
+    sizes = [size for size in range(1, 100) if size % (micro * world_size) == 0]
+    if batch in sizes:
+        return
+    with pytest.raises(ConfigError, match=r"train\.global_batch_size") as caught:
+        check_config(changed(train__micro_batch_size=micro, train__global_batch_size=batch), world_size)
+    listed = [int(n) for n in re.findall(r"\d+", str(caught.value).rpartition("use ")[2])]
+    assert (
+        listed == [size for size in sizes if size < batch][-1:] + [size for size in sizes if size > batch][:1]
+    )
+
+
+@given(
+    tp=st.integers(1, 12),
+    pp=st.integers(1, 12),
+    heads=st.integers(1, 24),
+    kv=st.integers(1, 12),
+    layers=st.integers(1, 24),
+)
+def test_architecture_rules_agree_with_brute_force_and_list_all_that_is_legal(
+    tp: int, pp: int, heads: int, kv: int, layers: int
+) -> None:
+    arch = architecture(num_attention_heads=heads, num_kv_heads=kv, ffn_hidden_size=24, num_layers=layers)
+    legal_tp = [n for n in range(1, 13) if heads % n == kv % n == 24 % n == 0]
+    legal_pp = [n for n in range(1, 25) if layers % n == 0]
+    if tp in legal_tp and pp in legal_pp:
+        check_architecture(arch, ParallelConfig(tp=tp, pp=pp), 64)
+        return
+    with pytest.raises(ConfigError) as caught:
+        check_architecture(arch, ParallelConfig(tp=tp, pp=pp), 64)
+    listed = [int(n) for n in re.findall(r"\d+", str(caught.value).rpartition("use ")[2])]
+    assert listed == (legal_pp if tp in legal_tp else legal_tp)
+
+
+def architecture(**values: Any) -> Architecture:
+    base = Architecture(
+        family="llama",
+        num_layers=4,
+        hidden_size=96,
+        ffn_hidden_size=192,
+        num_attention_heads=12,
+        num_kv_heads=3,
+        head_dim=8,
+        vocab_size=101,
+        max_position_embeddings=128,
+        norm_eps=1e-5,
+        rope_theta=1e4,
+    )
+    return dataclasses.replace(base, **values)
+
+
+def test_architecture_messages() -> None:
+    with pytest.raises(ConfigError, match=r"^parallel.tp=4 must divide num_kv_heads=3; use 1 or 3$"):
+        check_architecture(architecture(), ParallelConfig(tp=4), 128)
+    with pytest.raises(ConfigError, match=r"^parallel.pp=3 must divide num_layers=4; use 1, 2 or 4$"):
+        check_architecture(architecture(), ParallelConfig(pp=3), 128)
+    with pytest.raises(ConfigError, match=r"data.seq_length=129 .* use at most 128"):
+        check_architecture(architecture(), ParallelConfig(), 129)
+    check_architecture(architecture(vocab_size=7), ParallelConfig(tp=3, pp=4), 128)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"parallel__tp": 0}, "parallel.tp=0 must be at least 1"),
+        ({"train__steps": 0}, "train.steps=0 must be at least 1"),
+        ({"data__seq_length": 0}, "data.seq_length=0 must be at least 1"),
+        ({"train__micro_batch_size": -1}, "train.micro_batch_size=-1 must be at least 1"),
+        ({"train__global_batch_size": 0}, "train.global_batch_size=0 must be at least 1"),
+        ({"log__every_steps": 0}, "log.every_steps=0 must be at least 1"),
+        ({"checkpoint__keep_last": -1}, "checkpoint.keep_last=-1 must not be negative"),
+        ({"start__gate_tolerance_nats": -1.0}, "start.gate_tolerance_nats=-1.0 must not be negative"),
+        ({"run__dir": ""}, "run.dir='' must name the output directory"),
+        ({"data__sources": ()}, "data.sources is empty"),
+        ({"data__sources": (source(name="a b"),)}, "data.sources.0.name='a b' must be letters"),
+        ({"data__sources": (source(name="a\n"),)}, "must be letters"),
+        ({"data__sources": (source(), source())}, "data.sources.1.name=a is used before"),
+        ({"data__sources": (source(token_share=0.0),)}, "data.sources.a.token_share=0.0 must be more than 0"),
+        ({"data__sources": (source(path=""),)}, "data.sources.a.path='' must name token files"),
+        ({"data__valid": (ValidSetConfig(name="", path="p"),)}, "data.valid.0.name='' must be letters"),
+        (
+            {"data__valid": (ValidSetConfig(name="v", path="p", max_tokens=-1),)},
+            "max_tokens=-1 must not be negative",
+        ),
+        ({"data__valid": ()}, "eval.at_start=true but data.valid is empty.*set eval.at_start=false"),
+        (
+            {"data__valid": (), "eval__at_start": False, "eval__every_steps": 5},
+            "eval.every_steps=5 but data.valid",
+        ),
+        ({"start__checkpoint": ""}, "start.checkpoint='' but start.mode=init_from"),
+        ({"start__mode": "random", "start__checkpoint": ""}, "model.architecture='' but start.mode=random"),
+        ({"start__mode": "random", "model__architecture": "x"}, "start.checkpoint=base would not be loaded"),
+        ({"model__architecture": "x.json"}, "model.architecture=x.json is only for start.mode=random"),
+        ({"optim__lr": 0.0}, "optim.lr=0.0 must be more than 0"),
+        ({"optim__lr_min": 1e-3}, "optim.lr_min=0.001 must be from 0 to optim.lr=0.0001"),
+        ({"optim__warmup_steps": 10}, "optim.warmup_steps=10 .* use at most 9"),
+        (
+            {"optim__warmup_steps": 5, "optim__decay_steps": 5},
+            "optim.decay_steps=5 must come after .* use at least 6",
+        ),
+        ({"optim__beta1": 1.0}, "optim.beta1=1.0 must be from 0 to below 1"),
+        ({"optim__beta2": -0.1}, "optim.beta2=-0.1 must be from 0 to below 1"),
+        ({"optim__eps": 0.0}, "optim.eps=0.0 must be more than 0"),
+        ({"optim__clip_grad_norm": -1.0}, "optim.clip_grad_norm=-1.0 must not be negative"),
+        ({"optim__weight_decay": -0.1}, "optim.weight_decay=-0.1 must not be negative"),
+    ],
+)
+def test_each_broken_rule_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(")) as caught:
+        check_config(changed(**changes), 1)
+    assert "\n" not in str(caught.value) and "; " in str(caught.value)
+
+
+def test_names_may_repeat_across_sources_and_validation_sets() -> None:
+    assert {source.name for source in GOOD.data.sources} & {valid.name for valid in GOOD.data.valid} == {"a"}
+    check_config(GOOD, 1)
