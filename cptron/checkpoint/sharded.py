@@ -11,14 +11,13 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import cptron.runtime.megatron_ready  # noqa: F401
+
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
-import cptron.runtime.megatron_ready  # noqa: F401  before megatron
 from cptron.errors import CheckpointError
 
-METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
-"""The optimizer is stored by parameter, so that any later TP, PP and DP can load it."""
 
 _SAFE_MODULES = ("torch.distributed.checkpoint.", "megatron.core.dist_checkpointing.")
 _SAFE_NAMES = {
@@ -61,20 +60,28 @@ def refuse_foreign_code(shards: Path) -> None:
         raise CheckpointError(f"{path} cannot be read ({error}); use another checkpoint") from None
 
 
+def _metadata() -> dict[str, Any]:
+    """How state is cut: the optimizer by parameter, so that any later TP, PP and DP can load it.
+
+    A new dict each time, because megatron-core adds the current process groups to it.
+    """
+    return {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+
+
 def save_shards(shards: Path, model: Any, optimizer: Any | None = None) -> None:
     """Write this rank's part; collective. `model` is the unwrapped module, `shards` exists and is empty."""
-    state = {"model": model.sharded_state_dict(metadata=METADATA)}
+    state = {"model": model.sharded_state_dict(metadata=_metadata())}
     if optimizer is not None:
-        state["optimizer"] = optimizer.sharded_state_dict(state["model"], metadata=METADATA)
+        state["optimizer"] = optimizer.sharded_state_dict(state["model"], metadata=_metadata())
     dist_checkpointing.save(state, str(shards))
 
 
 def load_shards(shards: Path, model: Any, optimizer: Any | None = None) -> None:
     """Fill the model, and the optimizer where given; collective. Raises `CheckpointError` on anything missing."""
     refuse_foreign_code(shards)
-    state = {"model": model.sharded_state_dict(metadata=METADATA)}
+    state = {"model": model.sharded_state_dict(metadata=_metadata())}
     if optimizer is not None:
-        state["optimizer"] = optimizer.sharded_state_dict(state["model"], is_loading=True, metadata=METADATA)
+        state["optimizer"] = optimizer.sharded_state_dict(state["model"], is_loading=True, metadata=_metadata())
     loaded, unused, absent = dist_checkpointing.load(state, str(shards), strict=StrictHandling.RETURN_ALL)
     unused = {key for key in unused if not (optimizer is None and key.startswith("optimizer."))}
     if absent or unused:

@@ -176,18 +176,15 @@ def _wrong(node: yaml.Node, key: str, rule: str, remedy: str) -> ConfigError:
 
 
 def _hint_for(full: str, section: str, names: list[str]) -> str:
-    """Which valid key an unknown one most likely stands for: a neighbour, else the same name elsewhere."""
+    """Which valid key an unknown one most likely stands for: the same name elsewhere, else the nearest."""
     prefix = section + "." if section else ""
     last = full.rpartition(".")[2]
-    near = difflib.get_close_matches(last, names, 1)
-    if near:
-        return f"did you mean {prefix}{near[0]}?"
     leaves = _leaf_keys(Config)
     elsewhere = [leaf for leaf in leaves if leaf.rpartition(".")[2] == last]
-    near = elsewhere[:1] or difflib.get_close_matches(full, leaves, 1)
-    if near:
-        return f"did you mean {near[0]}?"
-    return f"{section or 'the file'} has {', '.join(names)}"
+    neighbours = [prefix + name for name in difflib.get_close_matches(last, names, 1)]
+    similar = difflib.get_close_matches(full, leaves, 1)
+    best = (elsewhere if len(elsewhere) == 1 else []) + neighbours + elsewhere + similar
+    return f"did you mean {best[0]}?" if best else f"{section or 'the file'} has {', '.join(names)}"
 
 
 def _leaf_keys(cls: Any, prefix: str = "") -> list[str]:

@@ -34,7 +34,7 @@ def compose(text: bytes | str, name: str) -> yaml.Node | None:
         return loader.get_single_node()
     except yaml.MarkedYAMLError as error:
         where = f"{name}:{error.problem_mark.line + 1}" if error.problem_mark and name != OVERRIDE else name
-        problem = error.problem or error.context
+        problem = ", ".join(part for part in (error.context, error.problem) if part)
         raise ConfigError(
             f"{where}: not valid YAML: {problem}; quote the value if it holds : # or @"
         ) from None

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cptron.data.loader import ValidSet
+from cptron.data.valid import ValidSet
 from cptron.errors import TrainingError
 from cptron.runtime.pipeline import LossSums, evaluate
 

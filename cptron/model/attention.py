@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+import cptron.runtime.megatron_ready  # noqa: F401
+
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
-
-import cptron.runtime.megatron_ready  # noqa: F401  before megatron
 
 
 class TorchAttention(MegatronModule):  # type: ignore[misc]

@@ -12,11 +12,13 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+
+import cptron.runtime.megatron_ready  # noqa: F401
+
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-import cptron.runtime.megatron_ready  # noqa: F401  before megatron
 from cptron.model.architecture import Architecture
 from cptron.model.rope import inverse_frequencies
 from cptron.model.vocab import padded_vocab_size

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from megatron.core.transformer.transformer_config import TransformerConfig
 
-import cptron.runtime.megatron_ready  # noqa: F401  before megatron
+import cptron.runtime.megatron_ready  # noqa: F401
+
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 
 class RMSNorm(torch.nn.RMSNorm):

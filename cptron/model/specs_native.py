@@ -6,6 +6,8 @@ the Transformer Engine spec (norms fused into the linear that follows), so eithe
 
 from __future__ import annotations
 
+import cptron.runtime.megatron_ready  # noqa: F401
+
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
@@ -16,7 +18,6 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-import cptron.runtime.megatron_ready  # noqa: F401  before megatron
 from cptron.model.attention import TorchAttention
 from cptron.model.norm import RMSNorm
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import importlib.util
 
+import cptron.runtime.megatron_ready  # noqa: F401
+
 from megatron.core.transformer.spec_utils import ModuleSpec
 
-import cptron.runtime.megatron_ready  # noqa: F401  before megatron
 from cptron.errors import ConfigError
 
 

@@ -10,6 +10,9 @@ import math
 from typing import Any, Literal
 
 import torch
+
+import cptron.runtime.megatron_ready  # noqa: F401
+
 from megatron.core import optimizer as mcore_optimizer
 from megatron.core.distributed import (
     DistributedDataParallel,
@@ -19,7 +22,6 @@ from megatron.core.distributed import (
 from megatron.core.optimizer import OptimizerConfig, distrib_optimizer, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 
-import cptron.runtime.megatron_ready  # noqa: F401  before megatron
 from cptron.config.schema import OptimConfig
 from cptron.errors import TrainingError
 from cptron.optim.adamw import AdamW

@@ -39,13 +39,19 @@ class ReportHook(Hook):
         plan, session = run.plan, run.session
         for note in plan.notes:
             self._console.note(note)
-        origin = f"resuming {plan.resume_from}" if plan.resume_from else f"starting from {plan.base or 'random weights'}"
+        origin = (
+            f"resuming {plan.resume_from}"
+            if plan.resume_from
+            else f"starting from {plan.base or 'random weights'}"
+        )
         self._console.note(
             f"{origin}; {session.ranks.world_size} rank(s), {session.topology.describe()}, {session.device.kind}/"
             f"{session.device.backend}, {run.config.train.precision}"
         )
         if run.base is not None:
-            self._console.note(f"step-0 gate passed: probe loss {run.base.probe.loss_nats_per_token:.4f} nats per token")
+            self._console.note(
+                f"step-0 gate passed: probe loss {run.base.probe.loss_nats_per_token:.4f} nats per token"
+            )
         self._metrics.write(
             {
                 "kind": "start",

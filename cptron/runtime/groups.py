@@ -9,9 +9,11 @@ from __future__ import annotations
 import datetime
 
 import torch.distributed as dist
+
+import cptron.runtime.megatron_ready  # noqa: F401
+
 from megatron.core import parallel_state, tensor_parallel
 
-import cptron.runtime.megatron_ready  # noqa: F401  before megatron
 from cptron.runtime.topology import Topology
 
 

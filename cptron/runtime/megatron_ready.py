@@ -16,6 +16,7 @@ from cptron.runtime import host_adaptor
 
 warnings.filterwarnings("ignore", module=r"megatron\.")
 warnings.filterwarnings("ignore", module=r"torch\.distributed\.checkpoint\.")
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.")
 logging.getLogger("megatron.core").setLevel(logging.ERROR)
 
 if not torch.cuda.is_available():

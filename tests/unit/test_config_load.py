@@ -199,7 +199,7 @@ MISTAKES = [
         "data: !!python/dict",
         "3: data has the YAML tag tag:yaml.org,2002:python/dict; write a plain ",
     ),
-    ("dir: runs/a", "dir: @a", "2: not valid YAML: found character '@' that cannot start any token; quote"),
+    ("dir: runs/a", "dir: @a", "2: not valid YAML: while scanning for the next token, found character '@'"),
 ]
 
 

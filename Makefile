@@ -1,0 +1,86 @@
+# Everything a developer or CI runs. `make` lists the targets; nothing needs a terminal or, once `make env` and the
+# model of `make demo` are there, a network.
+#
+#   make demo PYTHON=python3.12        another interpreter (3.11 or newer)
+#   make env CONSTRAINTS=/dev/null     the newest allowed versions instead of the tested ones
+
+PYTHON ?= python3
+CONSTRAINTS ?= requirements/constraints-cpu.txt
+PYTEST_ARGS ?=
+
+VENV := .venv
+READY := $(VENV)/.cptron-ready
+MODEL := .cache/smollm2-135m
+NEWEST := 0.19.2
+NEWEST_DIR := .cache/megatron-core-$(NEWEST)
+
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input
+PYTEST := HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+# The newest megatron-core is published as wheels for Linux on x86-64, which is what CI has.
+ifeq ($(shell uname -s)-$(shell uname -m),Linux-x86_64)
+NEWEST_READY := $(NEWEST_DIR)/.ready
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test check test-newest-mcore clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 28
+
+env: $(READY) $(NEWEST_READY) ## build the private environment .venv and fetch what the tests need
+
+demo: $(READY) $(MODEL)/complete.json ## continue the pretraining of a real 135M model on this machine
+	$(VENV)/bin/python examples/quickstart/run.py
+
+check: $(READY) ## lint, format and types
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+test: env check ## check, then all tests, then the core multi-rank tests under the newest megatron-core
+	$(PYTEST)
+	@$(MAKE) --no-print-directory test-newest-mcore
+
+test-newest-mcore: $(READY) $(NEWEST_READY) ## the core multi-rank tests under the newest megatron-core
+ifdef NEWEST_READY
+	PYTHONPATH=$(CURDIR)/$(NEWEST_DIR) $(VENV)/bin/python -c \
+		'import megatron.core as m; assert m.__version__.startswith("$(NEWEST)"), m.__version__'
+	PYTHONPATH=$(CURDIR)/$(NEWEST_DIR) $(PYTEST) -m core_ranks tests/ranks
+else
+	@echo "megatron-core $(NEWEST) has no wheel for $$(uname -sm): its tests run on Linux x86_64 only"
+endif
+
+clean: ## remove the environment, build outputs and tool caches; downloads in .cache stay
+	rm -rf $(VENV) build *.egg-info cptron/_kernels*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find cptron tests examples tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# One stamp for the environment: a change of metadata, pins or kernels installs again, and compiles what changed.
+$(READY): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/*) | $(VENV)/bin/python
+	@echo "env: installing dependencies and building the kernels (minutes the first time)"
+	$(PIP) install --quiet --progress-bar off -c $(CONSTRAINTS) setuptools wheel pybind11
+	$(PIP) install --quiet --progress-bar off -c $(CONSTRAINTS) --no-build-isolation -e ".[dev]"
+	@touch $@
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "error: '$(PYTHON)' is" \
+		"$$($(PYTHON) -V 2>/dev/null || echo absent), but Python 3.11 or newer is needed: make PYTHON=python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import pathlib, sysconfig; (pathlib.Path(sysconfig.get_path("include")) / "Python.h").stat()' \
+		2>/dev/null || { echo "error: the headers of $(PYTHON) are missing: install python3-dev" >&2; exit 2; }
+	@command -v c++ >/dev/null || { echo "error: no C++ compiler 'c++': install g++ or clang" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(MODEL)/complete.json: examples/quickstart/get_model.py | $(READY)
+	$(VENV)/bin/python examples/quickstart/get_model.py $(MODEL)
+	@touch $@
+
+# The wheel is tagged for Python 3.12, but what is used of it is pure Python that 3.11 runs as well; so it is unpacked
+# beside the environment, never installed into it. It imports triton even where no kernel of it is run.
+$(NEWEST_DIR)/.ready: requirements/newest-mcore.txt | $(READY)
+	@echo "env: fetching megatron-core $(NEWEST) and triton for the tests under the newest version"
+	rm -rf $(NEWEST_DIR)
+	$(PIP) install --quiet --progress-bar off --no-deps --target $(NEWEST_DIR) -r requirements/newest-mcore.txt
+	$(PIP) download --quiet --progress-bar off --no-deps --python-version 3.12 --platform manylinux_2_28_x86_64 \
+		--only-binary=:all: -d .cache/wheels megatron-core==$(NEWEST)
+	$(VENV)/bin/python -m zipfile -e .cache/wheels/megatron_core-$(NEWEST)-cp312-*.whl $(NEWEST_DIR)
+	@touch $@

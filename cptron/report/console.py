@@ -1,0 +1,145 @@
+"""What rank 0 prints while it trains.
+
+Place in the flow: the loop hands it the records it also hands to the sinks. A terminal gets a progress bar, a log
+file one line a record; both show loss, tokens/s and the time left. Invariant: prints, computes nothing that is kept.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+BAR_FORMAT = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix}"
+
+
+class Console:
+    """Progress of steps `start_step + 1` to `total_steps`. Not `enabled` (ranks other than 0): prints nothing.
+
+    `step` in a record is the number of optimizer steps done.
+    """
+
+    def __init__(self, total_steps: int, start_step: int, enabled: bool) -> None:
+        self.total_steps = total_steps
+        self.enabled = enabled
+        self._first: tuple[int, float] | None = (
+            None  # step and time of the first record: what the ETA counts from
+        )
+        self._baseline: dict[
+            str, tuple[int, float]
+        ] = {}  # validation set -> step and loss when first evaluated
+        self._bar: tqdm | None = None
+        if enabled and _is_screen():
+            self._bar = tqdm(
+                total=total_steps,
+                initial=start_step,
+                file=sys.stdout,
+                dynamic_ncols=True,
+                bar_format=BAR_FORMAT,
+                mininterval=0,
+            )
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """Show a step: loss, learning rate, gradient norm, tokens/s, seconds a step, time left."""
+        if not self.enabled:
+            return
+        step = int(record["step"])
+        left = f"ETA {duration(self._time_left_s(step, record['step_time_s']))}"
+        loss, lr = f"loss {record['loss_nats_per_token']:.4f}", f"lr {record['lr']:.2e}"
+        speed = f"{compact(record['tokens_per_s'])} tok/s"
+        if self._bar is not None:
+            self._bar.set_postfix_str("  ".join((loss, lr, speed, left)), refresh=False)
+            self._bar.update(step - self._bar.n)
+            return
+        width = len(str(self.total_steps))
+        place = f"step {step:>{width}}/{self.total_steps} {step / self.total_steps:5.1%}"
+        norm, pace = f"grad_norm {record['grad_norm']:.3f}", f"{record['step_time_s']:.2f} s/step"
+        print("  ".join((place, loss, lr, norm, f"{speed:>12}", pace, left)), flush=True)
+
+    def eval(self, record: Mapping[str, Any]) -> None:
+        """Show each validation set: loss, perplexity, and the change since it was first evaluated here."""
+        step = int(record["step"])
+        losses = {name: float(record[f"valid/{name}/loss_nats_per_token"]) for name in valid_sets(record)}
+        width = max(map(len, losses), default=0)
+        for name, loss in losses.items():
+            first_step, first_loss = self._baseline.setdefault(name, (step, loss))
+            line = f"eval at step {step}  {name:<{width}}  {loss:.4f} nats/token"
+            line += f"  perplexity {record[f'valid/{name}/perplexity']:.2f}"
+            self.note(
+                line + (f"  {loss - first_loss:+.4f} since step {first_step}" if step > first_step else "")
+            )
+
+    def note(self, text: str) -> None:
+        """Print a line of its own, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stdout)
+        elif self.enabled:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Leave the last state of the bar on the screen."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _time_left_s(self, step: int, step_time_s: float) -> float:
+        """Remaining steps at the mean pace so far, evaluations and saves included."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (step, now)
+        first_step, first_time = self._first
+        pace = (now - first_time) / (step - first_step) if step > first_step else step_time_s
+        return pace * max(0, self.total_steps - step)
+
+
+def _is_screen() -> bool:
+    """A terminal that has a size; some job consoles claim to be terminals of 0 lines, on which no bar can be drawn."""
+    return sys.stdout.isatty() and os.get_terminal_size(sys.stdout.fileno()).lines > 0
+
+
+def valid_sets(record: Mapping[str, Any]) -> list[str]:
+    """Names of the validation sets in an evaluation record, in its order."""
+    return [
+        key.split("/")[1]
+        for key in record
+        if key.startswith("valid/") and key.endswith("/loss_nats_per_token")
+    ]
+
+
+def duration(seconds: float) -> str:
+    """`4:05`, `1:02:03` or `2d 03:04`."""
+    minutes, secs = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 24:
+        return f"{hours // 24}d {hours % 24:02d}:{minutes:02d}"
+    return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
+
+
+def compact(value: float) -> str:
+    """Three digits and a unit: `812`, `12.3k`, `1.24M`."""
+    for limit, unit in ((999.5e9, "T"), (999.5e6, "G"), (999.5e3, "M"), (999.5, "k")):
+        if value >= limit:
+            scaled = value / {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3}[unit]
+            return f"{scaled:#.3g}".rstrip(".") + unit
+    return f"{value:.0f}" if value >= 99.5 or value == int(value) else f"{value:.3g}"
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Plain text columns under `headers`; columns of numbers are aligned to the right."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    columns = list(zip(headers, *cells, strict=True))
+    lines = [[""] * len(headers) for _ in range(len(cells) + 1)]
+    for i, column in enumerate(columns):
+        width = max(map(len, column))
+        numeric = bool(cells) and all(_is_number(cell) for cell in column[1:])
+        for line, cell in zip(lines, column, strict=True):
+            line[i] = cell.rjust(width) if numeric else cell.ljust(width)
+    rule = ["-" * len(cell) for cell in lines[0]]
+    return "\n".join("  ".join(line).rstrip() for line in [lines[0], rule, *lines[1:]])
+
+
+def _is_number(text: str) -> bool:
+    return text[:1].isdigit() or text[:2].lstrip("+-")[:1].isdigit() or text in ("", "-", "nan", "inf")

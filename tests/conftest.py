@@ -1,0 +1,32 @@
+"""Markers: a test's folder says what kind it is, and GPU tests skip themselves where there is no GPU."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+TESTS_DIR = Path(__file__).parent
+MARKED_FOLDERS = ("ranks", "e2e", "faults")
+
+
+def pytest_report_header() -> str:
+    """Name the versions under test: the same tests run under several of megatron-core."""
+    return f"megatron-core {version('megatron-core')}, torch {version('torch')}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by folder; skip those marked `gpu` without a CUDA device."""
+    for item in items:
+        folder = item.path.relative_to(TESTS_DIR).parts[0]
+        if folder in MARKED_FOLDERS:
+            item.add_marker(folder)
+    gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
+    if not gpu_tests:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in gpu_tests:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -1,0 +1,225 @@
+"""The report: its numbers are those of the records, its drawing is inside the frame, and it loads nothing."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cptron.config.load import resolved_yaml
+from cptron.config.schema import (
+    Config,
+    DataConfig,
+    OptimConfig,
+    RunConfig,
+    SourceConfig,
+    TrainConfig,
+    ValidSetConfig,
+)
+from cptron.errors import DataError
+from cptron.report import svg
+from cptron.report.html import write_report
+from cptron.report.sinks import JsonlSink, Record
+
+SOURCES = (
+    SourceConfig(name="manuals", path="t/m", token_share=3.0),
+    SourceConfig(name="web", path="t/w", token_share=1.0),
+)
+CONFIG = Config(
+    run=RunConfig(dir="runs/r", name="a <b> & c"),
+    data=DataConfig(seq_length=8, sources=SOURCES, valid=(ValidSetConfig(name="general", path="v/g"),)),
+    train=TrainConfig(steps=200, global_batch_size=1),
+    optim=OptimConfig(lr=1e-4),
+)
+
+
+def step_record(step: int) -> Record:
+    return {
+        "kind": "step", "step": step, "tokens_total": 100 * step, "loss_nats_per_token": 3.0 - step / 200, "lr": 1e-4,
+        "grad_norm": 0.5, "step_time_s": 0.25, "tokens_per_s": 390.0 + step % 21, "mem_peak_gib": 1.5,
+        "loss_nats_per_token/manuals": 2.0, "tokens/manuals": 75 * step, "tokens/web": 25 * step,
+    }  # fmt: skip
+
+
+def eval_record(step: int, loss: float) -> Record:
+    key = "valid/general"
+    return {
+        "kind": "eval", "step": step, "tokens_total": 100 * step, f"{key}/loss_nats_per_token": loss,
+        f"{key}/perplexity": math.exp(loss), f"{key}/tokens": 4096,
+    }  # fmt: skip
+
+
+def report(tmp_path: Path, records: list[Record]) -> str:
+    (tmp_path / "config.yaml").write_text(resolved_yaml(CONFIG), encoding="utf-8")
+    sink = JsonlSink(tmp_path / "metrics.jsonl", 0)
+    for record in records:
+        sink.write(record)
+    sink.close()
+    path = write_report(tmp_path)
+    assert path == tmp_path / "report.html"
+    return path.read_text(encoding="utf-8")
+
+
+class Page(HTMLParser):
+    """Collects table rows, and fails on tags left open and on anything that would load or run."""
+
+    VOID = ("meta", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.rows: list[list[str]] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "link", "img", "iframe", "object")
+        assert not {"src", "href", "xlink:href", "onload"} & dict(attrs).keys()
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "td" in self.open or "th" in self.open:
+            self.rows[-1][-1] += data
+
+
+def test_the_numbers_are_those_of_the_records(tmp_path: Path) -> None:
+    records: list[Record] = [{"kind": "start", "step": 0, "layout": "tp2_pp1_dp4", "version/torch": "2.13.0"}]
+    records += [eval_record(0, 2.5), *(step_record(step) for step in range(1, 201))]
+    records += [
+        eval_record(100, 2.25),
+        eval_record(200, 2.4),
+        {"kind": "stop", "step": 200, "reason": "finished"},
+    ]
+    (tmp_path / "summary.json").write_text('{"probe <x>": 1.5}', encoding="utf-8")
+    text = report(tmp_path, records)
+    page = Page(text)
+    change = math.exp(2.4) / math.exp(2.5) - 1
+    general = ["general", "2.5000", "2.4000", "-0.1000", f"{math.exp(2.4):.2f}", f"{change:+.1%}"]
+    assert [*general, "2.2500 at step 100", "4.10k"] in page.rows
+    assert ["manuals", "15,000", "75.0%", "75.0%", "2.0000", "2.0000"] in page.rows
+    assert ["web", "5,000", "25.0%", "25.0%", "-", "-"] in page.rows  # never logged a loss
+    assert ["layout", "tp2_pp1_dp4"] in page.rows and ["version/torch", "2.13.0"] in page.rows
+    assert ["probe <x>", "1.5"] in page.rows
+    median = sorted(390 + step % 21 for step in range(1, 201))[100]
+    assert f"<b>{median}</b><span>tokens/s, median" in text
+    assert "<h1>a &lt;b&gt; &amp; c</h1><p>finished</p>" in text
+    assert text.count("<svg") == 8
+    assert "prefers-color-scheme: dark" in text and "http" not in text
+
+
+@pytest.mark.parametrize("num_records", [0, 1, 2, 3])
+def test_a_run_that_has_only_begun_has_a_report(tmp_path: Path, num_records: int) -> None:
+    records = [{"kind": "start", "step": 0}, eval_record(0, 2.5), step_record(1)][:num_records]
+    text = report(tmp_path, records)
+    Page(text)
+    assert "no records yet" in text if num_records == 0 else "running, or ended without a stop record" in text
+    assert text.count("<svg") == (0, 0, 1, 7)[num_records]
+
+
+def test_non_finite_values_are_left_out_of_curves(tmp_path: Path) -> None:
+    bad = step_record(2) | {"grad_norm": math.nan, "loss_nats_per_token/manuals": math.inf}
+    text = report(tmp_path, [step_record(1), bad, step_record(3)])
+    assert "nan" not in text and "inf" not in text.replace("init_from", "")
+
+
+def test_a_folder_without_metrics_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"metrics\.jsonl does not exist"):
+        write_report(tmp_path)
+
+
+FLOATS = (
+    st.floats(-1e9, 1e9)
+    | st.floats(12345, 12345.000001)
+    | st.floats(-1e-5, 1e-5)
+    | st.sampled_from([math.nan, math.inf])
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    ys=st.lists(st.lists(FLOATS, max_size=12), min_size=1, max_size=3),
+    zero=st.booleans(),
+    start=st.integers(0, 10**9),
+)
+def test_charts_are_well_formed_and_stay_inside_their_frame(
+    ys: list[list[float]], zero: bool, start: int
+) -> None:
+    lines = [
+        svg.Series(f"<{i}>", [(start + x, y) for x, y in enumerate(line)], i) for i, line in enumerate(ys)
+    ]
+    text = svg.line_chart("a & b", "step", "unit", lines, zero)
+    finite = [y for line in ys for y in line if math.isfinite(y)]
+    if not finite:
+        assert text == ""
+        return
+    figure = ElementTree.fromstring(text)
+    drawn = 0
+    for line in figure.iter("polyline"):
+        for x, y in (map(float, point.split(",")) for point in line.attrib["points"].split()):
+            drawn += 1
+            assert svg.LEFT - 0.1 <= x <= svg.WIDTH - svg.RIGHT + 0.1
+            assert svg.TOP - 0.1 <= y <= svg.HEIGHT - svg.BOTTOM + 0.1
+    assert drawn == len(finite)
+
+
+def test_a_point_is_drawn_where_the_axes_say() -> None:
+    text = svg.line_chart("t", "x", "y", [svg.Series("a", [(0.0, 0.0), (5.0, 3.0), (10.0, 10.0)], 0)])
+    figure = ElementTree.fromstring(text)
+    labels: dict[str, dict[str, Any]] = {"end": {}, "middle": {}}
+    for label in figure.iter("text"):
+        if label.text and re.fullmatch(r"[\d.]+", label.text):
+            labels[label.attrib["text-anchor"]][label.text] = label.attrib
+    x, y = map(float, next(figure.iter("polyline")).attrib["points"].split()[1].split(","))
+    x0, x10 = (float(labels["middle"][k]["x"]) for k in ("0", "10"))
+    y0, y10 = (float(labels["end"][k]["y"]) for k in ("0", "10"))
+    assert x == pytest.approx((x0 + x10) / 2, abs=0.2)
+    assert y == pytest.approx(y0 + 0.3 * (y10 - y0) - 4, abs=0.2)  # a label's baseline is 4 below its line
+
+
+@given(low=st.floats(-1e12, 1e12), span=st.floats(0, 1e12), count=st.integers(3, 9))
+def test_ticks_are_round_and_enclose_the_range(low: float, span: float, count: int) -> None:
+    values = svg.ticks(low, low + span, count)
+    slack = 1e-6 * (values[-1] - values[0])
+    assert values[0] <= low + slack and values[-1] >= low + span - slack
+    assert 2 <= len(values) <= 2 * count
+    step = values[1] - values[0]
+    if step > 1e-9 * abs(low):
+        assert all(b - a == pytest.approx(step, rel=1e-4) for a, b in itertools.pairwise(values))
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ([0, 20_000, 100_000], ["0", "20k", "100k"]),
+        ([0.0, 2.5e6, 5e6], ["0", "2.5M", "5.0M"]),
+        ([0, 500, 1000], ["0", "500", "1000"]),
+        ([2.25, 2.5, 2.75], ["2.25", "2.50", "2.75"]),
+        ([-0.1, 0.0, 0.1], ["-0.1", "0", "0.1"]),
+        ([0.0, 5e-6, 1e-5, 1.5e-5], ["0", "5e-6", "1e-5", "1.5e-5"]),
+    ],
+)
+def test_tick_labels_share_a_unit(values: list[float], labels: list[str]) -> None:
+    assert svg.tick_labels(values) == labels
+
+
+def test_smoothing_keeps_means_and_ends() -> None:
+    points = [(float(x), 2.0) for x in range(500)]
+    assert svg.smoothed(points) == points
+    ramp = svg.smoothed([(float(x), float(x)) for x in range(500)])
+    assert all(y == pytest.approx(x) for x, y in ramp[5:-5]) and abs(ramp[-1][1] - 499) <= 5
