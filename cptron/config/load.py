@@ -65,7 +65,17 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 
 def resolved_yaml(config: Config) -> str:
     """The whole configuration with nothing left to defaults; `load_config` reads it back equal."""
-    return yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(config_to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes text with odd spaces or line breaks in double quotes: PyYAML loses some of them in other styles."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        return self.represent_scalar(TAG + "str", text, style=None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def _plain(value: Any) -> Any:

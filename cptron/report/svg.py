@@ -56,7 +56,7 @@ def line_chart(title: str, x_label: str, y_label: str, series: Sequence[Series],
 
 def ticks(low: float, high: float, count: int) -> list[float]:
     """About `count` round numbers, evenly spaced, the first at or below `low` and the last at or above `high`."""
-    if high - low <= 1e-12 * max(abs(low), abs(high)):
+    if high - low <= max(1e-12 * max(abs(low), abs(high)), 1e-200):
         pad = abs(low) * 0.1 or 1.0
         low, high = low - pad, high + pad
     raw = (high - low) / max(1, count - 1)
