@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from cptron import __version__
 from cptron.errors import EXIT_CODE, CptronError
+from cptron.runtime.host_isa import leave_amx_alone
 
 VERBS = {
     "preprocess": ("cptron.tokens.preprocess", "JSONL documents -> token files (.bin/.idx)"),
@@ -20,6 +21,7 @@ VERBS = {
     "train": ("cptron.train.main", "continue pretraining, on one rank or many"),
     "eval": ("cptron.evaluate.main", "loss of a checkpoint or a Hugging Face model on validation data"),
     "export": ("cptron.convert.export_main", "checkpoint -> Hugging Face model"),
+    "verify": ("cptron.convert.verify_main", "prove that a checkpoint and a Hugging Face model are the same"),
     "inspect": ("cptron.inspect", "what a token file, a checkpoint or a run holds"),
     "doctor": ("cptron.doctor", "device, versions, optional accelerators, and what is used for what"),
 }
@@ -53,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"cptron: error: unknown verb {verb!r}; use one of {', '.join(VERBS)}", file=sys.stderr)
         return EXIT_CODE
+    leave_amx_alone()
     try:
         return int(importlib.import_module(VERBS[verb][0]).main(arguments[1:]))
     except CptronError as error:

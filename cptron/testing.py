@@ -18,6 +18,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
+from cptron.runtime.host_isa import leave_amx_alone
+
 T = TypeVar("T")
 
 
@@ -44,7 +46,9 @@ class _Worker:
 _pool: list[_Worker] = []
 
 
-def run_ranks(fn: Callable[..., T], world_size: int, /, *args: Any, timeout_s: float = 300, **kwargs: Any) -> list[T]:
+def run_ranks(
+    fn: Callable[..., T], world_size: int, /, *args: Any, timeout_s: float = 300, **kwargs: Any
+) -> list[T]:
     """Call `fn(*args, **kwargs)` on `world_size` ranks at once; returns their results by rank.
 
     `fn` is a module-level function; it finds RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set as torchrun sets them.
@@ -88,7 +92,9 @@ def _collect(workers: list[_Worker], timeout_s: float) -> list[Any]:
             try:
                 failed, value = pipe.recv()
             except EOFError:
-                raise RankFailure(f"rank {rank} died with exit code {workers[rank].process.exitcode}") from None
+                raise RankFailure(
+                    f"rank {rank} died with exit code {workers[rank].process.exitcode}"
+                ) from None
             if failed:
                 raise RankFailure(f"rank {rank} failed:\n{value}")
             results[rank] = value
@@ -108,6 +114,7 @@ def _serve(pipe: Connection) -> None:
     """A rank's main loop: receive a call, run it, answer."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    leave_amx_alone()
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:
             env, path = pipe.recv()

@@ -115,7 +115,9 @@ def read_manifest(directory: Path) -> Manifest:
     """Manifest of a complete checkpoint. Raises `CheckpointError` when it is absent, incomplete or damaged."""
     path = directory / MANIFEST
     if not directory.is_dir():
-        raise CheckpointError(f"checkpoint {directory} does not exist; give the directory that `cptron convert` made")
+        raise CheckpointError(
+            f"checkpoint {directory} does not exist; give the directory that `cptron convert` made"
+        )
     if not path.is_file():
         raise CheckpointError(
             f"{directory} is no checkpoint: it has no {MANIFEST}; a Hugging Face model is converted by `cptron convert`"
@@ -135,7 +137,9 @@ def read_manifest(directory: Path) -> Manifest:
         found = file.stat().st_size if file.is_file() else None
         if found != size:
             state = "is missing" if found is None else f"has {found} bytes"
-            raise CheckpointError(f"checkpoint {directory} is damaged: {name} {state}, expected {size}; use another one")
+            raise CheckpointError(
+                f"checkpoint {directory} is damaged: {name} {state}, expected {size}; use another one"
+            )
     return manifest
 
 
@@ -143,7 +147,9 @@ def list_checkpoints(checkpoints: Path) -> list[tuple[int, Path]]:
     """(step, directory) of every published checkpoint, oldest first; unverified."""
     if not checkpoints.is_dir():
         return []
-    found = [(int(match[1]), path) for path in checkpoints.iterdir() if (match := _STEP_DIR.fullmatch(path.name))]
+    found = [
+        (int(match[1]), path) for path in checkpoints.iterdir() if (match := _STEP_DIR.fullmatch(path.name))
+    ]
     return sorted(found)
 
 
@@ -168,7 +174,9 @@ def resolve(path: str) -> Path:
     if (directory / "checkpoints").is_dir():
         newest, problems = newest_complete(directory / "checkpoints")
         if newest is None:
-            raise CheckpointError(f"run {directory} has no complete checkpoint; {'; '.join(problems) or 'none was saved'}")
+            raise CheckpointError(
+                f"run {directory} has no complete checkpoint; {'; '.join(problems) or 'none was saved'}"
+            )
         return newest
     read_manifest(directory)
     raise AssertionError("unreachable: read_manifest raises when there is no manifest")

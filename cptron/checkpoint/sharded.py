@@ -18,7 +18,6 @@ from megatron.core.dist_checkpointing.validation import StrictHandling
 
 from cptron.errors import CheckpointError
 
-
 _SAFE_MODULES = ("torch.distributed.checkpoint.", "megatron.core.dist_checkpointing.")
 _SAFE_NAMES = {
     ("torch", "Size"),
@@ -39,10 +38,20 @@ class _DataOnlyUnpickler(pickle.Unpickler):
     """Reads torch's checkpoint metadata and refuses every name that is not plain data."""
 
     def find_class(self, module: str, name: str) -> Any:
-        is_dtype = module == "torch" and name in ("float32", "bfloat16", "float16", "int64", "int32", "uint8", "float64")
+        is_dtype = module == "torch" and name in (
+            "float32",
+            "bfloat16",
+            "float16",
+            "int64",
+            "int32",
+            "uint8",
+            "float64",
+        )
         if module.startswith(_SAFE_MODULES) or (module, name) in _SAFE_NAMES or is_dtype:
             return super().find_class(module, name)
-        raise CheckpointError(f"checkpoint metadata refers to {module}.{name}, which may run code; not loading it")
+        raise CheckpointError(
+            f"checkpoint metadata refers to {module}.{name}, which may run code; not loading it"
+        )
 
 
 def refuse_foreign_code(shards: Path) -> None:
@@ -81,14 +90,17 @@ def load_shards(shards: Path, model: Any, optimizer: Any | None = None) -> None:
     refuse_foreign_code(shards)
     state = {"model": model.sharded_state_dict(metadata=_metadata())}
     if optimizer is not None:
-        state["optimizer"] = optimizer.sharded_state_dict(state["model"], is_loading=True, metadata=_metadata())
+        state["optimizer"] = optimizer.sharded_state_dict(
+            state["model"], is_loading=True, metadata=_metadata()
+        )
     loaded, unused, absent = dist_checkpointing.load(state, str(shards), strict=StrictHandling.RETURN_ALL)
     unused = {key for key in unused if not (optimizer is None and key.startswith("optimizer."))}
     if absent or unused:
         wrong = sorted(absent) or sorted(unused)
         what = "lacks" if absent else "holds parameters this model does not have:"
-        raise CheckpointError(f"{shards} {what} {', '.join(wrong[:3])} ({len(wrong)} in all); it is of another model")
+        raise CheckpointError(
+            f"{shards} {what} {', '.join(wrong[:3])} ({len(wrong)} in all); it is of another model"
+        )
     model.load_state_dict(loaded["model"], strict=True)
     if optimizer is not None:
         optimizer.load_state_dict(loaded["optimizer"])
-

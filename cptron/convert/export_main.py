@@ -8,23 +8,21 @@ from pathlib import Path
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `cptron export CHECKPOINT HF_MODEL [--dtype D] [--verify]`."""
-    parser = argparse.ArgumentParser(prog="cptron export", description="Checkpoint -> Hugging Face model, on the CPU.")
+    """Run `cptron export CHECKPOINT HF_MODEL [--dtype D]`."""
+    parser = argparse.ArgumentParser(
+        prog="cptron export", description="Checkpoint -> Hugging Face model, on the CPU."
+    )
     parser.add_argument("checkpoint", help="checkpoint, or a run directory for its newest checkpoint")
     parser.add_argument("hugging_face", type=Path, help="new directory")
-    parser.add_argument("--dtype", choices=("stored", "bf16", "fp32"), default="stored", help="default: as stored")
-    parser.add_argument("--verify", action="store_true", help="compare logits with transformers afterwards")
+    parser.add_argument(
+        "--dtype", choices=("stored", "bf16", "fp32"), default="stored", help="default: as stored"
+    )
     args = parser.parse_args(argv)
 
     from cptron.checkpoint.layout import resolve
     from cptron.convert.hf_export import export_hugging_face
-    from cptron.convert.verify import require_equal
 
     checkpoint = resolve(args.checkpoint)
     manifest = export_hugging_face(checkpoint, args.hugging_face, args.dtype)
     print(f"{args.hugging_face}: {manifest.hugging_face_model or 'model'} after step {manifest.step}")
-    if args.verify:
-        tolerance = 0.5 if args.dtype == "bf16" and manifest.precision == "fp32" else 1e-3
-        found = require_equal(checkpoint, args.hugging_face, tolerance)
-        print(f"verified: largest logit difference to transformers {found.max_abs_logit_difference:.2e} (fp32)")
     return 0

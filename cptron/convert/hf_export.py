@@ -49,17 +49,23 @@ def _exported_config(checkpoint: Path, manifest: layout.Manifest, precision: str
     """The source's config with the weights' own dtype, after proof that it has their shape."""
     path = checkpoint / layout.HUGGING_FACE / "config.json"
     if not path.is_file():
-        raise ConversionError(f"{path} does not exist; a model trained from random weights has no Hugging Face config")
+        raise ConversionError(
+            f"{path} does not exist; a model trained from random weights has no Hugging Face config"
+        )
     config = json.loads(path.read_text())
     arch = family_of(manifest.arch.family).read_config(config)
     if arch != manifest.arch:
-        raise ConversionError(f"{path} describes another model than the weights; restore the original config.json")
+        raise ConversionError(
+            f"{path} describes another model than the weights; restore the original config.json"
+        )
     config.pop("torch_dtype", None)
     config["dtype"] = {"bf16": "bfloat16", "fp32": "float32"}[precision]
     return config  # type: ignore[no-any-return]
 
 
-def _tensors(checkpoint: Path, manifest: layout.Manifest, precision: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(
+    checkpoint: Path, manifest: layout.Manifest, precision: Any
+) -> Iterator[tuple[str, torch.Tensor]]:
     from cptron.checkpoint.sharded import load_shards
     from cptron.model.build import DTYPES, build_model
     from cptron.runtime.session import open_session

@@ -79,7 +79,9 @@ def stored_precision(reader: ModelReader) -> Literal["bf16", "fp32"]:
     """Precision that holds the source's weights exactly: bf16 if all are bf16, else fp32."""
     dtypes = {reader.read(name).dtype for name in reader.names}
     if not dtypes <= {torch.bfloat16, torch.float16, torch.float32}:
-        raise ConversionError(f"the model has tensors of {sorted(map(str, dtypes))}; only bf16, fp16 and fp32 are read")
+        raise ConversionError(
+            f"the model has tensors of {sorted(map(str, dtypes))}; only bf16, fp16 and fp32 are read"
+        )
     return "bf16" if dtypes == {torch.bfloat16} else "fp32"
 
 
@@ -108,7 +110,9 @@ def carry_small_files(source: Path, target: Path) -> None:
                 shutil.copyfile(path, target / path.name)
 
 
-def _write_shards(family: Family, arch: Architecture, reader: ModelReader, shards: Path, precision: Any) -> None:
+def _write_shards(
+    family: Family, arch: Architecture, reader: ModelReader, shards: Path, precision: Any
+) -> None:
     from cptron.checkpoint.sharded import save_shards
     from cptron.model.build import build_model
     from cptron.runtime.session import open_session

@@ -37,7 +37,9 @@ def probe_tokens(tokenizer: Tokenizer | None, vocab_size: int, max_tokens: int) 
 def reference_logits(hugging_face: Path, token_ids: list[int]) -> torch.Tensor:
     """Logits `[S, V]` of the Hugging Face model in fp32 on the CPU."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(hugging_face, dtype=torch.float32, local_files_only=True)
     with torch.no_grad():
         return model.eval()(torch.tensor([token_ids])).logits[0]  # type: ignore[no-any-return]

@@ -49,7 +49,11 @@ class ModelReader:
         for path in paths:
             if not path.is_file():
                 pickles = sorted(self.directory.glob("pytorch_model*.bin"))
-                extra = f" ({pickles[0].name} is a pickle, which is not read; save the model as safetensors)" if pickles else ""
+                extra = (
+                    f" ({pickles[0].name} is a pickle, which is not read; save the model as safetensors)"
+                    if pickles
+                    else ""
+                )
                 raise ConversionError(f"{path} does not exist{extra}; the model directory is incomplete")
         return paths
 
@@ -61,7 +65,9 @@ class ModelReader:
     def read(self, name: str) -> torch.Tensor:
         """One tensor. Raises `ConversionError` when the model has no such tensor."""
         if name not in self._files:
-            raise ConversionError(f"{self.directory} has no tensor {name}; the weights do not match config.json")
+            raise ConversionError(
+                f"{self.directory} has no tensor {name}; the weights do not match config.json"
+            )
         return self._files[name].get_tensor(name)  # type: ignore[no-any-return]
 
     def close(self) -> None:
@@ -73,12 +79,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())  # type: ignore[no-any-return]
     except OSError:
-        raise ConversionError(f"{path} does not exist; give a complete Hugging Face model directory") from None
+        raise ConversionError(
+            f"{path} does not exist; give a complete Hugging Face model directory"
+        ) from None
     except ValueError as error:
         raise ConversionError(f"{path} is not valid JSON ({error}); download it again") from None
 
 
-def write_model(directory: Path, tensors: Iterator[tuple[str, torch.Tensor]], max_shard_bytes: int = 5 * 10**9) -> int:
+def write_model(
+    directory: Path, tensors: Iterator[tuple[str, torch.Tensor]], max_shard_bytes: int = 5 * 10**9
+) -> int:
     """Write tensors as safetensors, one file or several with an index; returns the bytes of all tensors."""
     shards: list[dict[str, torch.Tensor]] = [{}]
     sizes = [0]

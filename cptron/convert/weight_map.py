@@ -69,7 +69,9 @@ def to_megatron(
             yield rule.megatron.format(layer=layer), _join(rule, arch, parts, padded_vocab)
 
 
-def to_hugging_face(family: Family, arch: Architecture, read: ReadTensor) -> Iterator[tuple[str, torch.Tensor]]:
+def to_hugging_face(
+    family: Family, arch: Architecture, read: ReadTensor
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Hugging Face names and contiguous tensors, given full megatron-core tensors."""
     for rule in family.rules_for(arch):
         for layer in layers_of(rule, arch):

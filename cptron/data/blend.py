@@ -24,11 +24,15 @@ class Blend:
 
     def __init__(self, sources: Sequence[TokenSource], token_shares: Sequence[float]) -> None:
         if not sources or min(token_shares) <= 0:
-            raise ConfigError(f"token shares must all be positive, got {list(token_shares)}; leave out an unused source")
+            raise ConfigError(
+                f"token shares must all be positive, got {list(token_shares)}; leave out an unused source"
+            )
         self.sources = list(sources)
         total = sum(token_shares)
         self.shares = [share / total for share in token_shares]
-        self._weights = np.array([max(1, round(share * WEIGHT_SUM)) for share in self.shares], dtype=np.uint64)
+        self._weights = np.array(
+            [max(1, round(share * WEIGHT_SUM)) for share in self.shares], dtype=np.uint64
+        )
 
     def draw(self, counts: Sequence[int], num_samples: int) -> tuple[npt.NDArray[np.int32], list[int]]:
         """Source of each of the next `num_samples` samples, and the counts after them."""

@@ -11,6 +11,8 @@ from cptron.errors import DataError
 try:
     from cptron._kernels import build_sample_index, draw_blend, shuffle
 except ImportError as error:
-    raise DataError(f"the compiled kernels cannot be loaded ({error}); run `pip install .` with a C++ compiler") from error
+    raise DataError(
+        f"the compiled kernels cannot be loaded ({error}); run `pip install .` with a C++ compiler"
+    ) from error
 
 __all__ = ["build_sample_index", "draw_blend", "shuffle"]

@@ -51,7 +51,9 @@ class Ledger:
         try:
             ledger = cls({name: Entry(**entry) for name, entry in saved["entries"].items()})
         except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"the checkpoint's data ledger is damaged ({error!r}); use another checkpoint") from None
+            raise CheckpointError(
+                f"the checkpoint's data ledger is damaged ({error!r}); use another checkpoint"
+            ) from None
         return ledger.with_mix(blend)
 
     def with_mix(self, blend: Blend) -> Ledger:

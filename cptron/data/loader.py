@@ -19,7 +19,13 @@ class TrainLoader:
     """Hands out this rank's share of one global batch after another."""
 
     def __init__(
-        self, blend: Blend, ledger: Ledger, global_batch_size: int, micro_batch_size: int, dp_rank: int, dp_size: int
+        self,
+        blend: Blend,
+        ledger: Ledger,
+        global_batch_size: int,
+        micro_batch_size: int,
+        dp_rank: int,
+        dp_size: int,
     ) -> None:
         assert global_batch_size % (micro_batch_size * dp_size) == 0, "the configuration check refuses this"
         self._blend = blend

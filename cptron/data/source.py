@@ -42,7 +42,9 @@ class TokenSource:
         """Tokens `[seq_length + 1]` of the `cursor`-th sample since the start of the run."""
         epoch, sample = divmod(cursor, self.samples_per_epoch)
         spans = self._order(epoch).locate(sample)
-        return np.concatenate([self._tokens.read(s.document, s.offset, s.length) for s in spans]).astype(np.int64)
+        return np.concatenate([self._tokens.read(s.document, s.offset, s.length) for s in spans]).astype(
+            np.int64
+        )
 
     def _order(self, epoch: int) -> EpochOrder:
         """The order of an epoch; two are kept, since a batch can straddle the turn of an epoch."""

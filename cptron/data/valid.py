@@ -39,7 +39,9 @@ class ValidSet:
         tokens = IndexedTokens(prefix)
         available = tokens.num_tokens - 1
         if available < 1:
-            raise DataError(f"validation set {name} ({prefix}) is empty: {tokens.num_tokens} tokens; at least 2 are needed")
+            raise DataError(
+                f"validation set {name} ({prefix}) is empty: {tokens.num_tokens} tokens; at least 2 are needed"
+            )
         self.num_predicted_tokens = min(available, max_tokens) if max_tokens else available
         self._tokens = tokens
         self._seq_length = seq_length

@@ -27,7 +27,9 @@ def documents(path: Path, key: str = "text") -> Iterator[str]:
             try:
                 yield json.loads(line)[key]
             except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{path}:{number}: not a JSON object with a string {key!r} ({error})") from None
+                raise DataError(
+                    f"{path}:{number}: not a JSON object with a string {key!r} ({error})"
+                ) from None
 
 
 def evaluate_hugging_face(
@@ -38,8 +40,11 @@ def evaluate_hugging_face(
     Documents are tokenized without special tokens, each followed by the end-of-text token, concatenated in file order
     and cut into windows of `seq_length` predictions; the model sees one window at a time.
     """
+    from tqdm import tqdm
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, local_files_only=True).eval()
     stream: list[int] = []
@@ -54,14 +59,21 @@ def evaluate_hugging_face(
     groups = [full[start : start + batch_size] for start in range(0, len(full), batch_size)]
     groups += [[window] for window in windows[len(full) :]]
     loss_sum, tokens = 0.0, 0
-    with torch.no_grad():
+    predictions = sum(len(window) - 1 for window in windows)
+    with (
+        torch.no_grad(),
+        tqdm(total=predictions, desc=f"eval {jsonl.name}", unit="tok", unit_scale=True) as progress,
+    ):
         for group in groups:
             ids_BS = torch.tensor(group)
             logits_BSV = model(ids_BS[:, :-1]).logits
             labels_BS = ids_BS[:, 1:]
-            loss = torch.nn.functional.cross_entropy(logits_BSV.flatten(0, 1), labels_BS.flatten(), reduction="sum")
+            loss = torch.nn.functional.cross_entropy(
+                logits_BSV.flatten(0, 1), labels_BS.flatten(), reduction="sum"
+            )
             loss_sum += float(loss.double())
             tokens += labels_BS.numel()
+            progress.update(labels_BS.numel())
     if not tokens:
         raise DataError(f"{jsonl} has no token to predict; give a file with text")
     return loss_sum / tokens, tokens

@@ -26,7 +26,9 @@ def inverse_frequencies(arch: Architecture) -> torch.Tensor:
         return inv_freq_D
     context = scaling.original_max_position_embeddings
     wavelength_D = 2 * math.pi / inv_freq_D
-    smooth_D = (context / wavelength_D - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    smooth_D = (context / wavelength_D - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
     interpolated_D = (1 - smooth_D) * inv_freq_D / scaling.factor + smooth_D * inv_freq_D
     low_D = wavelength_D > context / scaling.low_freq_factor
     high_D = wavelength_D < context / scaling.high_freq_factor

@@ -96,6 +96,8 @@ def apply_gradients(optimizer: Any, clip_grad_norm: float) -> float:
             f"gradient norm is {grad_norm}; no weight was changed. Lower optim.lr or look at the batch of this step"
         )
     if clip_grad_norm > 0:
-        clip_grad_by_total_norm_fp32(optimizer.get_parameters(), max_norm=clip_grad_norm, total_norm=grad_norm)
+        clip_grad_by_total_norm_fp32(
+            optimizer.get_parameters(), max_norm=clip_grad_norm, total_norm=grad_norm
+        )
     optimizer.step_with_ready_grads()
     return grad_norm

@@ -12,7 +12,6 @@ from typing import Literal
 import torch
 
 from cptron.errors import LaunchError
-from cptron.runtime.host_isa import leave_amx_alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,6 @@ def select_device(wanted: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -
             "runtime.device=cuda, but torch sees no CUDA device; install a CUDA build of torch or use runtime.device=cpu"
         )
     if not has_cuda:
-        leave_amx_alone()
         return Device("cpu", "gloo", torch.device("cpu"))
     if wanted == "cpu":
         raise LaunchError(

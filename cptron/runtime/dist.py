@@ -23,12 +23,16 @@ def init_process_group(backend: str, ranks: Ranks, timeout_s: int) -> None:
     import torch.distributed as dist
 
     if dist.is_initialized():
-        raise LaunchError(f"a process group of {dist.get_world_size()} rank(s) already exists; destroy it first")
+        raise LaunchError(
+            f"a process group of {dist.get_world_size()} rank(s) already exists; destroy it first"
+        )
     if ranks.launcher == "single":
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = "127.0.0.1", str(_free_port())
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if name not in os.environ:
-            raise LaunchError(f"{name} is not set for {ranks.world_size} ranks; export it in the batch script")
+            raise LaunchError(
+                f"{name} is not set for {ranks.world_size} ranks; export it in the batch script"
+            )
     dist.init_process_group(
         backend,
         rank=ranks.rank,

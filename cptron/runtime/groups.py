@@ -22,7 +22,9 @@ def init_groups(topology: Topology, seed: int, timeout_s: int = 600) -> None:
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=topology.tp,
         pipeline_model_parallel_size=topology.pp,
-        distributed_timeout_minutes=max(1, datetime.timedelta(seconds=timeout_s) // datetime.timedelta(minutes=1)),
+        distributed_timeout_minutes=max(
+            1, datetime.timedelta(seconds=timeout_s) // datetime.timedelta(minutes=1)
+        ),
     )
     rank = dist.get_rank()
     assert parallel_state.get_tensor_model_parallel_rank() == topology.tp_rank(rank)

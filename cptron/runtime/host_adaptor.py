@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.utils._device import _device_constructors
 
 from cptron.errors import LaunchError
 
@@ -187,6 +188,9 @@ def apply() -> None:
             f"the host adaptor is for machines without CUDA, but {torch.cuda.device_count()} CUDA device(s) are "
             "visible; use them, or hide them with CUDA_VISIBLE_DEVICES= and start again"
         )
+    # `with torch.device(...)` recognises factories by identity, from a table it makes at first use: make it now, with
+    # the originals, or it would silently stop working in this process (transformers builds models under it)
+    _device_constructors()
     for (owner, name), value in replacements().items():
         setattr(owner, name, value)
     _applied = True

@@ -1,7 +1,7 @@
 """Keeps bf16 on the CPU from crashing where a virtual machine announces AMX but does not let it run.
 
-Place in the flow: when the CPU is chosen as the device, before the first matrix product. Invariant: an explicit ONEDNN_MAX_CPU_ISA in
-the environment is the user's word and is left alone.
+Place in the flow: the command line and every rank call it first: oneDNN reads its limit once, at the first matrix product of a
+process. Invariant: an explicit ONEDNN_MAX_CPU_ISA in the environment is the user's word and is left alone.
 """
 
 from __future__ import annotations

@@ -36,7 +36,9 @@ def launched_ranks(environ: dict[str, str] | None = None) -> Ranks | None:
     if "RANK" in env and "WORLD_SIZE" in env:
         world_size = int(env["WORLD_SIZE"])
         local = int(env.get("LOCAL_RANK", env["RANK"]))
-        return Ranks(int(env["RANK"]), world_size, local, int(env.get("LOCAL_WORLD_SIZE", world_size)), "torchrun")
+        return Ranks(
+            int(env["RANK"]), world_size, local, int(env.get("LOCAL_WORLD_SIZE", world_size)), "torchrun"
+        )
     if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and env.get("SLURM_STEP_NUM_TASKS", "1") != "1":
         tasks_here = env.get("SLURM_STEP_TASKS_PER_NODE", "1").split(",")[0].split("(")[0]
         return Ranks(

@@ -35,7 +35,8 @@ class LossSums:
 
     def __add__(self, other: LossSums) -> LossSums:
         return LossSums(
-            self.loss_nats_by_source + other.loss_nats_by_source, self.tokens_by_source + other.tokens_by_source
+            self.loss_nats_by_source + other.loss_nats_by_source,
+            self.tokens_by_source + other.tokens_by_source,
         )
 
     @property

@@ -84,7 +84,9 @@ def evaluate_all(run: Run, hooks: Sequence[Hook]) -> Action:
     if not run.valid_sets:
         return Action.CONTINUE
     device = run.session.device.torch_device
-    record = eval_record(run, {valid.name: evaluate_set(run.model, valid, device) for valid in run.valid_sets})
+    record = eval_record(
+        run, {valid.name: evaluate_set(run.model, valid, device) for valid in run.valid_sets}
+    )
     return max((hook.on_eval(run, record) for hook in hooks), default=Action.CONTINUE)
 
 

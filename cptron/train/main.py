@@ -23,7 +23,9 @@ def main(argv: Sequence[str]) -> int:
     """Run `cptron train CONFIG [a.b=c ...]`."""
     parser = argparse.ArgumentParser(prog="cptron train", description="Continue the pretraining of a model.")
     parser.add_argument("config", type=Path, help="YAML file; see docs/configuration.md")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that win over the file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="values that win over the file"
+    )
     args = parser.parse_args(argv)
     config = load_config(args.config, args.overrides).config
     ranks = launched_ranks()
@@ -38,7 +40,9 @@ def _relaunch(num_ranks: int, arguments: list[str]) -> int:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
     sys.stdout.flush()
     sys.stderr.flush()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # silences torchrun; the session sets threads per rank itself
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", "1"
+    )  # silences torchrun; the session sets threads per rank itself
     os.execv(command[0], [*command, "-m", "cptron.cli", "train", *arguments])
 
 

@@ -79,7 +79,9 @@ def _check_data(config: Config, arch: Architecture, tokenizer_of_base: str) -> N
             tokens = IndexedTokens(item.path)
             manifest = load_manifest(item.path)
             if tokens.num_tokens < 2:
-                raise DataError(f"{kind} {item.name} ({item.path}) has {tokens.num_tokens} tokens; at least 2 are needed")
+                raise DataError(
+                    f"{kind} {item.name} ({item.path}) has {tokens.num_tokens} tokens; at least 2 are needed"
+                )
             found = manifest.tokenizer.fingerprint
             if expected and found != expected:
                 raise DataError(

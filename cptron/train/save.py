@@ -33,7 +33,9 @@ def save_checkpoint(run: Run) -> Path:
         try:
             (layout.begin(final) / layout.SHARDS).mkdir()
         except OSError as error:
-            raise CheckpointError(f"cannot write {working} ({error}); free space or choose another run.dir") from None
+            raise CheckpointError(
+                f"cannot write {working} ({error}); free space or choose another run.dir"
+            ) from None
 
     def publish() -> None:
         layout.write_json(working / layout.STATE, {**run.state.to_dict(), "random_states": random_states})

@@ -108,10 +108,14 @@ def _claim_directory(config: Config, plan: Plan) -> None:
     directory = Path(config.run.dir)
     directory.mkdir(parents=True, exist_ok=True)
     if not (directory / RUN_FILE).exists():
-        layout.write_json(directory / RUN_FILE, {"identity": plan.identity, "name": config.run.name or directory.name})
+        layout.write_json(
+            directory / RUN_FILE, {"identity": plan.identity, "name": config.run.name or directory.name}
+        )
 
 
-def _open_data(config: Config, plan: Plan, session: Session) -> tuple[TrainState, TrainLoader, list[ValidSet]]:
+def _open_data(
+    config: Config, plan: Plan, session: Session
+) -> tuple[TrainState, TrainLoader, list[ValidSet]]:
     data, train = config.data, config.train
     sources = [TokenSource(item.name, item.path, data.seq_length, config.run.seed) for item in data.sources]
     blend = Blend(sources, [item.token_share for item in data.sources])

@@ -36,7 +36,9 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())  # type: ignore[no-any-return]
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); the checkpoint holds weights only or is damaged") from None
+        raise CheckpointError(
+            f"{path} cannot be read ({error}); the checkpoint holds weights only or is damaged"
+        ) from None
 
 
 def random_state() -> dict[str, str]:

@@ -6,8 +6,15 @@ These functions use the engine directly, without data files, so that a test can 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+
+import cptron.runtime.megatron_ready  # noqa: F401
+
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
 from cptron.checkpoint import layout
 from cptron.checkpoint.sharded import load_shards, save_shards
@@ -45,20 +52,25 @@ def train_losses(
     precision: str = "fp32",
     recompute: str = "none",
     first_step: int = 0,
-    load_optimizer: bool = False,
-    save_to: str = "",
+    resume_shards: str = "",
+    save_shards_to: str = "",
 ) -> list[tuple[float, float]]:
-    """(loss, gradient norm) of each step on `tokens_NGS1 [steps, G, S + 1]`, starting from a checkpoint's shards."""
+    """(loss, gradient norm) of each step on `tokens_NGS1 [steps, G, S + 1]`.
+
+    Starts from the weights of `checkpoint`, or from weights and optimizer in `resume_shards`.
+    """
     ranks = launched_ranks()
     assert ranks is not None
-    arch = layout.read_manifest(Path(checkpoint)).arch if (Path(checkpoint) / "manifest.json").is_file() else None
-    assert arch is not None
+    arch = layout.read_manifest(Path(checkpoint)).arch
     with open_session(ranks, tp=tp, pp=pp, threads_per_rank=1) as session:
-        model = wrap_for_data_parallel(build_model(arch, tp=tp, pp=pp, precision=precision, recompute=recompute))
+        model = wrap_for_data_parallel(
+            build_model(arch, tp=tp, pp=pp, precision=precision, recompute=recompute)
+        )
         optimizer = build_optimizer(OPTIM, model, precision)
-        shards = Path(checkpoint) / layout.SHARDS
-        load_shards(shards, model.module, optimizer if load_optimizer else None)
-        if not load_optimizer:
+        if resume_shards:
+            load_shards(Path(resume_shards), model.module, optimizer)
+        else:
+            load_shards(Path(checkpoint) / layout.SHARDS, model.module)
             optimizer.reload_model_params()
         history = []
         for step, tokens_GS1 in enumerate(tokens_NGS1, first_step):
@@ -72,13 +84,44 @@ def train_losses(
                 device=session.device.torch_device,
             )
             history.append((result.sums.loss_nats_per_token, result.grad_norm))
-        if save_to:
-            if session.ranks.is_main:
-                (Path(save_to) / layout.SHARDS).mkdir(parents=True)
-                manifest = (Path(checkpoint) / "manifest.json").read_text()
-                (Path(save_to) / "manifest.json").write_text(manifest.replace('"files"', '"files_of_base"', 1))
-            import torch.distributed as dist
-
-            dist.barrier()
-            save_shards(Path(save_to) / layout.SHARDS, model.module, optimizer)
+        if save_shards_to:
+            save_shards(Path(save_shards_to), model.module, optimizer)
         return history
+
+
+def first_logits(checkpoint: str, token_ids: list[int], *, tp: int, pp: int) -> np.ndarray | None:
+    """Logits `[S, V]` of the checkpoint under a layout; None on ranks that do not hold the last stage."""
+    ranks = launched_ranks()
+    assert ranks is not None
+    arch = layout.read_manifest(Path(checkpoint)).arch
+    with open_session(ranks, tp=tp, pp=pp, threads_per_rank=1), torch.no_grad():
+        model = build_model(arch, tp=tp, pp=pp, precision="fp32").eval()
+        load_shards(Path(checkpoint) / layout.SHARDS, model)
+        return _pipeline_logits(model, torch.tensor([token_ids]), arch.vocab_size)
+
+
+def _pipeline_logits(model: Any, tokens_BS: torch.Tensor, vocab_size: int) -> np.ndarray | None:
+    """Run megatron-core's own schedule forward and gather the vocabulary on the last stage."""
+    found: list[torch.Tensor] = []
+
+    def forward(batches: Any, stage: Any) -> Any:
+        next(batches)
+        positions_BS = torch.arange(tokens_BS.size(1)).unsqueeze(0)
+        output = stage(tokens_BS, positions_BS, None)
+
+        def keep(logits: torch.Tensor) -> Any:
+            found.append(gather_from_tensor_model_parallel_region(logits))
+            return logits.sum(), torch.tensor(1), {}
+
+        return output, keep
+
+    get_forward_backward_func()(
+        forward_step_func=forward,
+        data_iterator=iter([0]),
+        model=[model],
+        num_microbatches=1,
+        seq_length=tokens_BS.size(1),
+        micro_batch_size=1,
+        forward_only=True,
+    )
+    return found[0][0, :, :vocab_size].numpy() if found else None

@@ -16,5 +16,7 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA,)}
 def family_of(model_type: str) -> Family:
     """The family of a Hugging Face `model_type`; `ConversionError` names those that are known."""
     if model_type not in FAMILIES:
-        raise ConversionError(f"model_type {model_type!r} is not supported; supported: {', '.join(sorted(FAMILIES))}")
+        raise ConversionError(
+            f"model_type {model_type!r} is not supported; supported: {', '.join(sorted(FAMILIES))}"
+        )
     return FAMILIES[model_type]

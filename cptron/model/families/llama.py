@@ -37,7 +37,9 @@ def read_config(config: dict[str, Any]) -> Architecture:
     """Architecture of a Hugging Face Llama config; `ConversionError` names a missing or unsupported field."""
     for key, wanted in _REQUIRED.items():
         if config.get(key, wanted) != wanted:
-            raise ConversionError(f"config.json has {key}={config[key]!r}; the llama family supports only {wanted!r}")
+            raise ConversionError(
+                f"config.json has {key}={config[key]!r}; the llama family supports only {wanted!r}"
+            )
     try:
         heads = int(config["num_attention_heads"])
         hidden = int(config["hidden_size"])
@@ -58,7 +60,9 @@ def read_config(config: dict[str, Any]) -> Architecture:
             tied_embeddings=bool(config.get("tie_word_embeddings", False)),
         )
     except KeyError as error:
-        raise ConversionError(f"config.json lacks {error.args[0]!r}, which a llama model needs; check the file") from None
+        raise ConversionError(
+            f"config.json lacks {error.args[0]!r}, which a llama model needs; check the file"
+        ) from None
 
 
 LLAMA = Family(
@@ -66,7 +70,9 @@ LLAMA = Family(
     read_config=read_config,
     rules=(
         TensorRule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), "vocab"),
-        TensorRule("decoder.layers.{layer}.input_layernorm.weight", ("model.layers.{layer}.input_layernorm.weight",)),
+        TensorRule(
+            "decoder.layers.{layer}.input_layernorm.weight", ("model.layers.{layer}.input_layernorm.weight",)
+        ),
         TensorRule(
             "decoder.layers.{layer}.self_attention.linear_qkv.weight",
             (
@@ -89,7 +95,9 @@ LLAMA = Family(
             ("model.layers.{layer}.mlp.gate_proj.weight", "model.layers.{layer}.mlp.up_proj.weight"),
             "gate_up",
         ),
-        TensorRule("decoder.layers.{layer}.mlp.linear_fc2.weight", ("model.layers.{layer}.mlp.down_proj.weight",)),
+        TensorRule(
+            "decoder.layers.{layer}.mlp.linear_fc2.weight", ("model.layers.{layer}.mlp.down_proj.weight",)
+        ),
         TensorRule("decoder.final_layernorm.weight", ("model.norm.weight",)),
     ),
     output_rule=TensorRule("output_layer.weight", ("lm_head.weight",), "vocab"),
