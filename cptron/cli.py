@@ -1,7 +1,7 @@
 """The `cptron` command.
 
-Place in the flow: the front door; each verb is a thin front of one room, imported when it is used. Invariant: an error a user can
-act on is one line on stderr and exit code 2, on every rank.
+Place in the flow: the front door; each verb is a thin front of one room, imported when it is used.
+Invariant: an error a user can act on is one line on stderr and exit code 2, on every rank.
 """
 
 from __future__ import annotations

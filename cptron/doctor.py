@@ -1,7 +1,7 @@
 """`cptron doctor`: what this machine has, and what cptron will use for what.
 
-Place in the flow: before a first run, and in every report of a problem. Invariant: starts nothing, needs no network
-and exits with `EXIT_CODE` exactly when something required is missing or outside its bounds.
+Place in the flow: before a first run, and in every report of a problem. Invariant: starts nothing, needs no
+network and exits with `EXIT_CODE` exactly when something required is missing or outside its bounds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Multi-rank tests on one machine: `run_ranks(fn, world_size)` runs a function on real ranks over gloo.
 
-Place in the flow: used by this project's tests, and meant for its users' tests too. Importing torch and megatron-core costs seconds, so
-ranks are processes that stay warm between calls. Invariant: a failure on one rank is an error of the call, never a hang.
+Place in the flow: used by this project's tests, and meant for its users' tests too. Importing torch and
+megatron-core costs seconds, so ranks are processes that stay warm between calls. Invariant: a failure on
+one rank is an error of the call, never a hang.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ def run_ranks(
 ) -> list[T]:
     """Call `fn(*args, **kwargs)` on `world_size` ranks at once; returns their results by rank.
 
-    `fn` is a module-level function; it finds RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set as torchrun sets them.
-    Raises `RankFailure` with the traceback of the first rank that failed, or after `timeout_s`.
+    `fn` is a module-level function; it finds RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set as torchrun
+    sets them. Raises `RankFailure` with the traceback of the first rank that failed, or after `timeout_s`.
     """
     while len(_pool) < world_size:
         _pool.append(_Worker())

@@ -6,8 +6,9 @@
       hugging_face/     config, tokenizer and other small files of the model it came from
       state.json        step, data ledger, random state (a run's checkpoint only)
 
-Place in the flow: written by `convert` and by the trainer, read by everything that needs weights. Imports no torch.
-Invariant: a directory under its final name is complete; it gets that name by one atomic rename after all is on disk.
+Place in the flow: written by `convert` and by the trainer, read by everything that needs weights. Imports
+no torch. Invariant: a directory under its final name is complete; it gets that name by one atomic rename
+after all is on disk.
 """
 
 from __future__ import annotations
@@ -112,7 +113,8 @@ def _fsync(path: Path) -> None:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Manifest of a complete checkpoint. Raises `CheckpointError` when it is absent, incomplete or damaged."""
+    """Manifest of a complete checkpoint. Raises `CheckpointError` when it is absent, incomplete or
+    damaged."""
     path = directory / MANIFEST
     if not directory.is_dir():
         raise CheckpointError(
@@ -167,7 +169,8 @@ def newest_complete(checkpoints: Path) -> tuple[Path | None, list[str]]:
 
 
 def resolve(path: str) -> Path:
-    """A checkpoint directory; a run directory means its newest complete checkpoint. Raises `CheckpointError`."""
+    """A checkpoint directory; a run directory means its newest complete checkpoint. Raises
+    `CheckpointError`."""
     directory = Path(path)
     if (directory / MANIFEST).is_file():
         return directory

@@ -1,7 +1,7 @@
 """Model and optimizer as megatron-core `torch_dist` shards, loadable under any layout.
 
-Place in the flow: inside a checkpoint directory (`layout`). Adapter for `megatron.core.dist_checkpointing`. Invariant: a load
-fills every parameter asked for or raises; and no code stored in a checkpoint is ever run.
+Place in the flow: inside a checkpoint directory (`layout`). Adapter for `megatron.core.dist_checkpointing`.
+Invariant: a load fills every parameter asked for or raises; and no code stored in a checkpoint is ever run.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class _DataOnlyUnpickler(pickle.Unpickler):
 def refuse_foreign_code(shards: Path) -> None:
     """Raise `CheckpointError` unless the shards' pickled metadata holds plain data only.
 
-    torch stores the index of a distributed checkpoint as a pickle (`.metadata`); the tensors themselves are read with
-    `weights_only`.
+    torch stores the index of a distributed checkpoint as a pickle (`.metadata`); the tensors themselves are
+    read with `weights_only`.
     """
     path = shards / ".metadata"
     try:
@@ -86,7 +86,8 @@ def save_shards(shards: Path, model: Any, optimizer: Any | None = None) -> None:
 
 
 def load_shards(shards: Path, model: Any, optimizer: Any | None = None) -> None:
-    """Fill the model, and the optimizer where given; collective. Raises `CheckpointError` on anything missing."""
+    """Fill the model, and the optimizer where given; collective. Raises `CheckpointError` on anything
+    missing."""
     refuse_foreign_code(shards)
     state = {"model": model.sharded_state_dict(metadata=_metadata())}
     if optimizer is not None:

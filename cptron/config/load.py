@@ -69,7 +69,8 @@ def resolved_yaml(config: Config) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes text with odd spaces or line breaks in double quotes: PyYAML loses some of them in other styles."""
+    """Writes text with odd spaces or line breaks in double quotes: PyYAML loses some of them in other
+    styles."""
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
         return self.represent_scalar(TAG + "str", text, style=None if text.isprintable() else '"')

@@ -29,7 +29,7 @@ class StartConfig:
     """Which weights the run starts from. A run already in `run.dir` is always resumed, never restarted."""
 
     mode: Literal["init_from", "random"] = "init_from"
-    """`init_from`: weights of `start.checkpoint`, new optimizer. `random`: random weights of `model`, only when asked for."""
+    """`init_from`: weights of `start.checkpoint`, new optimizer. `random`: only when asked for."""
     checkpoint: str = ""
     """Checkpoint made by `cptron convert` (or by a run) whose weights are loaded; required by `init_from`."""
     gate_tolerance_nats: float = 0.0

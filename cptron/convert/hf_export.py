@@ -1,7 +1,7 @@
 """Checkpoint of any layout -> Hugging Face model directory.
 
-Place in the flow: after training. One process on the CPU. Invariant: what is published under the final name holds every weight
-and a config that describes exactly these weights.
+Place in the flow: after training. One process on the CPU. Invariant: what is published under the final name
+holds every weight and a config that describes exactly these weights.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def export_hugging_face(
 ) -> layout.Manifest:
     """Write the model of `checkpoint` to the new directory `target`.
 
-    `dtype`: `stored` keeps the precision of the checkpoint bit for bit; others convert. Raises `ConversionError` when the
-    target exists or the config does not describe the weights.
+    `dtype`: `stored` keeps the precision of the checkpoint bit for bit; others convert. Raises
+    `ConversionError` when the target exists or the config does not describe the weights.
     """
     manifest = layout.read_manifest(checkpoint)
     if target.exists():

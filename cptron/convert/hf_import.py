@@ -1,7 +1,8 @@
 """Hugging Face model directory -> checkpoint.
 
-Place in the flow: `cptron convert`, before training. One process on the CPU; the checkpoint loads under any layout.
-Invariant: every tensor of the source is used exactly once, and the probe loss is recorded before anything is published.
+Place in the flow: `cptron convert`, before training. One process on the CPU; the checkpoint loads under any
+layout. Invariant: every tensor of the source is used exactly once, and the probe loss is recorded before
+anything is published.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ PROBE_TOKENS = 256
 
 
 def import_hugging_face(source: Path, target: Path) -> layout.Manifest:
-    """Convert `source` into a new checkpoint `target`. Raises `ConversionError` or `CheckpointError` with nothing left
-    behind under the final name."""
+    """Convert `source` into a new checkpoint `target`. Raises `ConversionError` or `CheckpointError` with
+    nothing left behind under the final name."""
     if target.exists():
         raise CheckpointError(f"{target} already exists; choose another output directory or remove it")
     reader = ModelReader(source)
@@ -63,7 +64,8 @@ def import_hugging_face(source: Path, target: Path) -> layout.Manifest:
 
 
 def check_names(family: Family, arch: Architecture, names: set[str]) -> None:
-    """Raise `ConversionError` unless the model has exactly the family's tensors (a tied copy of the output allowed)."""
+    """Raise `ConversionError` unless the model has exactly the family's tensors (a tied copy of the output
+    allowed)."""
     wanted = set(hugging_face_names(family, arch))
     tied = set(family.output_rule.hugging_face) if arch.tied_embeddings else set()
     extra = {name for name in names - wanted - tied if not name.endswith(family.ignored)}
@@ -90,7 +92,7 @@ def fingerprint(family: Family, arch: Architecture, reader: ModelReader) -> str:
     digest = hashlib.sha256()
     for name in hugging_face_names(family, arch):
         digest.update(name.encode())
-        digest.update(reader.read(name).contiguous().view(torch.uint8).numpy())
+        digest.update(reader.read(name).contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

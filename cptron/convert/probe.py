@@ -1,7 +1,8 @@
 """The probe: fixed tokens whose loss under `transformers` is recorded at import and demanded again at step 0.
 
-Place in the flow: import writes it into the checkpoint's manifest, the trainer's gate and export verification read it.
-Invariant: the recorded loss comes from `transformers` in fp32 alone, never from this engine.
+Place in the flow: import writes it into the checkpoint's manifest, the trainer's gate and export
+verification read it. Invariant: the recorded loss comes from `transformers` in fp32 alone, never from this
+engine.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ can raise the sea by metres above the table's figure. Die Gezeiten folgen dem Mo
 
 
 def probe_tokens(tokenizer: Tokenizer | None, vocab_size: int, max_tokens: int) -> list[int]:
-    """Token ids of the probe text; for a model that comes without a tokenizer, ids spread over the vocabulary."""
+    """Token ids of the probe text; for a model that comes without a tokenizer, ids spread over the
+    vocabulary."""
     if tokenizer is not None:
         return list(tokenizer.encode(TEXT))[:max_tokens]
     return [(7919 * position + 13) % vocab_size for position in range(min(max_tokens, 128))]

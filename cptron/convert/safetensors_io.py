@@ -1,12 +1,13 @@
 """Hugging Face model directories: read tensors one at a time, write shards with an index.
 
-Place in the flow: both ends of conversion. Invariant: a directory under its final name is complete, and nothing is unpickled.
+Place in the flow: both ends of conversion. Invariant: a directory under its final name is complete, and
+nothing is unpickled.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -87,40 +88,38 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def write_model(
-    directory: Path, tensors: Iterator[tuple[str, torch.Tensor]], max_shard_bytes: int = 5 * 10**9
-) -> int:
-    """Write tensors as safetensors, one file or several with an index; returns the bytes of all tensors."""
-    shards: list[dict[str, torch.Tensor]] = [{}]
-    sizes = [0]
-    names: list[list[str]] = []
-    total = 0
-
-    def flush() -> None:
-        save_file(shards[0], str(directory / f"part_{len(names):05d}.safetensors"), metadata={"format": "pt"})
-        names.append(list(shards[0]))
-        shards[0], sizes[0] = {}, 0
-
+    directory: Path, tensors: Iterable[tuple[str, torch.Tensor]], max_shard_bytes: int = 5 * 10**9
+) -> None:
+    """Write tensors as safetensors: one file, or several with an index once they exceed `max_shard_bytes`."""
+    parts: list[list[str]] = []
+    total_bytes = 0
+    shard: dict[str, torch.Tensor] = {}
+    shard_bytes = 0
     for name, tensor in tensors:
-        size = tensor.numel() * tensor.element_size()
-        if shards[0] and sizes[0] + size > max_shard_bytes:
-            flush()
-        shards[0][name] = tensor
-        sizes[0] += size
-        total += size
-    flush()
-    _name_shards(directory, names, total)
-    return total
+        if shard and shard_bytes + tensor.nbytes > max_shard_bytes:
+            parts.append(_write_part(directory, len(parts), shard))
+            shard, shard_bytes = {}, 0
+        shard[name] = tensor
+        shard_bytes += tensor.nbytes
+        total_bytes += tensor.nbytes
+    parts.append(_write_part(directory, len(parts), shard))
+    _name_parts(directory, parts, total_bytes)
 
 
-def _name_shards(directory: Path, names: list[list[str]], total: int) -> None:
-    """Give the parts their conventional names, which hold the number of parts."""
-    if len(names) == 1:
+def _write_part(directory: Path, number: int, shard: dict[str, torch.Tensor]) -> list[str]:
+    save_file(shard, str(directory / f"part_{number:05d}.safetensors"), metadata={"format": "pt"})
+    return list(shard)
+
+
+def _name_parts(directory: Path, parts: list[list[str]], total_bytes: int) -> None:
+    """Give the parts their conventional names, which hold the number of parts, and write the index."""
+    if len(parts) == 1:
         (directory / "part_00000.safetensors").rename(directory / SINGLE)
         return
     weight_map = {}
-    for part, tensors in enumerate(names):
-        final = f"model-{part + 1:05d}-of-{len(names):05d}.safetensors"
-        (directory / f"part_{part:05d}.safetensors").rename(directory / final)
-        weight_map.update(dict.fromkeys(tensors, final))
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    for number, names in enumerate(parts):
+        final = f"model-{number + 1:05d}-of-{len(parts):05d}.safetensors"
+        (directory / f"part_{number:05d}.safetensors").rename(directory / final)
+        weight_map.update(dict.fromkeys(names, final))
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
     (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True))

@@ -1,7 +1,7 @@
 """Proof that a checkpoint and a Hugging Face model are the same model.
 
-Place in the flow: after import and after export. Invariant: the two sides share nothing but the files: `transformers` computes
-one, the engine the other.
+Place in the flow: after import and after export. Invariant: the two sides share nothing but the files:
+`transformers` computes one, the engine the other.
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ ReadTensor = Callable[[str], torch.Tensor]
 
 
 def expected_shapes(rule: TensorRule, arch: Architecture) -> tuple[tuple[int, ...], ...]:
-    """Shapes of the rule's Hugging Face tensors, in order; None-free because every tensor of a family is known."""
+    """Shapes of the rule's Hugging Face tensors, in order; None-free because every tensor of a family is
+    known."""
     hidden = arch.hidden_size
     query, group = arch.num_attention_heads * arch.head_dim, arch.num_kv_heads * arch.head_dim
     if rule.layout == "qkv":

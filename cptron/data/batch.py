@@ -1,6 +1,7 @@
 """What the model is fed: one micro-batch of one rank.
 
-Place in the flow: made by the loaders, consumed by the pipeline schedule. Invariant: plain numpy, so the data room needs no torch.
+Place in the flow: made by the loaders, consumed by the pipeline schedule. Invariant: plain numpy, so the
+data room needs no torch.
 
 Shapes: B sequences of the micro-batch, S tokens predicted in a sequence.
 """

@@ -1,7 +1,8 @@
 """Which source each sample comes from.
 
-Place in the flow: between the sources and the loader. Invariant: a pure function of the shares and of how many samples each source gave
-since the shares were last set; at any moment no source is more than a few samples from its share.
+Place in the flow: between the sources and the loader. Invariant: a pure function of the shares and of how
+many samples each source gave since the shares were last set; at any moment no source is more than a few
+samples from its share.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ WEIGHT_SUM = 2**32
 
 
 class Blend:
-    """Sources and their shares of the training tokens. All samples have the same length: token share is sample share."""
+    """Sources and their shares of the training tokens. All samples have the same length: token share is
+    sample share."""
 
     def __init__(self, sources: Sequence[TokenSource], token_shares: Sequence[float]) -> None:
         if not sources or min(token_shares) <= 0:

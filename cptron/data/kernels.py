@@ -1,7 +1,7 @@
 """The compiled index builders, or one clear error.
 
-Place in the flow: everything in the data room that loops over documents or samples goes through here. Invariant: there is no slow
-substitute that a cluster could run on for hours without knowing.
+Place in the flow: everything in the data room that loops over documents or samples goes through here.
+Invariant: there is no slow substitute that a cluster could run on for hours without knowing.
 """
 
 from __future__ import annotations

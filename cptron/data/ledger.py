@@ -1,7 +1,7 @@
 """The ledger: how far into each source the run is. This is the whole position of the data.
 
-Place in the flow: advanced by the loader, stored in every checkpoint. Invariant: `cursor` only grows; so across restarts, changed shares
-and longer runs no sample is repeated or skipped by accident.
+Place in the flow: advanced by the loader, stored in every checkpoint. Invariant: `cursor` only grows; so
+across restarts, changed shares and longer runs no sample is repeated or skipped by accident.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The training batches of one data parallel rank.
 
-Place in the flow: blend + ledger -> micro-batches for the step. Invariant: which samples make up a global batch depends on neither the
-number of ranks nor the micro-batch size, and every rank advances the same ledger by the whole global batch.
+Place in the flow: blend + ledger -> micro-batches for the step. Invariant: which samples make up a global
+batch depends on neither the number of ranks nor the micro-batch size, and every rank advances the same
+ledger by the whole global batch.
 
 Shapes: B sequences of a micro-batch, S tokens predicted in a sequence.
 """

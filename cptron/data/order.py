@@ -1,7 +1,7 @@
 """The order of one epoch of one source.
 
-Place in the flow: below `source`. Invariant: a pure function of (seed, identity of the source, epoch); the length of the run, the
-number of ranks and the other sources do not enter.
+Place in the flow: below `source`. Invariant: a pure function of (seed, identity of the source, epoch); the
+length of the run, the number of ranks and the other sources do not enter.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def key(seed: int, identity: str, epoch: int, purpose: str) -> int:
 
 
 def samples_in(num_tokens: int, seq_length: int) -> int:
-    """Samples of `seq_length` predictions that `num_tokens` consecutive tokens hold: floor((n - 1) / seq_length)."""
+    """Samples of `seq_length` predictions that `num_tokens` consecutive tokens hold: floor((n - 1) /
+    seq_length)."""
     return max(0, num_tokens - 1) // seq_length
 
 

@@ -1,7 +1,7 @@
 """One corpus as an endless stream of samples that can be entered anywhere.
 
-Place in the flow: token files -> samples; below `blend`. Invariant: sample number `cursor` is always the same tokens, and each epoch
-holds every sample exactly once.
+Place in the flow: token files -> samples; below `blend`. Invariant: sample number `cursor` is always the
+same tokens, and each epoch holds every sample exactly once.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from cptron.tokens.manifest import load_manifest
 class TokenSource:
     """Samples of `seq_length + 1` tokens from the files `PREFIX.bin` and `PREFIX.idx`.
 
-    An epoch is all documents in a new order; the last tokens, too few for a sample, are left out of that epoch
-    (`tokens_dropped_per_epoch`), and are others in the next.
+    An epoch is all documents in a new order; the last tokens, too few for a sample, are left out of that
+    epoch (`tokens_dropped_per_epoch`), and are others in the next.
     """
 
     def __init__(self, name: str, prefix: str, seq_length: int, seed: int) -> None:

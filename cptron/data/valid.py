@@ -1,7 +1,7 @@
 """A validation set: every token predicted once, in file order.
 
-Place in the flow: token files -> micro-batches for evaluation. Invariant: the predicted tokens, taken over all ranks, are the stream from
-its second token on, each exactly once; padding never counts.
+Place in the flow: token files -> micro-batches for evaluation. Invariant: the predicted tokens, taken over
+all ranks, are the stream from its second token on, each exactly once; padding never counts.
 
 Shapes: B sequences of a micro-batch, S tokens predicted in a sequence.
 """
@@ -19,10 +19,12 @@ from cptron.tokens.indexed import IndexedTokens
 
 
 class ValidSet:
-    """Documents concatenated in file order and cut into windows of `seq_length` predictions, the last one padded.
+    """Documents concatenated in file order and cut into windows of `seq_length` predictions, the last one
+    padded.
 
-    `max_tokens` limits the predictions, counted from the start; 0 means all. Every rank iterates over the same number
-    of micro-batches, as pipeline schedules need it; where windows run out, wholly masked ones fill up.
+    `max_tokens` limits the predictions, counted from the start; 0 means all. Every rank iterates over the
+    same number of micro-batches, as pipeline schedules need it; where windows run out, wholly masked ones
+    fill up.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
 """`cptron eval`: loss of a checkpoint, or of a Hugging Face model, on validation data.
 
-Place in the flow: any time. Invariant: the two forms measure the same thing by independent code, so they can be compared.
+Place in the flow: any time. Invariant: the two forms measure the same thing by independent code, so they
+can be compared.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Loss of the model on a validation set, in nats per token.
 
-Place in the flow: before the first update, during and after training, and by `cptron eval`. Invariant: every predicted token of
-the set counts exactly once, whatever the layout.
+Place in the flow: before the first update, during and after training, and by `cptron eval`. Invariant:
+every predicted token of the set counts exactly once, whatever the layout.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from cptron.errors import TrainingError
 from cptron.runtime.pipeline import LossSums, evaluate
 
 BATCHES_AT_ONCE = 32
-"""Micro-batches handed to the schedule together: enough to keep a pipeline full, few enough for any memory."""
+"""Micro-batches handed to the schedule together: enough to keep a pipeline full, few enough for any
+memory."""
 
 
 def evaluate_set(model: Any, valid_set: ValidSet, device: torch.device) -> LossSums:
@@ -29,7 +30,7 @@ def evaluate_set(model: Any, valid_set: ValidSet, device: torch.device) -> LossS
     assert total is not None, "an empty validation set is refused when it is opened"
     if total.tokens != valid_set.num_predicted_tokens:
         raise TrainingError(
-            f"validation set {valid_set.name} counted {total.tokens} tokens, expected {valid_set.num_predicted_tokens}; "
-            "a rank lost part of the set"
+            f"validation set {valid_set.name} counted {total.tokens} tokens, not "
+            f"{valid_set.num_predicted_tokens}; a rank lost part of the set"
         )
     return total

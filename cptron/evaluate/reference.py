@@ -1,7 +1,7 @@
 """Independent evaluation: a Hugging Face model on raw documents, with `transformers` and its tokenizer alone.
 
-Place in the flow: `cptron eval --hugging-face`, to check the trainer's own word. Invariant: shares no code with the engine, the
-token files or their readers; only the definition of the measure is the same.
+Place in the flow: `cptron eval --hugging-face`, to check the trainer's own word. Invariant: shares no code
+with the engine, the token files or their readers; only the definition of the measure is the same.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def evaluate_hugging_face(
 ) -> tuple[float, int]:
     """(loss in nats per token, predicted tokens), in fp32 on the CPU.
 
-    Documents are tokenized without special tokens, each followed by the end-of-text token, concatenated in file order
-    and cut into windows of `seq_length` predictions; the model sees one window at a time.
+    Documents are tokenized without special tokens, each followed by the end-of-text token, concatenated in
+    file order and cut into windows of `seq_length` predictions; the model sees one window at a time.
     """
     from tqdm import tqdm
     from transformers import AutoModelForCausalLM, AutoTokenizer

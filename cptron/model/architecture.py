@@ -1,7 +1,8 @@
 """The shape of a model, independent of any framework.
 
-Place in the flow: read from a Hugging Face `config.json` by a family, stored in every checkpoint, used to build the
-megatron-core model, to plan and to export. Invariant: two models with equal `Architecture` have the same parameters.
+Place in the flow: read from a Hugging Face `config.json` by a family, stored in every checkpoint, used to
+build the megatron-core model, to plan and to export. Invariant: two models with equal `Architecture` have
+the same parameters.
 """
 
 from __future__ import annotations

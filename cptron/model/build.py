@@ -1,7 +1,7 @@
 """Builds the megatron-core model of one pipeline stage.
 
-Place in the flow: architecture + layout -> GPTModel on this rank; weights come later. Invariant: the built model computes
-what `transformers` computes for the same architecture and weights.
+Place in the flow: architecture + layout -> GPTModel on this rank; weights come later. Invariant: the built
+model computes what `transformers` computes for the same architecture and weights.
 
 Shapes: S sequence, B batch, V vocabulary on this rank.
 """
@@ -44,7 +44,7 @@ class CausalLM(GPTModel):  # type: ignore[misc]
         if self.num_real_columns < logits.size(-1):
             padding = torch.arange(logits.size(-1), device=logits.device) >= self.num_real_columns
             logits = logits.masked_fill(padding, torch.finfo(logits.dtype).min)
-        return super().compute_language_model_loss(labels, logits)
+        return super().compute_language_model_loss(labels, logits)  # type: ignore[no-any-return]
 
 
 def transformer_config(

@@ -1,7 +1,7 @@
 """RMSNorm as a megatron-core submodule, on torch's fused kernel.
 
-Place in the flow: part of the native layer spec. Invariant: the weight carries `sequence_parallel`, so that its gradient is
-summed over tensor ranks when they hold different parts of the sequence.
+Place in the flow: part of the native layer spec. Invariant: the weight carries `sequence_parallel`, so that
+its gradient is summed over tensor ranks when they hold different parts of the sequence.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rotary embedding frequencies.
 
-Place in the flow: `model.build` puts the table into megatron-core's rotary module. Invariant: equal to `transformers`
-for the same configuration, since the weights were trained with that very table.
+Place in the flow: `model.build` puts the table into megatron-core's rotary module. Invariant: equal to
+`transformers` for the same configuration, since the weights were trained with that very table.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from cptron.model.architecture import Architecture
 def inverse_frequencies(arch: Architecture) -> torch.Tensor:
     """Inverse frequencies, float32 `[head_dim / 2]`, on the CPU.
 
-    Plain: theta^(-2i/d) (Su et al. 2021, RoFormer). With `rope_scaling`: the Llama-3.1 rule; long wavelengths are
-    divided by `factor`, short ones kept, those between interpolated linearly in original_context / wavelength.
+    Plain: theta^(-2i/d) (Su et al. 2021, RoFormer). With `rope_scaling`: the Llama-3.1 rule; long
+    wavelengths are divided by `factor`, short ones kept, those between interpolated linearly in
+    original_context / wavelength.
     """
     exponents_D = torch.arange(0, arch.head_dim, 2, dtype=torch.int64).float() / arch.head_dim
     inv_freq_D = 1.0 / (arch.rope_theta**exponents_D)

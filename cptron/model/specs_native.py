@@ -1,7 +1,8 @@
 """Layer specs that need neither Transformer Engine nor Apex.
 
-Place in the flow: `model.build` chooses between this and `specs_te`. Invariant: parameter names in checkpoints are those of
-the Transformer Engine spec (norms fused into the linear that follows), so either spec loads the other's checkpoints.
+Place in the flow: `model.build` chooses between this and `specs_te`. Invariant: parameter names in
+checkpoints are those of the Transformer Engine spec (norms fused into the linear that follows), so either
+spec loads the other's checkpoints.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Layer specs on Transformer Engine, where it is installed.
 
-Place in the flow: `model.build` uses them for `model.spec: te`. Invariant: asked for and absent is an error, never a quiet
-switch to the native spec.
+Place in the flow: `model.build` uses them for `model.spec: te`. Invariant: asked for and absent is an
+error, never a quiet switch to the native spec.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Vocabulary padding: megatron-core cuts the embedding evenly over tensor ranks.
 
-Place in the flow: `model.build`, conversion and the loss agree on it here. Invariant: padding rows never take part in
-the softmax and never leave in an export.
+Place in the flow: `model.build`, conversion and the loss agree on it here. Invariant: padding rows never
+take part in the softmax and never leave in an export.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""AdamW with the state layout that megatron-core's distributed optimizer checkpoints, on torch's fused kernels.
+"""AdamW with the state layout that megatron-core's distributed optimizer checkpoints, on torch's fused
+kernels.
 
-Place in the flow: the inner optimizer where neither Transformer Engine nor Apex is installed. Its contract is that of their
-FusedAdam: `step` is an int in each parameter group, and a parameter's state is exactly `exp_avg` and `exp_avg_sq`.
-Invariant: the same update as `torch.optim.AdamW` (Loshchilov and Hutter 2019).
+Place in the flow: the inner optimizer where neither Transformer Engine nor Apex is installed. Its contract
+is that of their FusedAdam: `step` is an int in each parameter group, and a parameter's state is exactly
+`exp_avg` and `exp_avg_sq`. Invariant: the same update as `torch.optim.AdamW` (Loshchilov and Hutter 2019).
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import torch
 from torch.optim.adamw import adamw
 
 
-class AdamW(torch.optim.AdamW):
-    """Subclass only so that megatron-core recognises it as an Adam; the step is done here."""
+class AdamW(torch.optim.Optimizer):
+    """Decoupled weight decay; bias correction from the group's step. Arguments as FusedAdam takes them."""
 
     def __init__(
         self,
@@ -27,7 +28,7 @@ class AdamW(torch.optim.AdamW):
         adam_w_mode: bool = True,
     ) -> None:
         assert adam_w_mode, "only decoupled weight decay is offered"
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]

@@ -1,7 +1,8 @@
 """From per-token losses to the sums that are trained on and reported.
 
-Place in the flow: called by the schedule on the last pipeline stage, once a micro-batch. Invariant: sums and counts, never
-means, leave a rank; so the loss does not depend on how a batch is cut over micro-batches and ranks.
+Place in the flow: called by the schedule on the last pipeline stage, once a micro-batch. Invariant: sums
+and counts, never means, leave a rank; so the loss does not depend on how a batch is cut over micro-batches
+and ranks.
 
 Shapes: B batch, S sequence, K sources.
 """
@@ -14,7 +15,8 @@ import torch
 def masked_sums(
     loss_BS: torch.Tensor, mask_BS: torch.Tensor, source_B: torch.Tensor, num_sources: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Summed loss (nats, differentiable), counted tokens, and `[K, 2]` float64 sums of loss and tokens by source."""
+    """Summed loss (nats, differentiable), counted tokens, and `[K, 2]` float64 sums of loss and tokens by
+    source."""
     masked_BS = loss_BS.float() * mask_BS
     per_sample_B2 = torch.stack([masked_BS.detach().double().sum(1), mask_BS.double().sum(1)], dim=1)
     by_source_K2 = torch.zeros(num_sources, 2, dtype=torch.float64, device=loss_BS.device)

@@ -1,7 +1,8 @@
 """megatron-core's distributed optimizer over the model's gradient buffers.
 
-Place in the flow: after the model is wrapped for data parallelism, before weights are loaded. Adapter: hides how the inner
-AdamW is made known to megatron-core. Invariant: non-finite gradients are found before any weight changes.
+Place in the flow: after the model is wrapped for data parallelism, before weights are loaded. Adapter:
+hides how the inner AdamW is made known to megatron-core. Invariant: non-finite gradients are found before
+any weight changes.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def wrap_for_data_parallel(model: Any) -> Any:
 def _register_inner_adam() -> None:
     """Make our AdamW the FusedAdam of megatron-core where Apex and Transformer Engine are both absent.
 
-    Without one of them its distributed optimizer takes a branch for torch's Adam that cannot load what it saved.
+    Without one of them its distributed optimizer takes a branch for torch's Adam that cannot load what it
+    saved.
     """
     if distrib_optimizer.HAVE_APEX_OR_TE:
         return
@@ -76,7 +78,8 @@ def build_optimizer(optim: OptimConfig, model: Any, precision: Literal["bf16", "
 
 
 def set_rates(optimizer: Any, lr: float, optim: OptimConfig) -> None:
-    """Write this step's rate and the configured decay into every group, whatever a checkpoint brought along."""
+    """Write this step's rate and the configured decay into every group, whatever a checkpoint brought
+    along."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_mult", 1.0)
         group["weight_decay"] = optim.weight_decay * group.get("wd_mult", 1.0)

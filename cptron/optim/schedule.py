@@ -1,7 +1,7 @@
 """Learning rate as a pure function of the step.
 
-Place in the flow: the loop asks for the rate of each step and writes it into the optimizer's groups, so that no rate
-lives in a checkpoint and an override on resume is always obeyed. Invariant: no state.
+Place in the flow: the loop asks for the rate of each step and writes it into the optimizer's groups, so
+that no rate lives in a checkpoint and an override on resume is always obeyed. Invariant: no state.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from cptron.config.schema import OptimConfig
 def learning_rate(optim: OptimConfig, step: int, train_steps: int) -> float:
     """Rate of step `step` (from 0).
 
-    Warm-up: lr * (step + 1) / warmup_steps. Cosine: lr_min + (lr - lr_min) / 2 * (1 + cos(pi * x)) with x from 0 at
-    the end of warm-up to 1 at `decay_steps`, then `lr_min` (Loshchilov and Hutter 2017, without restarts).
+    Warm-up: lr * (step + 1) / warmup_steps. Cosine: lr_min + (lr - lr_min) / 2 * (1 + cos(pi * x)) with x
+    from 0 at the end of warm-up to 1 at `decay_steps`, then `lr_min` (Loshchilov and Hutter 2017, without
+    restarts).
     """
     if step < optim.warmup_steps:
         return optim.lr * (step + 1) / optim.warmup_steps

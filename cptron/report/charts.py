@@ -1,6 +1,7 @@
 """The charts of a report: which metrics against what.
 
-Place in the flow: between `html` and `svg`. Invariant: a source or a validation set keeps its colour in all charts.
+Place in the flow: between `html` and `svg`. Invariant: a source or a validation set keeps its colour in all
+charts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What rank 0 prints while it trains.
 
-Place in the flow: the loop hands it the records it also hands to the sinks. A terminal gets a progress bar, a log
-file one line a record; both show loss, tokens/s and the time left. Invariant: prints, computes nothing that is kept.
+Place in the flow: the loop hands it the records it also hands to the sinks. A terminal gets a progress bar,
+a log file one line a record; both show loss, tokens/s and the time left. Invariant: prints, computes
+nothing that is kept.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ BAR_FORMAT = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix}"
 
 
 class Console:
-    """Progress of steps `start_step + 1` to `total_steps`. Not `enabled` (ranks other than 0): prints nothing.
+    """Progress of steps `start_step + 1` to `total_steps`. Not `enabled` (ranks other than 0): prints
+    nothing.
 
     `step` in a record is the number of optimizer steps done.
     """
@@ -96,7 +98,8 @@ class Console:
 
 
 def _is_screen() -> bool:
-    """A terminal that has a size; some job consoles claim to be terminals of 0 lines, on which no bar can be drawn."""
+    """A terminal that has a size; some job consoles claim to be terminals of 0 lines, on which no bar can
+    be drawn."""
     return sys.stdout.isatty() and os.get_terminal_size(sys.stdout.fileno()).lines > 0
 
 

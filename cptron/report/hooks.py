@@ -1,6 +1,7 @@
 """Reporting as hooks: console, metrics and the HTML report, on rank 0 only.
 
-Place in the flow: handed to the loop by `cptron train`. Invariant: never changes a run, so every rank's actions stay equal.
+Place in the flow: handed to the loop by `cptron train`. Invariant: never changes a run, so every rank's
+actions stay equal.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """One self-contained `report.html` of a run: what changed, on what data, how fast.
 
-Place in the flow: written when a run stops, and by hand for any run directory. Invariant: a pure function of the files
-in the run directory; the page loads nothing and runs no script, so it can be mailed or opened from a cluster's disk.
+Place in the flow: written when a run stops, and by hand for any run directory. Invariant: a pure function
+of the files in the run directory; the page loads nothing and runs no script, so it can be mailed or opened
+from a cluster's disk.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ REPORT_FILE = "report.html"
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `run_dir/report.html` from metrics.jsonl, config.yaml and, where present, summary.json; returns its path.
+    """Write `run_dir/report.html` from metrics.jsonl, config.yaml and, where present, summary.json; returns
+    its path.
 
     Raises `DataError` when there are no metrics and `ConfigError` when the configuration cannot be read.
     """

@@ -1,7 +1,7 @@
 """The frame and style of `report.html`.
 
-Place in the flow: `html` fills it in. Invariant: nothing is loaded from elsewhere, and the colours follow the reader's
-light or dark setting.
+Place in the flow: `html` fills it in. Invariant: nothing is loaded from elsewhere, and the colours follow
+the reader's light or dark setting.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Where metric records go: JSONL always, TensorBoard and Weights & Biases when asked for.
 
-Place in the flow: rank 0 of the loop writes each record once. A record is a flat dict: `kind` (step, eval, save,
-start or stop), `step` (optimizer steps done) and values with their unit in the name.
-Invariant: after a resume no sink shows a step twice; records of steps that were lost are gone.
+Place in the flow: rank 0 of the loop writes each record once. A record is a flat dict: `kind` (step, eval,
+save, start or stop), `step` (optimizer steps done) and values with their unit in the name. Invariant: after
+a resume no sink shows a step twice; records of steps that were lost are gone.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def scalars(record: Record) -> Iterator[tuple[str, float]]:
 
 
 class JsonlSink:
-    """One JSON object a line, flushed at once. Numbers that JSON lacks are written as "nan", "inf" and "-inf".
+    """One JSON object a line, flushed at once. Numbers that JSON lacks are written as "nan", "inf" and
+    "-inf".
 
     Records after `resume_step` are cut off, in one atomic replacement. At 0 nothing is kept: a run without a
     checkpoint starts over, baseline included.
@@ -124,7 +125,8 @@ def _line(record: Record) -> str:
 
 
 class TensorBoardSink:
-    """Event files with the metrics of steps and evaluations; on resume TensorBoard drops the lost steps itself."""
+    """Event files with the metrics of steps and evaluations; on resume TensorBoard drops the lost steps
+    itself."""
 
     def __init__(self, dir: Path, resume_step: int) -> None:
         try:
@@ -148,7 +150,8 @@ class TensorBoardSink:
 
 
 class WandbSink:
-    """A Weights & Biases run under `dir/wandb`; resumes keep its id. `offline` needs no account and no network."""
+    """A Weights & Biases run under `dir/wandb`; resumes keep its id. `offline` needs no account and no
+    network."""
 
     def __init__(
         self, mode: Literal["offline", "online"], project: str, name: str, dir: Path, config: dict[str, Any]

@@ -1,7 +1,7 @@
 """Line charts as inline SVG, drawn by hand so that a report needs no plotting package and no network.
 
-Place in the flow: below `html`. Colours are CSS classes (`s0` to `s7`) of the page, so one chart serves light and dark.
-Invariant: every finite point lies inside the axes, and axes carry round numbers.
+Place in the flow: below `html`. Colours are CSS classes (`s0` to `s7`) of the page, so one chart serves
+light and dark. Invariant: every finite point lies inside the axes, and axes carry round numbers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ NUM_COLORS = 8
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line: points `(x, y)` in order of x. A `faint` one is the noisy background of another and has no label."""
+    """One line: points `(x, y)` in order of x. A `faint` one is the noisy background of another and has no
+    label."""
 
     label: str
     points: Sequence[tuple[float, float]]
@@ -33,7 +34,8 @@ class Series:
 
 
 def line_chart(title: str, x_label: str, y_label: str, series: Sequence[Series], zero: bool = False) -> str:
-    """A titled figure with legend, axes and lines; `zero` makes 0 part of the y axis. Empty when no point is finite."""
+    """A titled figure with legend, axes and lines; `zero` makes 0 part of the y axis. Empty when no point
+    is finite."""
     xs = [x for line in series for x, y in line.points if math.isfinite(y)]
     series = [replace(line, points=_drawn_points(line.points)) for line in series]
     ys = [y for line in series for _, y in line.points] + ([0.0] if zero else [])
@@ -55,7 +57,8 @@ def line_chart(title: str, x_label: str, y_label: str, series: Sequence[Series],
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers, evenly spaced, the first at or below `low` and the last at or above `high`."""
+    """About `count` round numbers, evenly spaced, the first at or below `low` and the last at or above
+    `high`."""
     if high - low <= max(1e-12 * max(abs(low), abs(high)), 1e-200):
         pad = abs(low) * 0.1 or 1.0
         low, high = low - pad, high + pad

@@ -1,7 +1,8 @@
 """The one place that decides device and backend.
 
-Place in the flow: first thing a rank does. Invariant: CUDA goes with NCCL, the CPU with gloo; everything after this
-module is the same megatron-core code on both (`megatron_ready` sees to it that it can be imported).
+Place in the flow: first thing a rank does. Invariant: CUDA goes with NCCL, the CPU with gloo; everything
+after this module is the same megatron-core code on both (`megatron_ready` sees to it that it can be
+imported).
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ class Device:
 def select_device(wanted: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -> Device:
     """Pick the device of this rank.
 
-    Raises `LaunchError` when CUDA is asked for but absent, when the CPU is asked for on a machine whose GPUs are
-    visible, or when the machine has fewer GPUs than local ranks.
+    Raises `LaunchError` when CUDA is asked for but absent, when the CPU is asked for on a machine whose
+    GPUs are visible, or when the machine has fewer GPUs than local ranks.
     """
     has_cuda = torch.cuda.is_available()
     if wanted == "cuda" and not has_cuda:
         raise LaunchError(
-            "runtime.device=cuda, but torch sees no CUDA device; install a CUDA build of torch or use runtime.device=cpu"
+            "runtime.device=cuda, but torch sees no CUDA device; "
+            "install a CUDA build of torch or use runtime.device=cpu"
         )
     if not has_cuda:
         return Device("cpu", "gloo", torch.device("cpu"))
@@ -43,7 +45,8 @@ def select_device(wanted: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -
         )
     if local_rank >= torch.cuda.device_count():
         raise LaunchError(
-            f"local rank {local_rank} has no GPU: {torch.cuda.device_count()} visible; start at most that many ranks a node"
+            f"local rank {local_rank} has no GPU: {torch.cuda.device_count()} visible; "
+            "start at most that many ranks a node"
         )
     torch.cuda.set_device(local_rank)
     return Device("cuda", "nccl", torch.device("cuda", local_rank))

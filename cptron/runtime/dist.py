@@ -1,7 +1,7 @@
 """The process group all ranks share.
 
-Place in the flow: after the device is known, before megatron-core's groups. Invariant: an error on one rank is raised on every rank
-(`agree`), never a hang.
+Place in the flow: after the device is known, before megatron-core's groups. Invariant: an error on one rank
+is raised on every rank (`agree`), never a hang.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ def _free_port() -> int:
 def agree(action: Callable[[], T]) -> T:
     """Run a rank-local action and let every rank know how it went.
 
-    When any rank fails with a `CptronError`, all ranks raise the error of the lowest failing rank; so no rank waits in
-    a collective for one that has gone. Other exceptions propagate where they happen: the launcher ends the rest.
+    When any rank fails with a `CptronError`, all ranks raise the error of the lowest failing rank; so no
+    rank waits in a collective for one that has gone. Other exceptions propagate where they happen: the
+    launcher ends the rest.
     """
     import torch.distributed as dist
 

@@ -1,8 +1,9 @@
 """Lets unmodified megatron-core run on a machine without CUDA.
 
-Place in the flow: the runtime calls `apply()` once, before megatron-core is imported, and only where CUDA is absent.
-megatron-core names CUDA in hundreds of places, but nearly all of them go through the few `torch` symbols replaced here.
-Invariant: after `apply()` every replaced symbol has CPU semantics of the same operation; nothing of the engine is replaced.
+Place in the flow: the runtime calls `apply()` once, before megatron-core is imported, and only where CUDA
+is absent. megatron-core names CUDA in hundreds of places, but nearly all of them go through the few `torch`
+symbols replaced here. Invariant: after `apply()` every replaced symbol has CPU semantics of the same
+operation; nothing of the engine is replaced.
 """
 
 from __future__ import annotations
@@ -144,7 +145,8 @@ def _tensor_to(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
 
 
 def replacements() -> dict[tuple[Any, str], Any]:
-    """Every symbol that `apply` replaces, as (owner, attribute) -> replacement: the whole list, in one place."""
+    """Every symbol that `apply` replaces, as (owner, attribute) -> replacement: the whole list, in one
+    place."""
     cpu = torch.device("cpu")
     default = torch.default_generator
     table: dict[tuple[Any, str], Any] = {
@@ -179,7 +181,8 @@ def replacements() -> dict[tuple[Any, str], Any]:
 
 
 def apply() -> None:
-    """Replace the symbols of `replacements()`, once. Raises `LaunchError` where CUDA exists: it must be used then."""
+    """Replace the symbols of `replacements()`, once. Raises `LaunchError` where CUDA exists: it must be
+    used then."""
     global _applied
     if _applied:
         return

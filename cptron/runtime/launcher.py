@@ -1,7 +1,7 @@
 """Which rank this process is, as its launcher set it.
 
-Place in the flow: first thing `cptron train` asks. Understands torchrun's and SLURM's environment. Imports no torch. Invariant:
-reads the environment only, never changes it.
+Place in the flow: first thing `cptron train` asks. Understands torchrun's and SLURM's environment. Imports
+no torch. Invariant: reads the environment only, never changes it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Ranks:
 def launched_ranks(environ: dict[str, str] | None = None) -> Ranks | None:
     """Ranks as the launcher set them, or None when this process was started by hand.
 
-    torchrun sets RANK and WORLD_SIZE; `srun` sets SLURM_PROCID and SLURM_NTASKS (a batch script's own shell also has
-    SLURM_NTASKS, but is no srun task: it lacks SLURM_STEP_ID).
+    torchrun sets RANK and WORLD_SIZE; `srun` sets SLURM_PROCID and SLURM_NTASKS (a batch script's own shell
+    also has SLURM_NTASKS, but is no srun task: it lacks SLURM_STEP_ID).
     """
     env = dict(os.environ) if environ is None else environ
     if "RANK" in env and "WORLD_SIZE" in env:

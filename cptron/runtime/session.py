@@ -1,7 +1,8 @@
-"""A ready process: device chosen, process group joined, megatron-core's groups made; and all of it undone at the end.
+"""A ready process: device chosen, process group joined, megatron-core's groups made; and all of it undone
+at the end.
 
-Place in the flow: wraps whatever needs the engine: training, evaluation, conversion. Invariant: leaving the context leaves no
-group behind, also after an error.
+Place in the flow: wraps whatever needs the engine: training, evaluation, conversion. Invariant: leaving the
+context leaves no group behind, also after an error.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Requests to stop, from the scheduler or the keyboard.
 
-Place in the flow: asked by the loop after each step, on all ranks together. Invariant: a signal to any one rank stops all
-ranks after the same step.
+Place in the flow: asked by the loop after each step, on all ranks together. Invariant: a signal to any one
+rank stops all ranks after the same step.
 """
 
 from __future__ import annotations

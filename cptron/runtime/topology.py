@@ -1,7 +1,8 @@
 """Rank arithmetic of the tensor, data and pipeline axes.
 
-Place in the flow: between the configuration and the process groups; also used to plan without a cluster. No torch.
-Invariant: same rank order as megatron-core's default `tp-cp-ep-dp-pp`: tensor ranks are neighbours, pipeline ranks far apart.
+Place in the flow: between the configuration and the process groups; also used to plan without a cluster. No
+torch. Invariant: same rank order as megatron-core's default `tp-cp-ep-dp-pp`: tensor ranks are neighbours,
+pipeline ranks far apart.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Topology:
         if self.world_size % (self.tp * self.pp):
             raise ConfigError(
                 f"world size {self.world_size} must be a multiple of parallel.tp * parallel.pp = {self.tp * self.pp}; "
-                f"start {self.tp * self.pp} ranks or a multiple, or lower parallel.tp={self.tp} or parallel.pp={self.pp}"
+                f"start such a number of ranks, or lower parallel.tp={self.tp} or parallel.pp={self.pp}"
             )
 
     @property

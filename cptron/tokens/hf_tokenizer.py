@@ -1,9 +1,8 @@
 """Hugging Face tokenizers from `tokenizer.json`, without transformers.
 
-Place in the flow: `tokenizer.load_tokenizer` opens one; the ids are those of transformers' fast tokenizer with
-`add_special_tokens=False`.
-Invariant: `tokenizer.json` decides how text is cut; the files beside it may only add tokens to it, under the
-ids they state, and name the special ones.
+Place in the flow: `tokenizer.load_tokenizer` opens one; the ids are those of transformers' fast tokenizer
+with `add_special_tokens=False`. Invariant: `tokenizer.json` decides how text is cut; the files beside it
+may only add tokens to it, under the ids they state, and name the special ones.
 """
 
 from __future__ import annotations
@@ -62,7 +61,8 @@ class HfTokenizer:
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def _special_id(self, which: str, config: dict[str, Any], directory: Path) -> int | None:
-        """Id of the tokenizer's own EOS or BOS; the model's files are asked where the tokenizer names none."""
+        """Id of the tokenizer's own EOS or BOS; the model's files are asked where the tokenizer names
+        none."""
         token = config.get(f"{which}_token")
         if token is not None:
             return self._backend.token_to_id(_content(token))
@@ -83,7 +83,8 @@ def _tokenizer_config(directory: Path) -> dict[str, Any]:
 
 
 def _add_configured_tokens(backend: Backend, config: dict[str, Any], path: Path) -> None:
-    """Add tokens that only the configuration knows; ones `tokenizer.json` has already are left as they are."""
+    """Add tokens that only the configuration knows; ones `tokenizer.json` has already are left as they
+    are."""
     stated: dict[str, Any] = config.get("added_tokens_decoder") or {}
     in_id_order = [stated[key] for key in sorted(stated, key=int)]
     backend.add_tokens([_added_token(token, special=False) for token in in_id_order])

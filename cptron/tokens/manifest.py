@@ -1,9 +1,9 @@
 """What a pair of token files is and where it came from: `PREFIX.manifest.json`.
 
-Place in the flow: `preprocess` writes it after `.bin` and `.idx` are durable; a run reads it to prove that its
-data is whole and was made with its tokenizer.
-Invariant: the manifest is written last and atomically, so its presence proves that preprocessing completed; it
-holds no time and no machine, so equal inputs give equal manifests.
+Place in the flow: `preprocess` writes it after `.bin` and `.idx` are durable; a run reads it to prove that
+its data is whole and was made with its tokenizer. Invariant: the manifest is written last and atomically,
+so its presence proves that preprocessing completed; it holds no time and no machine, so equal inputs give
+equal manifests.
 """
 
 from __future__ import annotations

@@ -56,7 +56,8 @@ class PreprocessOptions:
 
 
 def parse_options(argv: Sequence[str] | None = None) -> tuple[PreprocessOptions, list[str]]:
-    """Options of a command line, and a note for every flag without effect. Raises ConfigError on a refused one."""
+    """Options of a command line, and a note for every flag without effect. Raises ConfigError on a refused
+    one."""
     args = _parser().parse_args(argv)
     _refuse(args)
     notes = [

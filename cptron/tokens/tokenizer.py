@@ -53,8 +53,8 @@ class Tokenizer(Protocol):
 def load_tokenizer(path: str | Path, kind: TokenizerKind = "auto") -> Tokenizer:
     """Load the tokenizer at `path`: a directory, a `tokenizer.json`, or a SentencePiece `.model`.
 
-    `auto` takes `tokenizer.json` of a directory, or its `tokenizer.model` when there is none. Raises DataError
-    when nothing of that kind is there or the file is damaged.
+    `auto` takes `tokenizer.json` of a directory, or its `tokenizer.model` when there is none. Raises
+    DataError when nothing of that kind is there or the file is damaged.
     """
     found = Path(path)
     if found.is_dir():

@@ -1,7 +1,7 @@
 """Hooks: how everything beside the optimizer step takes part in a run.
 
-Place in the flow: the loop calls each hook at fixed points, on every rank, in the same order. Invariant: a hook acts on a run only
-through the `Action` it returns, and every rank's hooks return the same action.
+Place in the flow: the loop calls each hook at fixed points, on every rank, in the same order. Invariant: a
+hook acts on a run only through the `Action` it returns, and every rank's hooks return the same action.
 """
 
 from __future__ import annotations

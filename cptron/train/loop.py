@@ -1,7 +1,7 @@
 """The training loop: next batch -> step -> metrics -> hooks -> evaluate -> save -> stop.
 
-Place in the flow: the centre. Everything it calls is explained in a file of its own. Invariant: the same sequence of collectives on
-every rank; only `report` hooks behave differently on rank 0.
+Place in the flow: the centre. Everything it calls is explained in a file of its own. Invariant: the same
+sequence of collectives on every rank; only `report` hooks behave differently on rank 0.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`cptron train`: from the command line to the loop, on one rank or many.
 
-Place in the flow: checks everything that can be checked without ranks, then starts them (torchrun) or is one of them. Invariant: a
-`CptronError` ends every rank with one line and exit code 2.
+Place in the flow: checks everything that can be checked without ranks, then starts them (torchrun) or is
+one of them. Invariant: a `CptronError` ends every rank with one line and exit code 2.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The numbers of a step and of an evaluation, each defined once.
 
-Place in the flow: made by the loop, handed to hooks, written by `report`. Invariant: a quantity carries its unit in its name.
+Place in the flow: made by the loop, handed to hooks, written by `report`. Invariant: a quantity carries its
+unit in its name.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from cptron.train.step import StepResult
 def step_record(run: Run, result: StepResult, step_time_s: float) -> Record:
     """Metrics of the step just taken.
 
-    `tokens_per_s` counts predicted tokens of the global batch over the wall time of the step; `grad_norm` is the global
-    L2 norm before clipping; `tokens/NAME` counts the source's tokens since the start of the run.
+    `tokens_per_s` counts predicted tokens of the global batch over the wall time of the step; `grad_norm`
+    is the global L2 norm before clipping; `tokens/NAME` counts the source's tokens since the start of the
+    run.
     """
     record: Record = {
         "kind": "step",

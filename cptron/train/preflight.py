@@ -1,7 +1,7 @@
 """Everything about a run that can be wrong and can be found out without a GPU, a process group or torch.
 
-Place in the flow: `cptron train` does it before it starts any rank, and every rank does it again. Invariant: it only reads; a
-run that fails here has changed nothing on disk.
+Place in the flow: `cptron train` does it before it starts any rank, and every rank does it again.
+Invariant: it only reads; a run that fails here has changed nothing on disk.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Plan:
 
 
 def preflight(config: Config, world_size: int) -> Plan:
-    """Check configuration, base checkpoint, data and output directory. Raises a `CptronError` with one line."""
+    """Check configuration, base checkpoint, data and output directory. Raises a `CptronError` with one
+    line."""
     check_config(config, world_size)
     base, arch, weights, tokenizer = _starting_point(config)
     check_architecture(arch, config.parallel, config.data.seq_length)
@@ -90,13 +91,14 @@ def _check_data(config: Config, arch: Architecture, tokenizer_of_base: str) -> N
                 )
             if manifest.tokenizer.vocab_size > arch.vocab_size:
                 raise DataError(
-                    f"{kind} {item.name} ({item.path}) has a vocabulary of {manifest.tokenizer.vocab_size}, but the model "
-                    f"has {arch.vocab_size} embeddings; run cptron preprocess with the model's tokenizer"
+                    f"{kind} {item.name} ({item.path}) has a vocabulary of {manifest.tokenizer.vocab_size}, but the "
+                    f"model has {arch.vocab_size} embeddings; run cptron preprocess with the model's tokenizer"
                 )
 
 
 def _existing_run(directory: Path, identity: dict[str, Any]) -> tuple[Path | None, tuple[str, ...]]:
-    """The checkpoint to resume from when `directory` holds this run; an error when it holds something else."""
+    """The checkpoint to resume from when `directory` holds this run; an error when it holds something
+    else."""
     if not directory.exists() or not any(directory.iterdir()):
         return None, ()
     path = directory / RUN_FILE
@@ -107,8 +109,8 @@ def _existing_run(directory: Path, identity: dict[str, Any]) -> tuple[Path | Non
     if different:
         key = different[0]
         raise ConfigError(
-            f"run.dir={directory} holds another run ({key} is {_short(found.get(key))} there, {_short(identity[key])} here); "
-            "choose another run.dir"
+            f"run.dir={directory} holds another run ({key} is {_short(found.get(key))} there, "
+            f"{_short(identity[key])} here); choose another run.dir"
         )
     newest, problems = layout.newest_complete(directory / "checkpoints")
     if newest is None and problems:

@@ -1,7 +1,7 @@
 """Saves a run as a checkpoint.
 
-Place in the flow: called by the loop. Invariant: whatever happens during a save, on whichever rank, the checkpoints that were
-complete before stay complete and findable.
+Place in the flow: called by the loop. Invariant: whatever happens during a save, on whichever rank, the
+checkpoints that were complete before stay complete and findable.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From a checked configuration to a run that is ready for its first step.
 
-Place in the flow: between preflight and the loop. Invariant: when `prepare` returns, the weights are those that were asked for;
-the gate has compared their loss on the probe with the recorded one.
+Place in the flow: between preflight and the loop. Invariant: when `prepare` returns, the weights are those
+that were asked for; the gate has compared their loss on the probe with the recorded one.
 """
 
 from __future__ import annotations
@@ -146,7 +146,8 @@ def probe_loss(run: Run) -> float:
 
 
 def _gate(run: Run) -> None:
-    """Stop unless the loaded weights have the loss that their checkpoint recorded. Random weights have no record."""
+    """Stop unless the loaded weights have the loss that their checkpoint recorded. Random weights have no
+    record."""
     if run.base is None:
         return
     tolerance = run.config.start.gate_tolerance_nats or GATE_TOLERANCE_NATS[run.config.train.precision]
@@ -159,7 +160,8 @@ def _gate(run: Run) -> None:
 
 
 def save_config(run: Run, resolved: str) -> None:
-    """Store the resolved configuration with the run; an earlier one is kept under the step it was used until."""
+    """Store the resolved configuration with the run; an earlier one is kept under the step it was used
+    until."""
     path = run.directory / "config.yaml"
     if path.exists() and path.read_text() != resolved:
         path.rename(run.directory / f"config.until_step_{run.state.step:08d}.yaml")

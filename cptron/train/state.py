@@ -1,7 +1,7 @@
 """The state of a run that is not a tensor: small, explicit, JSON.
 
-Place in the flow: advanced by the loop, stored in every checkpoint as `state.json`. Invariant: with the weights, the optimizer
-and the configuration it determines everything that follows.
+Place in the flow: advanced by the loop, stored in every checkpoint as `state.json`. Invariant: with the
+weights, the optimizer and the configuration it determines everything that follows.
 """
 
 from __future__ import annotations

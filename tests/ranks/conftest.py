@@ -13,7 +13,8 @@ from cptron.testing import run_ranks, stop_ranks
 
 @pytest.fixture(scope="session")
 def make_llama(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Function that saves a random Llama with `transformers`; larger weights than usual make differences show."""
+    """Function that saves a random Llama with `transformers`; larger weights than usual make differences
+    show."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -59,7 +60,8 @@ def tied(make_llama: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoints(untied: Path, tied: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Converted checkpoints by name. Conversion runs on a warm rank: torch's adaptor must not be applied here."""
+    """Converted checkpoints by name. Conversion runs on a warm rank: torch's adaptor must not be applied
+    here."""
     directory = tmp_path_factory.mktemp("checkpoints")
     for name, source in (("untied", untied), ("tied", tied)):
         run_ranks(convert, 1, str(source), str(directory / name))

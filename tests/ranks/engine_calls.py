@@ -1,6 +1,7 @@
 """What the multi-rank tests run on each rank: build the engine, train on given tokens, report losses.
 
-These functions use the engine directly, without data files, so that a test can compare with plain torch on the same tokens.
+These functions use the engine directly, without data files, so that a test can compare with plain torch on
+the same tokens.
 """
 
 from __future__ import annotations

@@ -149,7 +149,8 @@ def test_optimizer_resumes_under_any_layout(
     tokens_NGS1: np.ndarray,
     tmp_path: Path,
 ) -> None:
-    """Weights and moments saved after ten steps continue the curve: to the bit in the same layout, 1e-4 in others."""
+    """Weights and moments saved after ten steps continue the curve: to the bit in the same layout, 1e-4 in
+    others."""
     base = str(checkpoints["tied"])
     world_size, tp, pp = source
     shards = tmp_path / "shards"

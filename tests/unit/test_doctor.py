@@ -1,4 +1,5 @@
-"""The doctor: bounds as in pyproject.toml, remedies for what is missing, nothing heavy imported to find it."""
+"""The doctor: bounds as in pyproject.toml, remedies for what is missing, nothing heavy imported to find
+it."""
 
 from __future__ import annotations
 

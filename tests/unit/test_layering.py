@@ -1,4 +1,5 @@
-"""Who may import what, and what may not be called anywhere: the seams of docs/architecture.md, read from the source."""
+"""Who may import what, and what may not be called anywhere: the seams of docs/architecture.md, read from
+the source."""
 
 from __future__ import annotations
 
@@ -181,7 +182,8 @@ def test_nothing_but_the_front_door_imports_train_or_cli() -> None:
 
 @pytest.mark.parametrize("path", SOURCES + PROGRAMS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_nothing_can_run_code_from_data(path: Path) -> None:
-    """No unpickling of files, no shell, no evaluation of text: neither of our own making nor by a library's option."""
+    """No unpickling of files, no shell, no evaluation of text: neither of our own making nor by a library's
+    option."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)

@@ -1,4 +1,5 @@
-"""The console: nothing on other ranks, one line a step in a file, a bar with loss, tokens/s and ETA on a terminal."""
+"""The console: nothing on other ranks, one line a step in a file, a bar with loss, tokens/s and ETA on a
+terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What keeps the source readable and can be counted: sizes, error messages, docstrings, and what text must not name."""
+"""What keeps the source readable and can be counted: sizes, error messages, docstrings, and what text must
+not name."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Model families: one declarative file each.
 
-Place in the flow: conversion and the builder look a family up by the `model_type` of a Hugging Face `config.json`.
-Invariant: import, export and verification of a family are generated from its one `Family` object.
+Place in the flow: conversion and the builder look a family up by the `model_type` of a Hugging Face
+`config.json`. Invariant: import, export and verification of a family are generated from its one `Family`
+object.
 """
 
 from __future__ import annotations

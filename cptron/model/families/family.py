@@ -1,7 +1,7 @@
 """What a model family declares: the shape of its config and how its tensors are named and laid out.
 
-Place in the flow: used by `families.*` to declare and by `convert.weight_map` to act. Invariant: a rule is its own inverse
-description; no family writes import and export code separately.
+Place in the flow: used by `families.*` to declare and by `convert.weight_map` to act. Invariant: a rule is
+its own inverse description; no family writes import and export code separately.
 """
 
 from __future__ import annotations

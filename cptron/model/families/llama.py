@@ -1,7 +1,7 @@
 """The Llama family: Llama 2, 3, 3.1, 3.2, 3.3, SmolLM2 and others with `model_type: llama`.
 
-Place in the flow: declared here, used by conversion through `families.FAMILIES`. Invariant: a config that the engine would
-compute differently is refused, not approximated.
+Place in the flow: declared here, used by conversion through `families.FAMILIES`. Invariant: a config that
+the engine would compute differently is refused, not approximated.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from cptron.model.architecture import Architecture, RopeScaling
 from cptron.model.families.family import Family, TensorRule
 
 _REQUIRED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "pretraining_tp": 1}
-"""Config values the engine computes; a value that differs is refused (absent means the default, which is this)."""
+"""Config values the engine computes; a value that differs is refused (absent means the default, which is
+this)."""
 
 
 def _rope(config: dict[str, Any]) -> tuple[float, RopeScaling | None]:
-    """Theta and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (transformers 4)."""
+    """Theta and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`
+    (transformers 4)."""
     parameters = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     theta = float(parameters.get("rope_theta", config.get("rope_theta", 10000.0)))
     kind = parameters.get("rope_type", parameters.get("type", "default"))
