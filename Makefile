@@ -7,6 +7,7 @@
 PYTHON ?= python3
 CONSTRAINTS ?= requirements/constraints-cpu.txt
 PYTEST_ARGS ?=
+PY ?= $(VENV)/bin/python
 
 VENV := .venv
 READY := $(VENV)/.cptron-ready
@@ -23,7 +24,7 @@ NEWEST_READY := $(NEWEST_DIR)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check test-newest-mcore clean
+.PHONY: help env demo test check test-newest-mcore test-gpu clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 28
@@ -38,7 +39,7 @@ check: $(READY) ## lint, format and types
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 
-test: env check ## check, then all tests, then the core multi-rank tests under the newest megatron-core
+test: env $(MODEL)/complete.json check ## check, then all tests, then the core multi-rank tests under the newest megatron-core
 	$(PYTEST)
 	@$(MAKE) --no-print-directory test-newest-mcore
 
@@ -50,6 +51,9 @@ ifdef NEWEST_READY
 else
 	@echo "megatron-core $(NEWEST) has no wheel for $$(uname -sm): its tests run on Linux x86_64 only"
 endif
+
+test-gpu: ## the engine on one CUDA device, in the environment of PY: make test-gpu PY=python3
+	$(PY) -m pytest $(PYTEST_ARGS) -m gpu tests/gpu
 
 clean: ## remove the environment, build outputs and tool caches; downloads in .cache stay
 	rm -rf $(VENV) build *.egg-info cptron/_kernels*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

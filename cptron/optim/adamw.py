@@ -26,8 +26,9 @@ class AdamW(torch.optim.Optimizer):
         eps: float,
         weight_decay: float,
         adam_w_mode: bool = True,
+        capturable: bool = False,
     ) -> None:
-        assert adam_w_mode, "only decoupled weight decay is offered"
+        assert adam_w_mode and not capturable, "neither L2 decay nor CUDA graph capture is offered"
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()

@@ -71,7 +71,7 @@ def build_optimizer(optim: OptimConfig, model: Any, precision: Literal["bf16", "
         params_dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
         use_distributed_optimizer=True,
     )
-    optimizer = get_megatron_optimizer(config, [model], use_gloo_process_groups=not torch.cuda.is_available())
+    optimizer = get_megatron_optimizer(config, [model], use_gloo_process_groups=False)
     model.config.finalize_model_grads_func = finalize_model_grads  # reduces, and divides by the global tokens
     model.config.no_sync_func = model.no_sync if model.ddp_config.overlap_grad_reduce else None
     return optimizer

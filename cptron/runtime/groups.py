@@ -22,6 +22,7 @@ def init_groups(topology: Topology, seed: int, timeout_s: int = 600) -> None:
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=topology.tp,
         pipeline_model_parallel_size=topology.pp,
+        create_gloo_process_groups=False,  # on the CPU the default groups are gloo; on the GPU none is needed
         distributed_timeout_minutes=max(
             1, datetime.timedelta(seconds=timeout_s) // datetime.timedelta(minutes=1)
         ),

@@ -1,0 +1,119 @@
+"""The runtime on real ranks: the host adaptor symbol by symbol, agreement on errors, and the test helper itself."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cptron.errors import DataError
+from cptron.testing import RankFailure, run_ranks
+
+
+def adaptor_semantics() -> None:
+    """Every replaced symbol has the CPU meaning of the same operation."""
+    import torch
+
+    import cptron.runtime.megatron_ready
+    from cptron.runtime import host_adaptor
+
+    assert cptron.runtime.megatron_ready
+    for (owner, name), value in host_adaptor.replacements().items():
+        assert hasattr(owner, name), f"{owner}.{name} is no symbol of torch"
+        assert type(getattr(owner, name)) is type(value) or callable(value)
+    assert torch.cuda.current_device() == torch.device("cpu")
+    for call in ("synchronize", "empty_cache", "_lazy_init"):
+        assert getattr(torch.cuda, call)() is None
+    ran = []
+    torch.cuda._lazy_call(lambda: ran.append(1))
+    assert ran == [1]
+    for factory in ("zeros", "ones", "empty"):
+        assert getattr(torch, factory)(3, device="cuda", pin_memory=True).device.type == "cpu"
+    assert torch.tensor([1, 2], device=torch.device("cuda", 0)).tolist() == [1, 2]
+    assert torch.arange(3, device="cuda").tolist() == [0, 1, 2]
+    assert torch.full((2,), 7, device="cuda").tolist() == [7, 7]
+    x = torch.ones(2)
+    assert x.cuda() is x and x.to("cuda") is x and x.pin_memory() is x
+    assert x.to(torch.float64).dtype == torch.float64
+    assert x.type() == "torch.cuda.FloatTensor"
+    assert x.bfloat16().type() == "torch.cuda.BFloat16Tensor"
+    assert x.type(torch.int32).dtype == torch.int32
+    torch.cuda.manual_seed(5)
+    state = torch.cuda.get_rng_state()
+    first = torch.rand(3)
+    torch.cuda.set_rng_state(state)
+    assert torch.equal(first, torch.rand(3))
+    assert torch.cuda.default_generators[0] is torch.default_generator
+    with torch.cuda.stream(torch.cuda.current_stream()):
+        torch.cuda.Event().record()
+    with torch.device("meta"):
+        assert torch.zeros(2).is_meta, "factories must still be known to torch's device contexts"
+
+
+def test_adaptor_symbol_by_symbol() -> None:
+    """On a rank, since the adaptor lasts as long as its process."""
+    run_ranks(adaptor_semantics, 1)
+
+
+def logits_beside_the_engine(directory: str, token_ids: list[int]) -> np.ndarray:
+    """`transformers` in a process where the adaptor is applied."""
+    import cptron.runtime.megatron_ready
+    from cptron.convert.probe import reference_logits
+
+    assert cptron.runtime.megatron_ready
+    return reference_logits(Path(directory), token_ids).numpy()
+
+
+def test_transformers_computes_the_same_beside_the_engine(untied: Path) -> None:
+    """The adaptor must not change what an independent reference computes in the same process."""
+    from test_parity import transformers_logits
+
+    token_ids = list(range(40))
+    expected = transformers_logits(untied, token_ids)
+    (found,) = run_ranks(logits_beside_the_engine, 1, str(untied), token_ids)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def one_rank_disagrees() -> str:
+    """Rank 1 has an error that rank 0 does not see."""
+    from cptron.runtime.dist import agree
+    from cptron.runtime.launcher import launched_ranks
+    from cptron.runtime.session import open_session
+
+    ranks = launched_ranks()
+    assert ranks is not None
+
+    def action() -> None:
+        if ranks.rank == 1:
+            raise DataError("value, rule, remedy")
+
+    with open_session(ranks, tp=1, pp=1, threads_per_rank=1):
+        try:
+            agree(action)
+        except DataError as error:
+            return str(error)
+    return "no error"
+
+
+def test_an_error_on_one_rank_is_raised_on_all() -> None:
+    """With the same class and message, and without a hang."""
+    assert run_ranks(one_rank_disagrees, 2) == ["value, rule, remedy"] * 2
+
+
+def first_rank_fails() -> None:
+    """Rank 0 raises while rank 1 waits for it for ever."""
+    if os.environ["RANK"] == "0":
+        raise ValueError("broken on purpose")
+    time.sleep(3600)
+
+
+def test_a_failing_rank_ends_the_call_with_its_traceback() -> None:
+    """Long before the other rank would return, and the next call works."""
+    start_s = time.monotonic()
+    with pytest.raises(RankFailure, match="broken on purpose"):
+        run_ranks(first_rank_fails, 2)
+    assert time.monotonic() - start_s < 60
+    assert run_ranks(os.getpid, 1)
