@@ -1,4 +1,4 @@
-"""The engine on one GPU over NCCL against `transformers` on the same GPU. Run with `make test-gpu`; skipped without CUDA."""
+"""The engine on one GPU over NCCL against `transformers` on the same GPU: `make test-gpu`; skipped without CUDA."""
 
 from __future__ import annotations
 

@@ -16,11 +16,11 @@ LAYOUTS = [(1, 1, 1), (2, 2, 1), (2, 1, 2), (2, 1, 1), (4, 2, 2)]
 """(world size, tp, pp); what is left is data parallel."""
 
 
-def transformers_logits(directory: Path, token_ids: list[int]) -> np.ndarray:
-    """Logits `[S, V]` in fp32."""
+def transformers_logits(directory: Path, token_ids: list[int], dtype: str = "float32") -> np.ndarray:
+    """Logits `[S, V]`, computed in `dtype`."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
     with torch.no_grad():
         return model(torch.tensor([token_ids])).logits[0].numpy()
 

@@ -18,6 +18,7 @@ def adaptor_semantics() -> None:
     import torch
 
     import cptron.runtime.megatron_ready
+
     from cptron.runtime import host_adaptor
 
     assert cptron.runtime.megatron_ready
@@ -61,6 +62,7 @@ def test_adaptor_symbol_by_symbol() -> None:
 def logits_beside_the_engine(directory: str, token_ids: list[int]) -> np.ndarray:
     """`transformers` in a process where the adaptor is applied."""
     import cptron.runtime.megatron_ready
+
     from cptron.convert.probe import reference_logits
 
     assert cptron.runtime.megatron_ready

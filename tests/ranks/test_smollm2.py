@@ -40,14 +40,20 @@ def export(checkpoint: str, target: str) -> None:
     export_hugging_face(Path(checkpoint), Path(target))
 
 
-def test_logits_equal_transformers(checkpoint: Path) -> None:
-    """At TP 1 and 3 and PP 1 and 2, no logit is off by more than 1e-4 in fp32."""
-    expected = transformers_logits(MODEL, TOKEN_IDS)
-    for world_size, tp, pp in [(1, 1, 1), (3, 3, 1), (2, 1, 2)]:
-        found = run_ranks(engine_calls.first_logits, world_size, str(checkpoint), TOKEN_IDS, tp=tp, pp=pp)
-        for logits in found:
-            if logits is not None:
-                assert np.abs(logits - expected).max() <= 1e-4, (world_size, tp, pp)
+@pytest.mark.parametrize(("world_size", "tp", "pp"), [(1, 1, 1), (3, 3, 1), (2, 1, 2), (6, 3, 2)])
+def test_logits_equal_transformers(world_size: int, tp: int, pp: int, checkpoint: Path) -> None:
+    """No fp32 logit is off by more than 1e-4 from `transformers` in fp64, that is from the model itself.
+
+    `transformers` in fp32 is 9e-5 away from that, and the engine at TP 1 equals it; at TP 3, which adds partial sums, the
+    engine is nearer to fp64 than `transformers` is, but the two fp32 results lie 1.2e-4 apart.
+    """
+    exact, single = (transformers_logits(MODEL, TOKEN_IDS, dtype) for dtype in ("float64", "float32"))
+    found = run_ranks(engine_calls.first_logits, world_size, str(checkpoint), TOKEN_IDS, tp=tp, pp=pp)
+    holders = [logits for logits in found if logits is not None]
+    assert len(holders) == world_size // pp
+    for logits in holders:
+        assert np.abs(logits - exact).max() <= 1e-4
+        assert np.abs(logits - single).max() <= (1e-4 if tp == 1 else 2e-4)
 
 
 def test_export_is_bit_identical(checkpoint: Path, tmp_path: Path) -> None:
