@@ -1,4 +1,7 @@
-"""Markers: a test's folder says what kind it is, and GPU tests skip themselves where there is no GPU."""
+"""Markers: a test's folder says what kind it is, and GPU tests skip themselves where there is no GPU.
+
+Fixtures that the end-to-end and the fault tests share come from `tiny_world`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from tiny_world import whole_runs, world
+
+__all__ = ["whole_runs", "world"]
 
 TESTS_DIR = Path(__file__).parent
 MARKED_FOLDERS = ("ranks", "e2e", "faults")

@@ -52,6 +52,11 @@ def preflight(config: Config, world_size: int) -> Plan:
         "sources": sorted(source.name for source in config.data.sources),
     }
     resume_from, notes = _existing_run(Path(config.run.dir), identity)
+    if not tokenizer and not config.data.tokenizer and base is not None:
+        notes = (
+            *notes,
+            "the base model came without a tokenizer: that the data was made with it is not proven",
+        )
     return Plan(arch, base, resume_from, identity, notes)
 
 

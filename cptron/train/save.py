@@ -6,6 +6,8 @@ checkpoints that were complete before stay complete and findable.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import torch.distributed as dist
@@ -58,6 +60,12 @@ def _carry(source: Path, target: Path) -> None:
             (target / path.name).write_bytes(path.read_bytes())
 
 
+def _fingerprint(run: Run) -> str:
+    """Names the weights by what determined them: the run, its step and its tokens."""
+    made_by = [run.plan.identity, run.state.step, run.state.tokens_total, str(run.directory.resolve())]
+    return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
+
+
 def _manifest(run: Run, loss_nats_per_token: float) -> layout.Manifest:
     base = run.base
     return layout.Manifest(
@@ -67,7 +75,7 @@ def _manifest(run: Run, loss_nats_per_token: float) -> layout.Manifest:
         architecture=run.plan.arch.to_dict(),
         hugging_face_model=base.hugging_face_model if base else "",
         tokenizer_fingerprint=base.tokenizer_fingerprint if base else "",
-        weights_fingerprint=f"{run.plan.identity['start']}+{run.state.tokens_total}",
+        weights_fingerprint=_fingerprint(run),
         probe=layout.Probe(token_ids=run.probe_token_ids, loss_nats_per_token=loss_nats_per_token),
         layout=run.session.topology.describe(),
         precision=run.config.train.precision,

@@ -44,8 +44,8 @@ def export(checkpoint: str, target: str) -> None:
 def test_logits_equal_transformers(world_size: int, tp: int, pp: int, checkpoint: Path) -> None:
     """No fp32 logit is off by more than 1e-4 from `transformers` in fp64, that is from the model itself.
 
-    `transformers` in fp32 is 9e-5 away from that, and the engine at TP 1 equals it; at TP 3, which adds partial sums, the
-    engine is nearer to fp64 than `transformers` is, but the two fp32 results lie 1.2e-4 apart.
+    `transformers` in fp32 is 9e-5 away from that, and the engine at TP 1 equals it; at TP 3, which adds partial
+    sums, the engine is nearer to fp64 than `transformers` is, but the two fp32 results lie 1.2e-4 apart.
     """
     exact, single = (transformers_logits(MODEL, TOKEN_IDS, dtype) for dtype in ("float64", "float32"))
     found = run_ranks(engine_calls.first_logits, world_size, str(checkpoint), TOKEN_IDS, tp=tp, pp=pp)

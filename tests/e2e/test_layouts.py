@@ -1,0 +1,57 @@
+"""A run through files gives the same curve under every layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from commands import evals, steps
+from tiny_world import LAYOUTS, ONE, STEPS, Layout, World
+
+from cptron.checkpoint import layout as checkpoint_layout
+
+
+def assert_close(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    """Counts and rates equal, computed values within 1e-4."""
+    assert [record.keys() for record in found] == [record.keys() for record in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        for key, value in theirs.items():
+            exact = key in ("kind", "step", "tokens_total", "lr") or key.startswith("tokens/") or "/tokens" in key
+            assert ours[key] == (value if exact else pytest.approx(value, rel=1e-4)), (key, theirs["step"])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[1:], ids=str)
+def test_every_layout_gives_the_same_run(layout: Layout, whole_runs: dict[Layout, Path]) -> None:
+    """Losses, gradient norms, validation losses and tokens by source of 20 fp32 steps, within 1e-4."""
+    assert_close(steps(whole_runs[layout]), steps(whole_runs[ONE]))
+    assert_close(evals(whole_runs[layout]), evals(whole_runs[ONE]))
+    ledgers = [
+        json.loads((checkpoint_layout.resolve(str(whole_runs[one])) / "state.json").read_text())["ledger"]
+        for one in (layout, ONE)
+    ]
+    assert ledgers[0] == ledgers[1]
+
+
+def test_the_run_learned_something(whole_runs: dict[Layout, Path]) -> None:
+    """Equal curves would prove nothing on a run that stands still or sees one source only."""
+    run = steps(whole_runs[ONE])
+    assert [record["step"] for record in run] == list(range(1, STEPS + 1))
+    first, *_, last = evals(whole_runs[ONE])
+    assert last["valid/domain/loss_nats_per_token"] < first["valid/domain/loss_nats_per_token"] - 0.3
+    shares = run[-1]["tokens/domain"] / run[-1]["tokens_total"]
+    assert shares == pytest.approx(0.7, abs=0.02)
+    assert run[-1]["tokens/domain"] + run[-1]["tokens/general"] == run[-1]["tokens_total"] == STEPS * 8 * 32
+
+
+def test_evaluation_comes_before_the_first_update(whole_runs: dict[Layout, Path]) -> None:
+    """The baseline is the first thing measured, then evaluations at the interval and after the last step."""
+    kinds = [json.loads(line)["kind"] for line in (whole_runs[ONE] / "metrics.jsonl").read_text().splitlines()]
+    assert kinds[:3] == ["start", "eval", "step"]
+    assert [record["step"] for record in evals(whole_runs[ONE])] == [0, 10, 20]
+
+
+def test_data_order_is_of_the_seed(world: World, tmp_path: Path, whole_runs: dict[Layout, Path]) -> None:
+    """Another seed draws other samples, so the equalities above depend on the order of the data."""
+    other = steps(world.trained(tmp_path / "run", ONE, "run.seed=7", "train.steps=2"))
+    assert other[0]["loss_nats_per_token"] != pytest.approx(steps(whole_runs[ONE])[0]["loss_nats_per_token"], rel=1e-4)
