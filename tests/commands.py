@@ -11,12 +11,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cptron.report.sinks import read_records
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 SAME = ("step", "tokens_total", "loss_nats_per_token", "lr", "grad_norm")
 """Values of a step that do not depend on the clock, beside those of the sources."""
+EXACT = ("kind", "step", "tokens_total", "lr")
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -96,3 +99,13 @@ def snapshot(directory: Path) -> dict[str, tuple[int, int]]:
     return {
         str(path.relative_to(directory)): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths
     }
+
+
+def assert_close(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    """Counts and rates equal, computed values within 1e-4."""
+    assert [record.keys() for record in found] == [record.keys() for record in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        for key, value in theirs.items():
+            exact = key in EXACT or key.startswith("tokens/") or key.endswith("/tokens")
+            wanted = value if exact else pytest.approx(value, rel=1e-4)
+            assert ours[key] == wanted, f"step {theirs['step']}: {key} is {ours[key]}, not {wanted}"

@@ -97,7 +97,8 @@ class World:
     def trained(self, run_dir: Path, layout: Layout = ONE, *overrides: str) -> Path:
         """`train` that must succeed on every rank; returns the run directory."""
         outcomes = self.train(run_dir, layout, *overrides)
-        assert [outcome.error for outcome in outcomes] == [""] * layout.world_size
+        errors = [outcome.error for outcome in outcomes if outcome.error]
+        assert not errors, errors[0]
         return run_dir
 
 
@@ -178,7 +179,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     for name in ("domain", "general", "domain_valid", "general_valid"):
         tokenize(world.corpus(name), world.hugging_face, "--append-eod")
     made = run_ranks(rank_calls.command, 1, ["convert", str(world.hugging_face), str(world.base)])[0]
-    assert made.error == ""
+    assert not made.error, made.error
     world.config.write_text(CONFIG.format(root=world.root))
     return world
 

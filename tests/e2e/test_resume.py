@@ -1,0 +1,111 @@
+"""A run that stopped goes on as if it had not: to the bit in the same layout, within 1e-4 in another."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import assert_close, evals, records, snapshot, steps
+from tiny_world import LAYOUTS, ONE, Layout, World
+
+
+def interrupted(whole: Path, target: Path) -> Path:
+    """Copy of a whole run as a crash between steps 10 and 20 leaves it: later metrics, no later checkpoint."""
+    shutil.copytree(whole, target)
+    shutil.rmtree(target / "checkpoints" / "step_00000020")
+    return target
+
+
+def ledger(run_dir: Path, step: int) -> dict[str, object]:
+    """Position of the data in a checkpoint."""
+    path = run_dir / "checkpoints" / f"step_{step:08d}" / "state.json"
+    return json.loads(path.read_text())["ledger"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_same_layout_to_the_bit(
+    layout: Layout, world: World, whole_runs: dict[Layout, Path], tmp_path: Path
+) -> None:
+    """Losses, norms, rates, tokens and validation of the second half are those of the uninterrupted run."""
+    whole = whole_runs[layout]
+    run = world.trained(interrupted(whole, tmp_path / "run"), layout)
+    assert [record["step"] for record in records(run, "start")] == [0, 10]
+    assert steps(run) == steps(whole)
+    assert evals(run) == evals(whole)
+    assert ledger(run, 20) == ledger(whole, 20)
+
+
+def test_stopping_at_fewer_steps_and_going_on(
+    world: World, whole_runs: dict[Layout, Path], tmp_path: Path
+) -> None:
+    """A finished run of 10 steps, extended to 20, equals 20 at once; a third call finds nothing to do."""
+    layout = Layout(2, tp=2)
+    run = world.trained(tmp_path / "run", layout, "train.steps=10")
+    assert [record["step"] for record in steps(run)] == list(range(1, 11))
+    world.trained(run, layout, "train.steps=20")
+    assert steps(run) == steps(whole_runs[layout])
+    assert evals(run) == evals(whole_runs[layout])
+    before, checkpoints = steps(run), snapshot(run / "checkpoints")
+    world.trained(run, layout, "train.steps=20")
+    assert (steps(run), snapshot(run / "checkpoints")) == (before, checkpoints)
+    assert evals(run) == evals(whole_runs[layout])
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (Layout(2, tp=2), Layout(2)),
+        (Layout(2, pp=2), Layout(4, tp=2, pp=2)),
+        (Layout(4, tp=2, pp=2), ONE),
+        (Layout(2), Layout(2, pp=2)),
+    ],
+    ids=lambda layout: str(layout),
+)
+def test_other_layout_within_tolerance(
+    before: Layout, after: Layout, world: World, whole_runs: dict[Layout, Path], tmp_path: Path
+) -> None:
+    """Weights, moments and the order of the data survive a change of layout."""
+    run = world.trained(interrupted(whole_runs[before], tmp_path / "run"), after)
+    assert steps(run)[:10] == steps(whole_runs[before])[:10]
+    assert_close(steps(run), steps(whole_runs[before]))
+    assert_close(evals(run), evals(whole_runs[before]))
+    assert ledger(run, 20) == ledger(whole_runs[before], 20)
+
+
+def test_other_batch_cut_within_tolerance(
+    world: World, whole_runs: dict[Layout, Path], tmp_path: Path
+) -> None:
+    """The micro-batch size is no part of what is computed."""
+    run = world.trained(
+        interrupted(whole_runs[ONE], tmp_path / "run"), ONE, "train.micro_batch_size=4", "eval.micro_batch_size=3"
+    )
+    assert_close(steps(run), steps(whole_runs[ONE]))
+    assert_close(evals(run), evals(whole_runs[ONE]))
+
+
+def test_new_learning_rate_is_used_on_resume(
+    world: World, whole_runs: dict[Layout, Path], tmp_path: Path
+) -> None:
+    """An override wins over what the checkpoint was trained with, shows in the metrics and changes the weights."""
+    whole = whole_runs[ONE]
+    changes = ("optim.schedule=constant", "optim.lr=5.0e-5")
+    run = world.trained(interrupted(whole, tmp_path / "run"), ONE, *changes)
+    assert steps(run)[:10] == steps(whole)[:10]
+    assert {record["lr"] for record in steps(run, after=10)} == {5.0e-5}
+    assert steps(run)[10]["loss_nats_per_token"] == steps(whole)[10]["loss_nats_per_token"]
+    assert steps(run)[11]["loss_nats_per_token"] != steps(whole)[11]["loss_nats_per_token"]
+    assert "lr: 0.002" in (run / "config.until_step_00000010.yaml").read_text()
+
+
+def test_changed_shares_go_on_without_repeating_samples(
+    world: World, whole_runs: dict[Layout, Path], tmp_path: Path
+) -> None:
+    """New shares apply from the resumed step on, and each source goes on where it was."""
+    shares = ("data.sources.domain.token_share=0.25", "data.sources.general.token_share=0.75")
+    run = world.trained(interrupted(whole_runs[ONE], tmp_path / "run"), ONE, *shares)
+    half, end = steps(run)[9], steps(run)[-1]
+    gained = end["tokens/domain"] - half["tokens/domain"]
+    assert gained / (end["tokens_total"] - half["tokens_total"]) == pytest.approx(0.25, abs=0.02)
+    assert end["tokens/domain"] + end["tokens/general"] == end["tokens_total"] == 20 * 8 * 32
