@@ -122,7 +122,7 @@ def uses_of(devices: dict[str, Any], optional: dict[str, Finding]) -> dict[str, 
         "attention": "torch scaled_dot_product_attention" + _or_te(has, "attention"),
         "norm": "RMSNorm in torch" + _or_te(has, "norms"),
         "optimizer": f"megatron-core distributed optimizer with {fused or 'cptron'} AdamW",
-        "checkpoints": "megatron-core torch_dist shards and a hashed manifest",
+        "checkpoints": "megatron-core torch_dist shards and a manifest of every file",
         "logging": ", ".join(["metrics.jsonl, console, report.html", *trackers]),
     }
 

@@ -104,6 +104,8 @@ def _check_data(config: Config, arch: Architecture, tokenizer_of_base: str) -> N
 def _existing_run(directory: Path, identity: dict[str, Any]) -> tuple[Path | None, tuple[str, ...]]:
     """The checkpoint to resume from when `directory` holds this run; an error when it holds something
     else."""
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"run.dir={directory} is a file; choose another run.dir")
     if not directory.exists() or not any(directory.iterdir()):
         return None, ()
     path = directory / RUN_FILE

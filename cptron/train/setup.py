@@ -22,7 +22,7 @@ from cptron.data.ledger import Ledger
 from cptron.data.loader import TrainLoader
 from cptron.data.source import TokenSource
 from cptron.data.valid import ValidSet
-from cptron.errors import TrainingError
+from cptron.errors import ConfigError, TrainingError
 from cptron.model.build import build_model
 from cptron.optim.optimizer import build_optimizer, wrap_for_data_parallel
 from cptron.runtime.dist import agree
@@ -66,7 +66,6 @@ class Run:
 
 def prepare(config: Config, plan: Plan, session: Session) -> Run:
     """Build model, optimizer and data, load what the plan names, and pass the gate; collective."""
-    agree(lambda: _claim_directory(config, plan) if session.ranks.is_main else None)
     arch, parallel = plan.arch, config.parallel
     model = wrap_for_data_parallel(
         build_model(
@@ -100,13 +99,17 @@ def prepare(config: Config, plan: Plan, session: Session) -> Run:
         base=base,
     )
     _gate(run)
+    agree(lambda: _claim_directory(config, plan) if session.ranks.is_main else None)
     return run
 
 
 def _claim_directory(config: Config, plan: Plan) -> None:
-    """Make the output directory this run's own."""
+    """Make the output directory this run's own: only now, so that a refused start leaves nothing behind."""
     directory = Path(config.run.dir)
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run.dir={directory} cannot be made ({error}); choose another run.dir") from None
     if not (directory / RUN_FILE).exists():
         layout.write_json(
             directory / RUN_FILE, {"identity": plan.identity, "name": config.run.name or directory.name}

@@ -38,7 +38,7 @@ def test_train_with_two_ranks_and_trackers(
     with pytest.raises(BlockingIOError):
         proxy.accept()
     assert list((run / "tensorboard").glob("events.out.tfevents.*"))
-    assert list((run / "wandb").glob("wandb/offline-run-*/*.wandb"))
+    assert list((run / "wandb").glob("offline-run-*/*.wandb"))
     assert (run / "report.html").stat().st_size > 0
     assert load_config(run / "config.yaml").config == load_config(world.config, overrides).config
 

@@ -90,10 +90,10 @@ def test_new_learning_rate_is_used_on_resume(
 ) -> None:
     """An override wins over what the checkpoint was trained with, shows in the metrics and changes the weights."""
     whole = whole_runs[ONE]
-    changes = ("optim.schedule=constant", "optim.lr=5.0e-5")
+    changes = ("optim.schedule=constant", "optim.lr=5.0e-4")
     run = world.trained(interrupted(whole, tmp_path / "run"), ONE, *changes)
     assert steps(run)[:10] == steps(whole)[:10]
-    assert {record["lr"] for record in steps(run, after=10)} == {5.0e-5}
+    assert {record["lr"] for record in steps(run, after=10)} == {5.0e-4}
     assert steps(run)[10]["loss_nats_per_token"] == steps(whole)[10]["loss_nats_per_token"]
     assert steps(run)[11]["loss_nats_per_token"] != steps(whole)[11]["loss_nats_per_token"]
     assert "lr: 0.002" in (run / "config.until_step_00000010.yaml").read_text()
