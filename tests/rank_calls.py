@@ -72,7 +72,9 @@ def train_with_nan(config: str, overrides: list[str], poisoned_rank: int) -> Out
         run = prepare(config, plan, session)  # type: ignore[arg-type]
         if run.session.ranks.rank == poisoned_rank:
             with torch.no_grad():
-                next(run.model.parameters()).view(-1)[0] = float("nan")
+                # a weight that every token uses; a row of the embedding might wait for its word
+                fc2 = next(weight for name, weight in run.model.named_parameters() if "linear_fc2" in name)
+                fc2.view(-1)[0] = float("nan")
         return run
 
     setup.prepare = prepare_and_poison  # type: ignore[assignment]

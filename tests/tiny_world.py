@@ -1,4 +1,4 @@
-"""A tiny but complete world on disk, made once a session: texts, tokenizer, Hugging Face model, token files, checkpoint.
+"""A tiny but complete world on disk, made once a session: texts, tokenizer, model, token files, checkpoint.
 
 The end-to-end and fault tests train on it through the same files that a user has. Everything is deterministic.
 """

@@ -160,14 +160,13 @@ def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
 def _encode(batch: list[Record], tokenizer: Tokenizer, options: PreprocessOptions) -> _Encoded:
     before = [tokenizer.bos_id] if options.prepend_bos else []
     after = [tokenizer.eos_id] if options.append_eod else []
-    documents = tuple(
-        [
-            np.array([*before, *ids, *after] if ids else [], dtype=np.int64)
-            for ids in tokenizer.encode_batch([record.texts[number] for record in batch])
-        ]
-        for number in range(len(options.json_keys))
-    )
-    return _Encoded(documents, sum(record.num_bytes for record in batch), batch[-1].stored_bytes_read)
+    documents: list[list[TokenArray]] = []
+    for number in range(len(options.json_keys)):
+        encoded = tokenizer.encode_batch([record.texts[number] for record in batch])
+        documents.append(
+            [np.array([*before, *ids, *after] if ids else [], dtype=np.int64) for ids in encoded]
+        )
+    return _Encoded(tuple(documents), sum(record.num_bytes for record in batch), batch[-1].stored_bytes_read)
 
 
 def _write(writer: IndexedWriter, documents: Iterable[TokenArray]) -> int:
@@ -281,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _table(manifests: Sequence[Manifest], prefixes: Sequence[str], elapsed_s: float) -> str:
-    rows = [("documents", "empty", "tokens", "bin bytes", "tokens/s", "prefix")]
+    rows: list[tuple[str, ...]] = [("documents", "empty", "tokens", "bin bytes", "tokens/s", "prefix")]
     for manifest, prefix in zip(manifests, prefixes, strict=True):
         counts = (
             manifest.documents,

@@ -37,7 +37,9 @@ def test_the_run_learned_something(whole_runs: dict[Layout, Path]) -> None:
 
 def test_evaluation_comes_before_the_first_update(whole_runs: dict[Layout, Path]) -> None:
     """The baseline is the first thing measured, then evaluations at the interval and after the last step."""
-    kinds = [json.loads(line)["kind"] for line in (whole_runs[ONE] / "metrics.jsonl").read_text().splitlines()]
+    kinds = [
+        json.loads(line)["kind"] for line in (whole_runs[ONE] / "metrics.jsonl").read_text().splitlines()
+    ]
     assert kinds[:3] == ["start", "eval", "step"]
     assert [record["step"] for record in evals(whole_runs[ONE])] == [0, 10, 20]
 

@@ -79,7 +79,10 @@ def test_other_batch_cut_within_tolerance(
 ) -> None:
     """The micro-batch size is no part of what is computed."""
     run = world.trained(
-        interrupted(whole_runs[ONE], tmp_path / "run"), ONE, "train.micro_batch_size=4", "eval.micro_batch_size=3"
+        interrupted(whole_runs[ONE], tmp_path / "run"),
+        ONE,
+        "train.micro_batch_size=4",
+        "eval.micro_batch_size=3",
     )
     assert_close(steps(run), steps(whole_runs[ONE]))
     assert_close(evals(run), evals(whole_runs[ONE]))

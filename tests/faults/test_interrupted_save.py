@@ -21,7 +21,9 @@ def test_sigkill_during_a_save(world: World, whole_runs: dict[Layout, Path], tmp
     with started(words) as process:
         deadline = time.monotonic() + 90
         while not working.exists():
-            assert time.monotonic() < deadline and process.poll() is None, "the run never came to its third save"
+            assert time.monotonic() < deadline and process.poll() is None, (
+                "the run never came to its third save"
+            )
         kill_group(process)
         assert process.wait(timeout=30) == -9
     assert working.is_dir() and not (run / "checkpoints" / "step_00000012").exists(), "killed too late"
@@ -43,7 +45,9 @@ def largest_shard(checkpoint: Path) -> Path:
     return max((checkpoint / "shards").iterdir(), key=lambda path: path.stat().st_size)
 
 
-@pytest.mark.parametrize("damage", ["truncated shard", "missing shard", "missing manifest", "half a manifest"])
+@pytest.mark.parametrize(
+    "damage", ["truncated shard", "missing shard", "missing manifest", "half a manifest"]
+)
 def test_damaged_newest_checkpoint_is_passed_over(
     damage: str, world: World, whole_runs: dict[Layout, Path], tmp_path: Path
 ) -> None:

@@ -30,10 +30,13 @@ def test_nan_stops_every_rank_and_saves_nothing(
     layout: Layout, poisoned_rank: int, world: World, tmp_path: Path
 ) -> None:
     """One NaN in one weight of one rank: `TrainingError` everywhere, no step counted, no checkpoint."""
-    words = [f"run.dir={tmp_path / 'run'}", *layout.overrides, "eval.at_start=false", "checkpoint.every_steps=1"]
-    outcomes = run_ranks(
-        rank_calls.train_with_nan, 2, str(world.config), words, poisoned_rank, timeout_s=90
-    )
+    words = [
+        f"run.dir={tmp_path / 'run'}",
+        *layout.overrides,
+        "eval.at_start=false",
+        "checkpoint.every_steps=1",
+    ]
+    outcomes = run_ranks(rank_calls.train_with_nan, 2, str(world.config), words, poisoned_rank, timeout_s=90)
     assert all(outcome.error.startswith("TrainingError") and "nan" in outcome.error for outcome in outcomes)
     assert records(tmp_path / "run", "step") == []
     assert list_checkpoints(tmp_path / "run" / "checkpoints") == []

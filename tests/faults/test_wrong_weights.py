@@ -11,8 +11,6 @@ from tiny_world import ONE, Layout, World
 
 from cptron.testing import run_ranks
 
-ARCHITECTURE = "hf/config.json"
-
 
 @pytest.fixture(scope="module")
 def tampered(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
@@ -63,9 +61,30 @@ def test_gate_under_torchrun(world: World, tampered: dict[str, Path], tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
+def test_run_directory_that_cannot_be_made(world: World, tmp_path: Path) -> None:
+    """Found out by one rank, said by both."""
+    (tmp_path / "file").write_text("in the way")
+    outcomes = world.train(tmp_path / "file" / "run", Layout(2))
+    assert len(outcomes) == 2
+    for outcome in outcomes:
+        assert outcome.error.startswith(f"ConfigError: run.dir={tmp_path / 'file' / 'run'} cannot be made")
+
+
+def test_a_refused_start_leaves_warm_ranks_usable(
+    world: World, tampered: dict[str, Path], tmp_path: Path
+) -> None:
+    """Groups are gone after an error, so that the same processes can join another layout."""
+    world.train(tmp_path / "refused", Layout(2, tp=2), f"start.checkpoint={tampered['swap']}")
+    world.trained(tmp_path / "run", Layout(2, pp=2), "train.steps=4")
+
+
 def test_random_weights_only_when_asked_for(world: World, tmp_path: Path) -> None:
     """`start.mode=random` says so in the console, and its run is not taken for one of the base's."""
-    random = ("start.mode=random", "start.checkpoint=", f"model.architecture={world.root / ARCHITECTURE}")
+    random = (
+        "start.mode=random",
+        "start.checkpoint=",
+        f"model.architecture={world.hugging_face}/config.json",
+    )
     (outcome,) = world.train(tmp_path / "run", ONE, *random, "train.steps=4")
     assert outcome.error == ""
     assert "starting from random weights" in outcome.stdout

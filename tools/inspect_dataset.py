@@ -1,0 +1,13 @@
+"""Show what Megatron `.bin`/`.idx` token files hold: `inspect_dataset.py PREFIX [--tokenizer T] [--verify]`.
+
+A thin front of `cptron inspect`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from cptron.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["inspect", *sys.argv[1:]]))
