@@ -161,12 +161,12 @@ def _lineage(manifest: layout.Manifest) -> list[str]:
     """From the checkpoint that this one was loaded from to the oldest that is still there."""
     found: dict[str, str] = {}
     while manifest.parent and manifest.parent not in found:
-        parent = Path(manifest.parent)
+        parent = manifest.parent
         try:
-            manifest = layout.read_manifest(parent)
-            found[str(parent)] = f"step {manifest.step}, {manifest.tokens_total} tokens"
+            manifest = layout.read_manifest(Path(parent))
+            found[parent] = f"step {manifest.step}, {manifest.tokens_total} tokens"
         except CheckpointError as error:
-            found[str(parent)] = f"damaged: {error}" if parent.exists() else "no longer there"
+            found[parent] = f"damaged: {error}" if Path(parent).exists() else "no longer there"
             break
     return [f"{path}: {what}" for path, what in found.items()]
 

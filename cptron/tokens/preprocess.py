@@ -7,22 +7,17 @@ nothing is published under its final name unless every line of every input was e
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-
-import numpy as np
 
 from cptron import __version__
 from cptron.errors import EXIT_CODE, CptronError, DataError
+from cptron.tokens.encode import encode_file
 from cptron.tokens.indexed import IndexedWriter, TokenArray, best_dtype, bin_path, idx_path
-from cptron.tokens.jsonl import Record, expand_inputs, read_records
+from cptron.tokens.jsonl import expand_inputs
 from cptron.tokens.manifest import (
     FORMAT_VERSION,
     Manifest,
@@ -37,18 +32,6 @@ from cptron.tokens.progress import Progress
 from cptron.tokens.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = ["PreprocessOptions", "main", "output_prefixes", "preprocess"]
-
-_BATCH_BYTES = 1 << 20
-_BATCH_RECORDS = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class _Encoded:
-    """Token ids of a batch: `documents[k]` holds one array per record for key number k."""
-
-    documents: tuple[list[TokenArray], ...]
-    num_bytes: int
-    stored_bytes_read: int
 
 
 def output_prefixes(options: PreprocessOptions) -> tuple[str, ...]:
@@ -92,7 +75,7 @@ def _run(
         writers = [stack.enter_context(IndexedWriter(prefix, dtype)) for prefix in prefixes]
         bar = stack.enter_context(Progress(inputs, options.log_interval, enabled=progress))
         for path in inputs:
-            for batch in _encode_file(path, tokenizer, options):
+            for batch in encode_file(path, tokenizer, options):
                 for number, documents in enumerate(batch.documents):
                     empty[number] += _write(writers[number], documents)
                 bar.update(
@@ -114,59 +97,6 @@ def _run(
     for prefix, manifest in zip(prefixes, manifests, strict=True):
         write_manifest(prefix, manifest)
     return manifests
-
-
-def _encode_file(path: Path, tokenizer: Tokenizer, options: PreprocessOptions) -> Iterator[_Encoded]:
-    """Encoded batches of one file, in order."""
-    workers = options.workers or len(os.sched_getaffinity(0))
-
-    def encode(batch: list[Record]) -> _Encoded:
-        return _encode(batch, tokenizer, options)
-
-    with _one_thread_per_call():
-        yield from _map_in_order(encode, _batches(read_records(path, options.json_keys)), workers)
-
-
-def _map_in_order(
-    function: Callable[[list[Record]], _Encoded], batches: Iterable[list[Record]], workers: int
-) -> Iterator[_Encoded]:
-    """Results in the order of `batches`, with at most two batches per worker in memory."""
-    pool = ThreadPoolExecutor(workers)
-    waiting: deque[Future[_Encoded]] = deque()
-    try:
-        for batch in batches:
-            waiting.append(pool.submit(function, batch))
-            if len(waiting) >= 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
-    batch: list[Record] = []
-    num_bytes = 0
-    for record in records:
-        batch.append(record)
-        num_bytes += record.num_bytes
-        if num_bytes >= _BATCH_BYTES or len(batch) >= _BATCH_RECORDS:
-            yield batch
-            batch, num_bytes = [], 0
-    if batch:
-        yield batch
-
-
-def _encode(batch: list[Record], tokenizer: Tokenizer, options: PreprocessOptions) -> _Encoded:
-    before = [tokenizer.bos_id] if options.prepend_bos else []
-    after = [tokenizer.eos_id] if options.append_eod else []
-    documents: list[list[TokenArray]] = []
-    for number in range(len(options.json_keys)):
-        encoded = tokenizer.encode_batch([record.texts[number] for record in batch])
-        documents.append(
-            [np.array([*before, *ids, *after] if ids else [], dtype=np.int64) for ids in encoded]
-        )
-    return _Encoded(tuple(documents), sum(record.num_bytes for record in batch), batch[-1].stored_bytes_read)
 
 
 def _write(writer: IndexedWriter, documents: Iterable[TokenArray]) -> int:
@@ -247,21 +177,6 @@ def _require_documents(
                 f"{prefix} would hold 0 documents ({len(inputs)} input files, {num_empty} empty texts), "
                 "at least 1 is needed; check the input and --json-keys"
             )
-
-
-@contextmanager
-def _one_thread_per_call() -> Iterator[None]:
-    """Keep the tokenizers library off its own threads, which would multiply with ours."""
-    name = "TOKENIZERS_PARALLELISM"
-    before = os.environ.get(name)
-    os.environ[name] = "false"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def main(argv: Sequence[str] | None = None) -> int:
