@@ -57,6 +57,6 @@ def open_session(
     try:
         groups.init_groups(topology, seed, timeout_s)
         yield Session(ranks, topology, chosen)
-        groups.destroy_groups()
     finally:
+        groups.destroy_groups()
         dist.shutdown()
