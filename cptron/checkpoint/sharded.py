@@ -6,67 +6,17 @@ Invariant: a load fills every parameter asked for or raises; and no code stored 
 
 from __future__ import annotations
 
-import io
-import pickle
 from pathlib import Path
 from typing import Any
 
 import cptron.runtime.megatron_ready  # noqa: F401
 
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
+from cptron.checkpoint.untrusted import refuse_foreign_code
 from cptron.errors import CheckpointError
-
-_SAFE_MODULES = ("torch.distributed.checkpoint.", "megatron.core.dist_checkpointing.")
-_SAFE_NAMES = {
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    ("torch._utils", "_rebuild_device_mesh"),
-    ("collections", "OrderedDict"),
-    ("pathlib", "Path"),
-    ("pathlib", "PosixPath"),
-    ("builtins", "dict"),
-    ("builtins", "list"),
-    ("builtins", "set"),
-    ("builtins", "tuple"),
-    ("builtins", "getattr"),
-}
-
-
-class _DataOnlyUnpickler(pickle.Unpickler):
-    """Reads torch's checkpoint metadata and refuses every name that is not plain data."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        is_dtype = module == "torch" and name in (
-            "float32",
-            "bfloat16",
-            "float16",
-            "int64",
-            "int32",
-            "uint8",
-            "float64",
-        )
-        if module.startswith(_SAFE_MODULES) or (module, name) in _SAFE_NAMES or is_dtype:
-            return super().find_class(module, name)
-        raise CheckpointError(
-            f"checkpoint metadata refers to {module}.{name}, which may run code; not loading it"
-        )
-
-
-def refuse_foreign_code(shards: Path) -> None:
-    """Raise `CheckpointError` unless the shards' pickled metadata holds plain data only.
-
-    torch stores the index of a distributed checkpoint as a pickle (`.metadata`); the tensors themselves are
-    read with `weights_only`.
-    """
-    path = shards / ".metadata"
-    try:
-        _DataOnlyUnpickler(io.BytesIO(path.read_bytes())).load()
-    except CheckpointError:
-        raise
-    except (OSError, EOFError, pickle.UnpicklingError, AttributeError, ImportError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); use another checkpoint") from None
 
 
 def _metadata() -> dict[str, Any]:
@@ -77,9 +27,15 @@ def _metadata() -> dict[str, Any]:
     return {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 
 
+def _model_state(model: Any) -> dict[str, Any]:
+    """The model's tensors. Objects (empty `_extra_state` entries) are left out: torch would unpickle them on load."""
+    state = model.sharded_state_dict(metadata=_metadata())
+    return {name: value for name, value in state.items() if not isinstance(value, ShardedObject)}
+
+
 def save_shards(shards: Path, model: Any, optimizer: Any | None = None) -> None:
     """Write this rank's part; collective. `model` is the unwrapped module, `shards` exists and is empty."""
-    state = {"model": model.sharded_state_dict(metadata=_metadata())}
+    state = {"model": _model_state(model)}
     if optimizer is not None:
         state["optimizer"] = optimizer.sharded_state_dict(state["model"], metadata=_metadata())
     dist_checkpointing.save(state, str(shards))
@@ -89,7 +45,7 @@ def load_shards(shards: Path, model: Any, optimizer: Any | None = None) -> None:
     """Fill the model, and the optimizer where given; collective. Raises `CheckpointError` on anything
     missing."""
     refuse_foreign_code(shards)
-    state = {"model": model.sharded_state_dict(metadata=_metadata())}
+    state = {"model": _model_state(model)}
     if optimizer is not None:
         state["optimizer"] = optimizer.sharded_state_dict(
             state["model"], is_loading=True, metadata=_metadata()
@@ -102,6 +58,8 @@ def load_shards(shards: Path, model: Any, optimizer: Any | None = None) -> None:
         raise CheckpointError(
             f"{shards} {what} {', '.join(wrong[:3])} ({len(wrong)} in all); it is of another model"
         )
-    model.load_state_dict(loaded["model"], strict=True)
+    unset, _ = model.load_state_dict(loaded["model"], strict=False)
+    unset = [name for name in unset if not name.endswith("_extra_state")]
+    assert not unset, f"parameters that no shard filled: {unset[:3]}"
     if optimizer is not None:
         optimizer.load_state_dict(loaded["optimizer"])
