@@ -1,7 +1,7 @@
 // Index builders of the data room: document and sample shuffles, the sample index, and the blend.
 //
 // Every decision is made in integers, so that all platforms and compilers give the same order. Each function has a twin in
-// plain Python in tests/unit/test_data_stream.py and is tested for equality with it.
+// plain Python in tests/unit/kernels_reference.py and is tested for equality with it.
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>

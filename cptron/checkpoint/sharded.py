@@ -15,7 +15,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
-from cptron.checkpoint.untrusted import refuse_foreign_code
+from cptron.checkpoint.untrusted import refuse_foreign_code, weights_only
 from cptron.errors import CheckpointError
 
 
@@ -50,7 +50,8 @@ def load_shards(shards: Path, model: Any, optimizer: Any | None = None) -> None:
         state["optimizer"] = optimizer.sharded_state_dict(
             state["model"], is_loading=True, metadata=_metadata()
         )
-    loaded, unused, absent = dist_checkpointing.load(state, str(shards), strict=StrictHandling.RETURN_ALL)
+    with weights_only():
+        loaded, unused, absent = dist_checkpointing.load(state, str(shards), strict=StrictHandling.RETURN_ALL)
     unused = {key for key in unused if not (optimizer is None and key.startswith("optimizer."))}
     if absent or unused:
         wrong = sorted(absent) or sorted(unused)

@@ -1,14 +1,17 @@
-"""Reads the pickled index of a distributed checkpoint without running anything.
+"""Reads a distributed checkpoint without running anything that is stored in it.
 
-Place in the flow: before torch sees a checkpoint. torch stores the index (`.metadata`) as a pickle and
-reads it as one; the tensors and the common state are read with `weights_only`. Invariant: only the names
-below are looked up, each by its full name; and none of them makes torch unpickle objects from the shards.
+Place in the flow: around every load. torch stores the index (`.metadata`) as a pickle and reads it as one, so it is
+read here first, with plain data admitted only; objects in the shards, which torch would unpickle without restriction,
+are held to `weights_only`. Invariant: only the names below are looked up, each by its full name.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from cptron.errors import CheckpointError
 
 _DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 _METADATA = (
+    "BytesStorageMetadata",
     "ChunkStorageMetadata",
     "Metadata",
     "MetadataIndex",
@@ -35,8 +39,10 @@ DATA_ONLY = {
     *(("torch.distributed.checkpoint.metadata", name) for name in _METADATA),
     *(("torch.distributed.checkpoint.planner", name) for name in _PLANNER),
 }
-"""Every name that an index of tensors needs. `BytesStorageMetadata` is not among them on purpose: it
-announces objects that torch would unpickle without restriction."""
+"""Every name that an index of tensors and plain objects needs."""
+
+FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+"""Makes `torch.load` refuse code also where its caller asks for none of that protection, as torch's planner does."""
 
 
 class _DataOnlyUnpickler(pickle.Unpickler):
@@ -57,3 +63,17 @@ def refuse_foreign_code(shards: Path) -> None:
         raise
     except Exception as error:  # a damaged pickle fails in any way it likes
         raise CheckpointError(f"{path} cannot be read ({error!r}); use another checkpoint") from None
+
+
+@contextmanager
+def weights_only() -> Iterator[None]:
+    """Within this context every `torch.load` of the process reads data only."""
+    before = os.environ.get(FORCE)
+    os.environ[FORCE] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[FORCE]
+        else:
+            os.environ[FORCE] = before

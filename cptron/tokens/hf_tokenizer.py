@@ -2,7 +2,7 @@
 
 Place in the flow: `tokenizer.load_tokenizer` opens one; the ids are those of transformers' fast tokenizer
 with `add_special_tokens=False`. Invariant: `tokenizer.json` decides how text is cut; the files beside it
-may only add tokens to it, under the ids they state, and name the special ones.
+may only add whole tokens to it, under the ids they state, and name the special ones.
 """
 
 from __future__ import annotations
@@ -83,12 +83,16 @@ def _tokenizer_config(directory: Path) -> dict[str, Any]:
 
 
 def _add_configured_tokens(backend: Backend, config: dict[str, Any], path: Path) -> None:
-    """Add tokens that only the configuration knows; ones `tokenizer.json` has already are left as they
-    are."""
+    """Add tokens as transformers does: those stated with an id win over `tokenizer.json`, those only named
+    as special are added where they are unknown."""
     stated: dict[str, Any] = config.get("added_tokens_decoder") or {}
+    special = list(_special_tokens(config))
+    named = {_content(token) for token in special}
     in_id_order = [stated[key] for key in sorted(stated, key=int)]
-    backend.add_tokens([_added_token(token, special=False) for token in in_id_order])
-    backend.add_special_tokens([_added_token(token, special=True) for token in _special_tokens(config)])
+    backend.add_tokens([_added_token(token, special=_content(token) in named) for token in in_id_order])
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    unknown = [token for token in special if _content(token) not in known]
+    backend.add_special_tokens([_added_token(token, special=True) for token in unknown])
     for token_id, token in stated.items():
         actual = backend.token_to_id(_content(token))
         if actual != int(token_id):

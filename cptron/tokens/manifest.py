@@ -12,9 +12,9 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from cptron.errors import DataError
 from cptron.tokens.indexed import bin_path, fsync_directory, idx_path
@@ -169,17 +169,26 @@ def _file(prefix: str | Path, kind: str) -> Path:
 
 
 def _parse(path: Path, content: dict[str, Any]) -> Manifest:
-    """Build the record from JSON; every field must be there, and no other."""
     try:
-        files = {kind: FileRecord(**content["files"][kind]) for kind in ("bin", "idx")}
-        return Manifest(
-            **content
-            | {
-                "files": files,
-                "tokenizer": TokenizerRecord(**content["tokenizer"]),
-                "sources": tuple(SourceRecord(**source) for source in content["sources"]),
-            }
-        )
-    except (KeyError, TypeError) as error:
-        names = ", ".join(f.name for f in fields(Manifest))
-        raise DataError(f"{path} must hold exactly the fields {names} ({error}); {_REMEDY}") from error
+        manifest: Manifest = _build(Manifest, content, "manifest")
+        if sorted(manifest.files) != ["bin", "idx"]:
+            raise TypeError(f"files are {sorted(manifest.files)}, must be bin and idx")
+    except TypeError as error:
+        raise DataError(f"{path} is damaged: {error}; {_REMEDY}") from error
+    return manifest
+
+
+def _build(kind: Any, value: Any, name: str) -> Any:
+    """`value`, which came from JSON, as the type `kind` of a record's field. Raises TypeError naming it."""
+    if is_dataclass(kind) and isinstance(value, dict):
+        kinds = get_type_hints(kind)
+        if kinds.keys() != value.keys():
+            raise TypeError(f"{name} has other fields than it must: {sorted(kinds.keys() ^ value.keys())}")
+        return kind(**{field: _build(kinds[field], value[field], field) for field in kinds})
+    if get_origin(kind) is tuple and isinstance(value, list):
+        return tuple(_build(get_args(kind)[0], item, name) for item in value)
+    if get_origin(kind) is Mapping and isinstance(value, dict):
+        return {key: _build(get_args(kind)[1], item, f"{name}.{key}") for key, item in value.items()}
+    if type(value) not in (get_args(kind) or (kind,)):  # `type`, because a bool is also an int
+        raise TypeError(f"{name} is {value!r}, must be {getattr(kind, '__name__', kind)}")
+    return value

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cptron import _kernels
 from cptron.data.blend import Blend
 from cptron.data.ledger import Ledger
 from cptron.data.loader import TrainLoader
+from cptron.data.order import EpochOrder, samples_in
 from cptron.data.source import TokenSource
 from cptron.data.valid import ValidSet
-from cptron.errors import DataError
-from cptron.tokens.indexed import IndexedWriter
+from cptron.errors import CheckpointError, ConfigError, DataError
+from cptron.tokens.indexed import IndexedTokens, IndexedWriter
 from cptron.tokens.manifest import FileRecord, Manifest, TokenizerRecord, hash_file, write_manifest
 
 SEQ = 8
-MASK = 2**64 - 1
+SHARES = st.dictionaries(st.sampled_from("ab"), st.sampled_from([0.05, 0.3, 0.7, 1.0]), min_size=1)
 
 
 def write_tokens(prefix: Path, lengths: list[int], first: int = 0) -> np.ndarray:
@@ -80,94 +82,36 @@ def samples(batches: list[list[object]]) -> list[tuple[int, ...]]:
     return rows
 
 
-def python_shuffle(n: int, key: int) -> list[int]:
-    """Twin of the kernel: Fisher-Yates on splitmix64 with Lemire's bounded draws."""
-    state = key
+@given(st.lists(st.integers(1, 25), min_size=1, max_size=30), st.integers(1, 12), st.integers(0, 2**63))
+def test_an_epoch_is_the_documents_in_some_order(lengths: list[int], seq_length: int, seed: int) -> None:
+    """Samples overlap by one token; linked up they are whole documents, only the last one cut short.
 
-    def draw() -> int:
-        nonlocal state
-        state = (state + 0x9E3779B97F4A7C15) & MASK
-        z = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
-        return z ^ (z >> 31)
-
-    order = list(range(n))
-    for i in range(n - 1, 0, -1):
-        bound = i + 1
-        product = draw() * bound
-        while product & MASK < (2**64 - bound) % bound:
-            product = draw() * bound
-        j = product >> 64
-        order[i], order[j] = order[j], order[i]
-    return order
-
-
-@given(st.integers(0, 200), st.integers(0, MASK))
-def test_shuffle_equals_its_twin(n: int, key: int) -> None:
-    assert _kernels.shuffle(n, key).tolist() == python_shuffle(n, key)
-
-
-def test_shuffle_is_uniform() -> None:
-    """All 24 orders of 4 things, over 24,000 keys: chi-square (23 degrees of freedom) below its 99.99 % point."""
-    counts = Counter(tuple(_kernels.shuffle(4, key).tolist()) for key in range(24_000))
-    assert len(counts) == 24
-    assert sum((count - 1000) ** 2 / 1000 for count in counts.values()) < 56
-
-
-@given(st.lists(st.integers(0, 12), min_size=1, max_size=30), st.integers(1, 9), st.randoms())
-def test_sample_index_equals_brute_force(lengths: list[int], seq_length: int, random: object) -> None:
-    """Sample i starts at token i * seq_length of the concatenation."""
-    order = list(range(len(lengths)))
-    random.shuffle(order)  # type: ignore[attr-defined]
-    where = [
-        (position, offset) for position, document in enumerate(order) for offset in range(lengths[document])
-    ]
-    num_samples = max(0, len(where) - 1) // seq_length
-    index = _kernels.build_sample_index(np.array(lengths, np.int32), np.array(order, np.int64), seq_length)
-    assert len(index) == num_samples + 1
-    for sample in range(num_samples + (1 if where else 0)):
-        assert tuple(index[sample]) == where[sample * seq_length]
-
-
-@given(
-    st.lists(st.integers(1, 2**32), min_size=1, max_size=20),
-    st.integers(0, 10**12),
-    st.integers(0, 60),
-    st.integers(0, 60),
-)
-def test_blend_equals_its_twin_and_resumes(weights: list[int], drawn: int, first: int, second: int) -> None:
-    """Greedy by deficit in exact integers, from any counts; two calls give what one gives."""
-    total = sum(weights)
-    start = [weight * drawn // total for weight in weights]
-    counts = list(start)
-    expected = []
-    for _ in range(first + second):
-        n = sum(counts) + 1
-        source = max(range(len(weights)), key=lambda s: (weights[s] * n - counts[s] * total, -s))
-        counts[source] += 1
-        expected.append(source)
-    state = np.array(start, np.int64)
-    array = np.array(weights, np.uint64)
-    found = [
-        *_kernels.draw_blend(array, state, first).tolist(),
-        *_kernels.draw_blend(array, state, second).tolist(),
-    ]
-    assert found == expected
-    assert state.tolist() == counts
-
-
-@given(st.lists(st.floats(0.01, 1), min_size=2, max_size=12))
-def test_no_source_strays_from_its_share(shares: list[float]) -> None:
-    """At any prefix of 2,000 draws every source is within 3 samples of its share."""
-    weights = np.array([round(share * 2**32) for share in shares], np.uint64)
-    drawn = _kernels.draw_blend(weights, np.zeros(len(shares), np.int64), 2000)
-    counts = (drawn[:, None] == np.arange(len(shares))).cumsum(0)
-    ideal = np.arange(1, 2001)[:, None] * (weights / weights.sum())
-    assert np.abs(counts - ideal).max() < 3
+    So every token but the first and the tail is a label exactly once.
+    """
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    order = EpochOrder(np.array(lengths, np.int32), seq_length, seed, "identity", 0)
+    assert order.num_samples == samples_in(sum(lengths), seq_length) == (sum(lengths) - 1) // seq_length
+    drawn = []
+    for number in range(order.num_samples):
+        spans = [(starts[s.document] + s.offset, s.length) for s in order.locate(number)]
+        drawn.append([int(start) + i for start, length in spans for i in range(length)])
+    assert all(len(tokens) == seq_length + 1 for tokens in drawn)
+    follower = {tokens[0]: tokens for tokens in drawn}
+    firsts, lasts = {tokens[0] for tokens in drawn}, {tokens[-1] for tokens in drawn}
+    if not drawn:
+        return
+    (token,) = firsts - lasts
+    stream = [token]
+    while stream[-1] in follower:
+        stream += follower[stream[-1]][1:]
+    assert len(stream) == len(set(stream)) == order.num_samples * seq_length + 1
+    for token, following in itertools.pairwise(stream):
+        assert following == token + 1 or (token + 1 in ends and following in starts)
 
 
 def test_an_epoch_holds_every_sample_once(prefixes: dict[str, str]) -> None:
-    """Every token but the first and the tail is a label exactly once; the next epoch has another order."""
+    """From the files: all labels of an epoch differ; the next epoch has another order."""
     source = TokenSource("a", prefixes["a"], SEQ, seed=1)
     n = source.samples_per_epoch
     epochs = [[source.sample(epoch * n + i) for i in range(n)] for epoch in range(3)]
@@ -176,8 +120,18 @@ def test_an_epoch_holds_every_sample_once(prefixes: dict[str, str]) -> None:
         assert len(labels) == len(set(labels.tolist())) == source.tokens_per_epoch
         assert source.tokens_dropped_per_epoch <= SEQ
     assert [s.tolist() for s in epochs[0]] != [s.tolist() for s in epochs[1]]
-    again = TokenSource("a", prefixes["a"], SEQ, seed=1)
-    assert (again.sample(2 * n + 3) == epochs[2][3]).all(), "a sample does not depend on what was read before"
+    other_seed = TokenSource("a", prefixes["a"], SEQ, seed=2)
+    assert [s.tolist() for s in epochs[0]] != [other_seed.sample(i).tolist() for i in range(n)]
+
+
+@given(st.lists(st.integers(0, 200), min_size=1, max_size=12))
+def test_a_sample_does_not_depend_on_what_was_read_before(
+    prefixes: dict[str, str], cursors: list[int]
+) -> None:
+    """Cursors in any order, over ten epochs of 20 samples; only two epochs' orders are kept."""
+    one = TokenSource("b", prefixes["b"], SEQ, seed=1)
+    for cursor in cursors:
+        assert (one.sample(cursor) == TokenSource("b", prefixes["b"], SEQ, seed=1).sample(cursor)).all()
 
 
 @settings(max_examples=30, deadline=None)
@@ -232,6 +186,65 @@ def test_restart_and_new_shares_neither_repeat_nor_skip(prefixes: dict[str, str]
     assert ledger.entries["a"].cursor - before["a"] == 9
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(SHARES, st.sampled_from([1, 2, 4]), st.integers(0, 4)), min_size=1, max_size=6))
+def test_any_history_of_shares_ranks_and_restarts(
+    prefixes: dict[str, str], history: list[tuple[dict[str, float], int, int]]
+) -> None:
+    """Sources come, go and come back, with a restart at every change: what was drawn of a source is always its
+    first `cursor` samples, each once, and its account says how many tokens that was."""
+    saved: dict[str, Any] = {"entries": {}}
+    drawn: dict[str, Counter[tuple[int, ...]]] = {name: Counter() for name in prefixes}
+    for shares, dp_size, steps in history:
+        ledgers = []
+        for rank in range(dp_size):
+            blend = make_blend(prefixes, shares)
+            ledger = Ledger.resume(json.loads(json.dumps(saved)), blend)
+            loader = TrainLoader(blend, ledger, 8, 8 // dp_size // (steps % 2 + 1), rank, dp_size)
+            for batch in itertools.chain.from_iterable(loader.next_step() for _ in range(steps)):
+                for row, source in zip(samples([[batch]]), batch.source_B, strict=True):
+                    drawn[blend.sources[source].name][row] += 1
+            ledgers.append(ledger.to_dict())
+        assert all(ledger == ledgers[0] for ledger in ledgers)
+        saved = ledgers[0]
+        assert {name for name, entry in saved["entries"].items() if entry["share"]} == set(shares)
+    for name, entry in saved["entries"].items():
+        source = TokenSource(name, prefixes[name], SEQ, seed=7)
+        expected = Counter(tuple(source.sample(cursor).tolist()) for cursor in range(entry["cursor"]))
+        assert drawn[name] == expected
+        assert entry["tokens"] == entry["cursor"] * SEQ
+        assert entry["epochs"] == entry["cursor"] / source.samples_per_epoch
+    assert sum(rows.total() for rows in drawn.values()) == 8 * sum(steps for _, _, steps in history)
+
+
+def test_shares_hold_from_the_change_on(prefixes: dict[str, str]) -> None:
+    """What was drawn before a change is not made up for; the same shares in other words are no change."""
+    ledger = Ledger.start(make_blend(prefixes, {"a": 0.5, "b": 0.5}))
+    for shares, expected in (({"a": 0.5, "b": 0.5}, 50), ({"a": 9, "b": 1}, 90), ({"b": 0.1, "a": 0.9}, 90)):
+        blend = make_blend(prefixes, shares)
+        ledger = Ledger.resume(ledger.to_dict(), blend)
+        before = ledger.entries["a"].cursor
+        TrainLoader(blend, ledger, 100, 1, 0, 1).next_step()
+        assert ledger.entries["a"].cursor - before == expected
+    assert ledger.entries["a"].since_mix == 180
+
+
+@pytest.mark.parametrize(
+    "saved", [{}, {"entries": []}, {"entries": {"a": {"cursor": 1}}}, {"entries": {"a": 3}}]
+)
+def test_damaged_ledger_is_refused(saved: dict[str, Any], prefixes: dict[str, str]) -> None:
+    """A position that cannot be read must not become zero."""
+    with pytest.raises(CheckpointError, match="ledger is damaged"):
+        Ledger.resume(saved, make_blend(prefixes, {"a": 1.0}))
+
+
+@pytest.mark.parametrize("shares", [{"a": 0.0}, {"a": 1.0, "b": -0.5}])
+def test_shares_must_be_positive(shares: dict[str, float], prefixes: dict[str, str]) -> None:
+    """A source that is never drawn is left out, not given zero."""
+    with pytest.raises(ConfigError, match="must all be positive"):
+        make_blend(prefixes, shares)
+
+
 def test_changed_content_is_refused(prefixes: dict[str, str], tmp_path: Path) -> None:
     """The cursor counts in one content only."""
     ledger = Ledger.start(make_blend(prefixes, {"a": 1.0}))
@@ -247,6 +260,12 @@ def test_identity_is_of_the_content(prefixes: dict[str, str], tmp_path: Path) ->
     original = TokenSource("a", prefixes["a"], SEQ, 1)
     copy = TokenSource("other", str(tmp_path / "copy"), SEQ, 1)
     assert all((original.sample(i) == copy.sample(i)).all() for i in range(20))
+    lengths = IndexedTokens(prefixes["a"]).lengths_tokens.tolist()
+    write_tokens(tmp_path / "shifted", lengths, first=1)
+    shifted = TokenSource("a", str(tmp_path / "shifted"), SEQ, 1)
+    assert any((original.sample(i) + 1 != shifted.sample(i)).any() for i in range(20)), (
+        "other content, same order"
+    )
     write_tokens(tmp_path / "small", [SEQ])
     with pytest.raises(DataError, match="fewer than one sample"):
         TokenSource("small", str(tmp_path / "small"), SEQ, 1)

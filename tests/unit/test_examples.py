@@ -1,0 +1,88 @@
+"""Every YAML that is shipped can be run as it is written."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from cptron.config.check import check_architecture, check_config
+from cptron.config.load import load_config, resolved_yaml
+from cptron.model.families.llama import read_config
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples").rglob("*.y*ml"))
+CLUSTER_RANKS = (8, 16, 32, 64)
+LLAMA_3_1_8B = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "num_hidden_layers": 32,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+}
+
+
+def name_of(path: Path) -> str:
+    """Path from the top of the repository."""
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=name_of)
+def test_example_loads_and_passes_every_rule(path: Path, tmp_path: Path) -> None:
+    """With the ranks it starts itself, or with one to eight nodes of eight GPUs; and it survives a rewrite."""
+    config = load_config(path).config
+    local = config.parallel.local_ranks
+    for world_size in (local,) if local else CLUSTER_RANKS:
+        check_config(config, world_size)
+    (tmp_path / "resolved.yaml").write_text(resolved_yaml(config))
+    assert load_config(tmp_path / "resolved.yaml").config == config
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=name_of)
+def test_example_does_not_depend_on_a_machine(path: Path) -> None:
+    """Relative paths only, and no tracker that needs an account."""
+    config = load_config(path).config
+    paths = [config.run.dir, config.start.checkpoint]
+    paths += [item.path for item in (*config.data.sources, *config.data.valid)]
+    assert not [given for given in paths if Path(given).is_absolute() or ".." in Path(given).parts]
+    assert config.log.wandb != "online"
+    assert config.eval.at_start, "an example measures the baseline"
+
+
+def test_quickstart_reads_what_its_program_writes() -> None:
+    """Token files and base model of quickstart.yaml are those that run.py makes before training."""
+    program = (ROOT / "examples/quickstart/run.py").read_text()
+    work = re.search(r'^WORK = Path\("([^"]+)"\)', program, re.MULTILINE)
+    corpora = re.search(r"^CORPORA = \{(.+)\}", program, re.MULTILINE)
+    assert work and corpora
+    names = re.findall(r'"(\w+)":', corpora[1])
+    config = load_config(ROOT / "examples/quickstart/quickstart.yaml").config
+    assert config.start.checkpoint == f"{work[1]}/base"
+    for split, items in (("train", config.data.sources), ("valid", config.data.valid)):
+        expected = {name: f"{work[1]}/{name}_{split}_text_document" for name in names}
+        assert {item.name: item.path for item in items} == expected
+    for stem in re.findall(r': "(\w+)"', corpora[1]):
+        for split in ("train", "valid"):
+            assert (ROOT / f"examples/quickstart/data/{stem}.{split}.jsonl.gz").is_file()
+
+
+def test_cluster_example_suits_its_model() -> None:
+    """Llama 3.1 8B can be cut as the file says, and the run has the tokens that its comment promises."""
+    config = load_config(ROOT / "examples/cluster/llama3_8b_h100.yaml").config
+    check_architecture(read_config(LLAMA_3_1_8B), config.parallel, config.data.seq_length)
+    tokens = config.train.steps * config.train.global_batch_size * config.data.seq_length
+    assert round(tokens / 1e9) == 21
+    assert config.train.precision == "bf16"
