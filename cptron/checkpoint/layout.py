@@ -132,6 +132,7 @@ def read_manifest(directory: Path) -> Manifest:
                 "use the version of cptron that wrote it"
             )
         manifest = Manifest(**{**values, "probe": Probe(**values["probe"])})
+        Architecture.from_dict(manifest.architecture)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); use another checkpoint") from None
     for name, size in manifest.files.items():

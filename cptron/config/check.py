@@ -1,7 +1,6 @@
 """Rules that a configuration must keep before anything is opened or started.
 
-Place in the flow: after `load`, before files, ranks or GPUs are touched; `cptron check --world-size 64` runs
-it on a laptop. Invariant: pure functions of their arguments, so what passes here passes on the cluster.
+Place in the flow: after `load`, before files, ranks or GPUs are touched. Invariant: pure functions of their arguments, so what passes here passes on the cluster.
 """
 
 from __future__ import annotations

@@ -180,7 +180,7 @@ def _parse(path: Path, content: dict[str, Any]) -> Manifest:
 
 def _build(kind: Any, value: Any, name: str) -> Any:
     """`value`, which came from JSON, as the type `kind` of a record's field. Raises TypeError naming it."""
-    if is_dataclass(kind) and isinstance(value, dict):
+    if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
         kinds = get_type_hints(kind)
         if kinds.keys() != value.keys():
             raise TypeError(f"{name} has other fields than it must: {sorted(kinds.keys() ^ value.keys())}")

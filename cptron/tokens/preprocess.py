@@ -205,5 +205,8 @@ def _table(manifests: Sequence[Manifest], prefixes: Sequence[str], elapsed_s: fl
             round(manifest.tokens / elapsed_s),
         )
         rows.append((*(f"{count:,}" for count in counts), prefix))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    return "\n".join(
+        "  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
+        for row in rows
+    )

@@ -111,7 +111,10 @@ def _existing_run(directory: Path, identity: dict[str, Any]) -> tuple[Path | Non
     path = directory / RUN_FILE
     if not path.is_file():
         raise ConfigError(f"run.dir={directory} is not empty and holds no run; choose another run.dir")
-    found = json.loads(path.read_text())["identity"]
+    try:
+        found = dict(json.loads(path.read_text())["identity"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged ({error!r}); restore it or choose another run.dir") from None
     different = [key for key in identity if found.get(key) != identity[key]]
     if different:
         key = different[0]
