@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 namespace py = pybind11;
@@ -74,6 +75,9 @@ Array<int64_t> build_sample_index(Array<int32_t> lengths, Array<int64_t> doc_ord
     if (document_at[p] < 0 || document_at[p] >= num_documents) {
       throw std::out_of_range("build_sample_index: doc_order names a document that does not exist");
     }
+    if (length_of[document_at[p]] < 0) {
+      throw std::invalid_argument("build_sample_index: a document's length must not be negative");
+    }
     tokens += length_of[document_at[p]];
   }
   const int64_t num_samples = tokens > 0 ? (tokens - 1) / seq_length : 0;
@@ -138,6 +142,8 @@ Array<int32_t> draw_blend(Array<uint64_t> weights, py::array_t<int64_t, py::arra
 PYBIND11_MODULE(_kernels, m) {
   m.doc() = "Compiled index builders of cptron.data; see csrc/index_builders.cpp.";
   m.def("shuffle", &shuffle, py::arg("n"), py::arg("key"));
-  m.def("build_sample_index", &build_sample_index, py::arg("lengths"), py::arg("doc_order"), py::arg("seq_length"));
-  m.def("draw_blend", &draw_blend, py::arg("weights"), py::arg("counts").noconvert(), py::arg("n"));
+  // noconvert: another dtype would be wrapped or truncated to this one without a word.
+  m.def("build_sample_index", &build_sample_index, py::arg("lengths").noconvert(), py::arg("doc_order").noconvert(),
+        py::arg("seq_length"));
+  m.def("draw_blend", &draw_blend, py::arg("weights").noconvert(), py::arg("counts").noconvert(), py::arg("n"));
 }

@@ -1,6 +1,7 @@
 """Rules that a configuration must keep before anything is opened or started.
 
-Place in the flow: after `load`, before files, ranks or GPUs are touched. Invariant: pure functions of their arguments, so what passes here passes on the cluster.
+Place in the flow: after `load`, before files, ranks or GPUs are touched. Invariant: pure functions of their arguments,
+so what passes here passes on the cluster.
 """
 
 from __future__ import annotations

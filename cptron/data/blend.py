@@ -7,6 +7,7 @@ samples from its share.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,9 +26,10 @@ class Blend:
     sample share."""
 
     def __init__(self, sources: Sequence[TokenSource], token_shares: Sequence[float]) -> None:
-        if not sources or min(token_shares) <= 0:
+        if not sources or not 0 < min(token_shares) <= sum(token_shares) < math.inf:
             raise ConfigError(
-                f"token shares must all be positive, got {list(token_shares)}; leave out an unused source"
+                f"token shares must all be positive with a finite sum, got {list(token_shares)}; leave out an unused "
+                "source"
             )
         self.sources = list(sources)
         total = sum(token_shares)

@@ -18,7 +18,7 @@ class Entry:
     """One source's account."""
 
     identity: str
-    """Content of the token file; other content is another source."""
+    """Content of both token files; other tokens, or other documents, are another source."""
     share: float
     """Share of the tokens, as last set."""
     cursor: int = 0

@@ -6,6 +6,8 @@ same tokens, and each epoch holds every sample exactly once.
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import numpy.typing as npt
 
@@ -27,10 +29,13 @@ class TokenSource:
         self._tokens = IndexedTokens(prefix)
         self._seq_length = seq_length
         self._seed = seed
-        self.identity: str = load_manifest(prefix).files["bin"].sha256
+        files = load_manifest(prefix).files
+        self._content = files["bin"].sha256
+        # A cursor counts in tokens and in the documents they are cut into: both files are the identity.
+        self.identity = hashlib.sha256(f"{self._content}|{files['idx'].sha256}".encode()).hexdigest()
         self.samples_per_epoch = samples_in(self._tokens.num_tokens, seq_length)
         self.tokens_per_epoch = self.samples_per_epoch * seq_length
-        self.tokens_dropped_per_epoch = self._tokens.num_tokens - self.tokens_per_epoch
+        self.tokens_dropped_per_epoch = self._tokens.num_tokens - 1 - self.tokens_per_epoch
         if self.samples_per_epoch == 0:
             raise DataError(
                 f"source {name} ({prefix}) has {self._tokens.num_tokens} tokens, fewer than one sample of "
@@ -52,6 +57,6 @@ class TokenSource:
             while len(self._orders) > 1:
                 del self._orders[min(self._orders)]
             self._orders[epoch] = EpochOrder(
-                self._tokens.lengths_tokens, self._seq_length, self._seed, self.identity, epoch
+                self._tokens.lengths_tokens, self._seq_length, self._seed, self._content, epoch
             )
         return self._orders[epoch]

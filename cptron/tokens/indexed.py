@@ -187,7 +187,7 @@ class IndexedWriter:
             self._write_index(idx)
             _close_durably(idx)
         # Without the old index, a stop between the two renames leaves no pair that looks whole.
-        pass
+        idx_path(self._prefix).unlink(missing_ok=True)
         self._partial["bin"].replace(bin_path(self._prefix))
         self._partial["idx"].replace(idx_path(self._prefix))
         fsync_directory(bin_path(self._prefix).parent)

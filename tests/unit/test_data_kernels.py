@@ -127,6 +127,29 @@ def test_sample_index_refuses_nonsense(order: list[int], seq_length: int, error:
         sample_index([9], order, seq_length)
 
 
+@pytest.mark.parametrize(
+    ("lengths", "order", "error"),
+    [
+        (np.array([2**32 + 5], np.int64), np.array([0], np.int64), TypeError),
+        (np.array([5.9]), np.array([0], np.int64), TypeError),
+        (np.array([9], np.int32), np.array([0.7]), TypeError),
+        (np.array([9, -5], np.int32), np.array([0, 1], np.int64), ValueError),
+    ],
+)
+def test_sample_index_refuses_what_it_would_misread(
+    lengths: np.ndarray, order: np.ndarray, error: type[Exception]
+) -> None:
+    """A length beyond 32 bits is not wrapped, a fraction is not cut off, and no document ends before it begins."""
+    with pytest.raises(error):
+        kernels.build_sample_index(lengths, order, 2)
+
+
+def test_blend_refuses_fractional_weights() -> None:
+    """Shares below 1 would all be cut off to a weight of 0."""
+    with pytest.raises(TypeError):
+        kernels.draw_blend(np.array([0.9, 0.1]), np.zeros(2, np.int64), 5)
+
+
 @given(WEIGHTS, st.integers(0, 10**12), st.integers(0, 80), st.integers(0, 80))
 @example([2**32] * 40, 10**12, 80, 80)
 @example([1, 2**32], 10**12, 80, 80)

@@ -52,8 +52,8 @@ def byte_level() -> Any:
 
 
 def metaspace() -> Any:
-    """Llama's kind: a normalizer, `▁` for spaces, unknown characters as bytes."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    """Llama's kind: a normalizer, `▁` for spaces, unknown characters as bytes, a token before every text."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -62,6 +62,9 @@ def metaspace() -> Any:
     special = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False)
     backend.train_from_iterator(CORPUS, trainer)
+    backend.post_processor = processors.TemplateProcessing(
+        single="<unk> $A", special_tokens=[("<unk>", backend.token_to_id("<unk>"))]
+    )
     return backend
 
 

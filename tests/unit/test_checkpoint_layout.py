@@ -1,0 +1,299 @@
+"""Checkpoint directories: complete under their name or not there; damage is noticed, and nothing good is deleted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cptron.checkpoint import layout
+from cptron.errors import CheckpointError
+from cptron.model.architecture import Architecture, RopeScaling
+
+ARCH = Architecture(
+    family="llama",
+    num_layers=2,
+    hidden_size=8,
+    ffn_hidden_size=12,
+    num_attention_heads=4,
+    num_kv_heads=2,
+    head_dim=2,
+    vocab_size=10,
+    max_position_embeddings=16,
+    norm_eps=1e-5,
+    rope_theta=1e4,
+    rope_scaling=RopeScaling(
+        factor=2.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8
+    ),
+)
+SHARD = Path(layout.SHARDS) / "__0_0.distcp"
+
+
+def manifest(step: int) -> layout.Manifest:
+    """What a trainer would say of the checkpoint."""
+    return layout.Manifest(
+        kind="training",
+        step=step,
+        tokens_total=100 * step,
+        architecture=ARCH.to_dict(),
+        hugging_face_model="tiny",
+        tokenizer_fingerprint="f" * 64,
+        weights_fingerprint="e" * 64,
+        probe=layout.Probe(token_ids=[1, 2, 3], loss_nats_per_token=2.5),
+        versions={"torch": "1"},
+    )
+
+
+def fill(working: Path) -> None:
+    """Files as a save leaves them."""
+    (working / layout.SHARDS).mkdir()
+    (working / SHARD).write_bytes(bytes(range(200)))
+    (working / layout.SHARDS / ".metadata").write_bytes(b"index")
+    (working / layout.HUGGING_FACE).mkdir()
+    (working / layout.HUGGING_FACE / "config.json").write_text("{}")
+    (working / layout.STATE).write_text('{"step": 1}')
+
+
+def save(checkpoints: Path, step: int) -> Path:
+    """A published checkpoint."""
+    final = layout.step_directory(checkpoints, step)
+    working = layout.begin(final)
+    fill(working)
+    layout.publish(working, final, manifest(step))
+    return final
+
+
+def test_published_manifest_is_read_again(tmp_path: Path) -> None:
+    """All of it, with the size of every file but its own."""
+    final = layout.step_directory(tmp_path, 3)
+    working = layout.begin(final)
+    fill(working)
+    published = layout.publish(working, final, manifest(3))
+    found = layout.read_manifest(final)
+    assert found == published
+    assert found.arch == ARCH
+    assert found.files == {
+        "shards/__0_0.distcp": 200,
+        "shards/.metadata": 5,
+        "hugging_face/config.json": 2,
+        "state.json": 11,
+    }
+    assert {**vars(found), "files": {}} == vars(manifest(3))
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000003"]
+
+
+def test_nothing_is_listed_before_it_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither while it is written nor when the writer dies in the last moment; its remains are cleared away."""
+    final = layout.step_directory(tmp_path, 1)
+    working = layout.begin(final)
+    fill(working)
+    assert layout.list_checkpoints(tmp_path) == []
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("os.rename", die)
+        layout.publish(working, final, manifest(1))
+    assert (working / layout.MANIFEST).is_file()
+    assert layout.list_checkpoints(tmp_path) == []
+    assert layout.newest_complete(tmp_path) == (None, [])
+    assert layout.begin(final) == working
+    assert list(working.iterdir()) == []
+
+
+def test_the_manifest_is_written_after_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file and directory is on disk before the name is given."""
+    events: list[str] = []
+    monkeypatch.setattr(layout, "_fsync", lambda path: events.append(str(path.relative_to(tmp_path))))
+    rename = layout.os.rename
+    monkeypatch.setattr(
+        layout.os, "rename", lambda source, target: (events.append("rename"), rename(source, target))
+    )
+    save(tmp_path, 1)
+    before, after = events[: events.index("rename")], events[events.index("rename") + 1 :]
+    written = {".", "shards", "hugging_face", "shards/__0_0.distcp", "shards/.metadata"}
+    written |= {"hugging_face/config.json", "state.json"}
+    working = Path(".writing_step_00000001")
+    assert {str(working / name) for name in written} <= set(before)
+    assert after == ["."]
+
+
+def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:
+    """Also beyond eight digits; other names are no checkpoints."""
+    for step in (100_000_000, 99_999_999, 7):
+        save(tmp_path, step)
+    for name in ("step_12", "step_00000009.bak", ".removing_step_00000005", "notes"):
+        (tmp_path / name).mkdir()
+    assert [step for step, _ in layout.list_checkpoints(tmp_path)] == [7, 99_999_999, 100_000_000]
+    assert layout.list_checkpoints(tmp_path / "absent") == []
+
+
+def cut(name: str | Path) -> Callable[[Path], None]:
+    def damage(directory: Path) -> None:
+        path = directory / name
+        path.write_bytes(path.read_bytes()[:-1])
+
+    return damage
+
+
+def change_manifest(**changes: object) -> Callable[[Path], None]:
+    def damage(directory: Path) -> None:
+        path = directory / layout.MANIFEST
+        values = json.loads(path.read_text()) | changes
+        path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+
+    return damage
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing shard": (lambda d: (d / SHARD).unlink(), r"shards/__0_0\.distcp is missing, expected 200"),
+    "short shard": (cut(SHARD), r"shards/__0_0\.distcp has 199 bytes, expected 200"),
+    "longer shard": (lambda d: (d / SHARD).write_bytes(bytes(201)), "has 201 bytes, expected 200"),
+    "missing state": (lambda d: (d / layout.STATE).unlink(), r"state\.json is missing"),
+    "file that is a directory": (
+        lambda d: ((d / layout.STATE).unlink(), (d / layout.STATE).mkdir()),
+        "is missing",
+    ),
+    "no manifest": (lambda d: (d / layout.MANIFEST).unlink(), "is no checkpoint: it has no manifest.json"),
+    "cut manifest": (cut(layout.MANIFEST), r"manifest\.json is damaged"),
+    "binary manifest": (
+        lambda d: (d / layout.MANIFEST).write_bytes(b"\xff\x00"),
+        r"manifest\.json is damaged",
+    ),
+    "manifest that is a list": (
+        lambda d: (d / layout.MANIFEST).write_text("[]"),
+        r"manifest\.json is damaged",
+    ),
+    "missing field": (change_manifest(step=None), r"manifest\.json is damaged"),
+    "unknown field": (change_manifest(colour=3), r"manifest\.json is damaged"),
+    "files that are a list": (change_manifest(files=["a"]), r"manifest\.json is damaged"),
+    "another format": (change_manifest(format_version=99), "format_version 99, this version reads 1"),
+    "no directory": (shutil.rmtree, "does not exist"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_damage_is_noticed(case: str, tmp_path: Path) -> None:
+    """With the file, what was found and what was expected, on one line."""
+    damage, message = DAMAGE[case]
+    directory = save(tmp_path, 1)
+    damage(directory)
+    with pytest.raises(CheckpointError, match=message) as error:
+        layout.read_manifest(directory)
+    assert "\n" not in str(error.value)
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_manifest_cut_anywhere_is_noticed(tmp_path: Path, data: st.DataObject) -> None:
+    """No prefix of it passes for the whole."""
+    directory = layout.step_directory(tmp_path, 1)
+    if not directory.exists():
+        save(tmp_path, 1)
+    path = directory / layout.MANIFEST
+    whole = path.read_bytes()
+    path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
+    try:
+        with pytest.raises(CheckpointError, match="damaged"):
+            layout.read_manifest(directory)
+    finally:
+        path.write_bytes(whole)
+
+
+def test_newest_complete_passes_over_damaged_ones(tmp_path: Path) -> None:
+    """And says what is wrong with each of them."""
+    for step in (10, 20, 30):
+        save(tmp_path, step)
+    assert layout.newest_complete(tmp_path) == (tmp_path / "step_00000030", [])
+    cut(SHARD)(tmp_path / "step_00000030")
+    (tmp_path / "step_00000020" / layout.MANIFEST).unlink()
+    newest, problems = layout.newest_complete(tmp_path)
+    assert newest == tmp_path / "step_00000010"
+    assert [("step_00000030" in line, "step_00000020" in line) for line in problems] == [
+        (True, False),
+        (False, True),
+    ]
+    cut(layout.STATE)(tmp_path / "step_00000010")
+    newest, problems = layout.newest_complete(tmp_path)
+    assert newest is None
+    assert len(problems) == 3
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "kept"), [(0, [1, 2, 3, 4]), (1, [4]), (2, [3, 4]), (4, [1, 2, 3, 4]), (9, [1, 2, 3, 4])]
+)
+def test_prune_keeps_the_newest(keep_last: int, kept: list[int], tmp_path: Path) -> None:
+    """And returns what it deleted; working directories are nobody's checkpoints."""
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step)
+    layout.begin(layout.step_directory(tmp_path, 5))
+    removed = layout.prune(tmp_path, keep_last)
+    assert removed == [layout.step_directory(tmp_path, step) for step in (1, 2, 3, 4) if step not in kept]
+    assert [step for step, _ in layout.list_checkpoints(tmp_path)] == kept
+    assert all(layout.read_manifest(path) for _, path in layout.list_checkpoints(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".writing_step_00000005",
+        *(f"step_{step:08d}" for step in kept),
+    ]
+
+
+@pytest.mark.parametrize("case", ["missing shard", "short shard", "cut manifest", "no manifest"])
+def test_prune_deletes_nothing_while_the_newest_is_damaged(case: str, tmp_path: Path) -> None:
+    """An older one is then the only hope."""
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    DAMAGE[case][0](layout.step_directory(tmp_path, 3))
+    with pytest.raises(CheckpointError):
+        layout.prune(tmp_path, 1)
+    assert [step for step, _ in layout.list_checkpoints(tmp_path)] == [1, 2, 3]
+    assert layout.newest_complete(tmp_path)[0] == layout.step_directory(tmp_path, 2)
+
+
+def test_prune_survives_what_a_killed_prune_left(tmp_path: Path) -> None:
+    """A half-deleted directory is in nobody's way when its step is saved and pruned once more."""
+    for step in (1, 2):
+        save(tmp_path, step)
+    remains = tmp_path / ".removing_step_00000001"
+    remains.mkdir()
+    (remains / "part").write_text("half deleted")
+    assert layout.prune(tmp_path, 1) == [layout.step_directory(tmp_path, 1)]
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000002"]
+
+
+def test_a_damaged_checkpoint_is_replaced_by_a_new_one(tmp_path: Path) -> None:
+    """A run that went back to an older one arrives at the same step again."""
+    directory = save(tmp_path, 1)
+    cut(SHARD)(directory)
+    (directory / "stray").write_text("")
+    save(tmp_path, 1)
+    layout.read_manifest(directory)
+    assert not (directory / "stray").exists()
+
+
+def test_resolve(tmp_path: Path) -> None:
+    """A checkpoint is itself; a run is its newest complete one; anything else is refused."""
+    run = tmp_path / "run"
+    first, second = save(run / "checkpoints", 1), save(run / "checkpoints", 2)
+    assert layout.resolve(str(first)) == first
+    assert layout.resolve(str(run)) == second
+    cut(SHARD)(second)
+    assert layout.resolve(str(run)) == first
+    cut(SHARD)(first)
+    with pytest.raises(
+        CheckpointError, match=r"no complete checkpoint; .*step_00000002.*step_00000001"
+    ) as error:
+        layout.resolve(str(run))
+    assert "\n" not in str(error.value)
+    with pytest.raises(CheckpointError, match="absent does not exist"):
+        layout.resolve(str(tmp_path / "absent"))
+    with pytest.raises(CheckpointError, match="is no checkpoint"):
+        layout.resolve(str(tmp_path))
+    (tmp_path / "new" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="no complete checkpoint; none was saved"):
+        layout.resolve(str(tmp_path / "new"))
