@@ -9,12 +9,17 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from tiny_world import whole_runs, world
 
 __all__ = ["whole_runs", "world"]
 
 TESTS_DIR = Path(__file__).parent
 MARKED_FOLDERS = ("ranks", "e2e", "faults")
+
+# a loaded machine is no reason to fail
+settings.register_profile("cptron", deadline=None)
+settings.load_profile("cptron")
 
 
 def pytest_report_header() -> str:

@@ -87,7 +87,7 @@ def publish(working: Path, final: Path, manifest: Manifest) -> Manifest:
     write_json(working / MANIFEST, asdict(complete))
     for path in paths:
         _fsync(path)
-    for directory in (working / SHARDS, working):
+    for directory in (*(path for path in working.rglob("*") if path.is_dir()), working):
         _fsync(directory)
     if final.exists():  # only a damaged one can be in the way: a run never saves the same step twice
         shutil.rmtree(final)
@@ -133,7 +133,8 @@ def read_manifest(directory: Path) -> Manifest:
             )
         manifest = Manifest(**{**values, "probe": Probe(**values["probe"])})
         Architecture.from_dict(manifest.architecture)
-    except (ValueError, KeyError, TypeError) as error:
+        manifest.files.items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); use another checkpoint") from None
     for name, size in manifest.files.items():
         file = directory / name
@@ -198,6 +199,7 @@ def prune(checkpoints: Path, keep_last: int) -> list[Path]:
     removed = [path for _, path in everything[:-keep_last]]
     for path in removed:
         doomed = path.with_name(f".removing_{path.name}")
+        shutil.rmtree(doomed, ignore_errors=True)  # what a killed prune left
         os.rename(path, doomed)
         shutil.rmtree(doomed)
     return removed

@@ -43,7 +43,12 @@ class ModelReader:
     def _weight_files(self) -> list[Path]:
         index = self.directory / INDEX
         if index.is_file():
-            names = sorted(set(_read_json(index)["weight_map"].values()))
+            weight_map = _read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise ConversionError(
+                    f"{index} has weight_map={weight_map!r}, not an object; download it again"
+                )
+            names = sorted(set(weight_map.values()))
             paths = [self.directory / name for name in names]
         else:
             paths = [self.directory / SINGLE]
@@ -78,13 +83,16 @@ class ModelReader:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())  # type: ignore[no-any-return]
+        values = json.loads(path.read_text())
     except OSError:
         raise ConversionError(
             f"{path} does not exist; give a complete Hugging Face model directory"
         ) from None
     except ValueError as error:
         raise ConversionError(f"{path} is not valid JSON ({error}); download it again") from None
+    if not isinstance(values, dict):
+        raise ConversionError(f"{path} holds a {type(values).__name__}, not an object; download it again")
+    return values
 
 
 def write_model(

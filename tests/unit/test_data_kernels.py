@@ -11,7 +11,7 @@ from typing import Any
 import kernels_reference as reference
 import numpy as np
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from cptron.data import kernels
@@ -33,6 +33,7 @@ def draw(weights: list[int], counts: list[int], n: int) -> tuple[list[int], list
     return chosen.tolist(), state.tolist()
 
 
+@settings(deadline=None)
 @given(st.integers(0, 300), KEYS)
 @example(0, 0)
 @example(1, 5)
@@ -42,12 +43,14 @@ def test_shuffle_equals_its_twin(n: int, key: int) -> None:
     assert kernels.shuffle(n, key).tolist() == reference.shuffle(n, key)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 5000), KEYS)
 def test_shuffle_is_a_permutation(n: int, key: int) -> None:
     """Nothing lost, nothing twice."""
     assert np.array_equal(np.sort(kernels.shuffle(n, key)), np.arange(n))
 
 
+@settings(deadline=None)
 @given(KEYS, KEYS)
 def test_other_keys_give_other_orders(one: int, other: int) -> None:
     """50 things have more orders than there are keys; neighbouring keys must not give neighbouring orders."""
@@ -73,6 +76,7 @@ def test_shuffle_refuses_a_negative_count() -> None:
         kernels.shuffle(-1, 0)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 12), max_size=30), st.integers(1, 40), st.randoms(use_true_random=False))
 @example([0, 0], 3, None)
 def test_sample_index_equals_its_twin(lengths: list[int], seq_length: int, random: Any) -> None:
@@ -97,6 +101,7 @@ def megatron_helpers() -> Any:
     return helpers
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(1, 50), KEYS)
 def test_sample_index_equals_megatron_cores(
     megatron_helpers: Any, lengths: list[int], seq_length: int, key: int
@@ -150,6 +155,7 @@ def test_blend_refuses_fractional_weights() -> None:
         kernels.draw_blend(np.array([0.9, 0.1]), np.zeros(2, np.int64), 5)
 
 
+@settings(deadline=None)
 @given(WEIGHTS, st.integers(0, 10**12), st.integers(0, 80), st.integers(0, 80))
 @example([2**32] * 40, 10**12, 80, 80)
 @example([1, 2**32], 10**12, 80, 80)
@@ -162,6 +168,7 @@ def test_blend_equals_its_twin_and_resumes(weights: list[int], drawn: int, first
     assert (begun + continued, after) == expected
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 10**12), min_size=1, max_size=20), st.data())
 def test_blend_equals_its_twin_from_counts_far_from_the_shares(
     counts: list[int], data: st.DataObject
@@ -172,6 +179,7 @@ def test_blend_equals_its_twin_from_counts_far_from_the_shares(
     assert draw(weights, counts, 50) == reference.draw_blend(weights, counts, 50)
 
 
+@settings(deadline=None)
 @given(WEIGHTS)
 @example([1] * 40)
 @example([2**32, *[1] * 39])

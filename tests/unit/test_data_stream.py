@@ -82,6 +82,7 @@ def samples(batches: list[list[object]]) -> list[tuple[int, ...]]:
     return rows
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 25), min_size=1, max_size=30), st.integers(1, 12), st.integers(0, 2**63))
 def test_an_epoch_is_the_documents_in_some_order(lengths: list[int], seq_length: int, seed: int) -> None:
     """Samples overlap by one token; linked up they are whole documents, only the last one cut short.
@@ -124,6 +125,7 @@ def test_an_epoch_holds_every_sample_once(prefixes: dict[str, str]) -> None:
     assert [s.tolist() for s in epochs[0]] != [other_seed.sample(i).tolist() for i in range(n)]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 200), min_size=1, max_size=12))
 def test_a_sample_does_not_depend_on_what_was_read_before(
     prefixes: dict[str, str], cursors: list[int]

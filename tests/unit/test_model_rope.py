@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cptron.model.architecture import Architecture
@@ -66,6 +66,7 @@ def _fields(arch: Architecture) -> dict[str, Any]:
     return {name: getattr(arch, name) for name in arch.__dataclass_fields__}
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300_000), st.integers(1, 64))
 def test_vocabulary_is_padded_as_little_as_possible(vocab_size: int, tp: int) -> None:
     """The least size that holds the vocabulary, is a multiple of 128, and is the same on every tensor rank."""

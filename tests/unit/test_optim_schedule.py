@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cptron.config.schema import OptimConfig
@@ -29,6 +29,7 @@ def test_golden_values(step: int, expected: float) -> None:
     assert learning_rate(COSINE, step, 1000) == pytest.approx(expected, rel=3e-7)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 50), st.integers(1, 400), st.integers(0, 1000))
 def test_shape_of_the_cosine(warmup: int, decay: int, step: int) -> None:
     """Rises along a line to `lr`, never rises after, ends at `lr_min` and stays there."""

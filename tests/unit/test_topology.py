@@ -43,6 +43,7 @@ def srun_task(rank: int, tasks: int, tasks_per_node: str, local: int, node: int)
     }
 
 
+@settings(deadline=None)
 @given(SIZES, SIZES, SIZES)
 def test_ranks_are_numbered_with_tensor_innermost(tp: int, dp: int, pp: int) -> None:
     """Counting through (pipeline, data, tensor) with the last index fastest numbers every rank once."""
@@ -73,6 +74,7 @@ def test_groups_are_megatron_cores(tp: int, dp: int, pp: int) -> None:
         assert sorted(groups.values()) == sorted(theirs.get_ranks(axis))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 64), SIZES, SIZES)
 def test_a_world_that_cannot_be_cut_is_refused(world_size: int, tp: int, pp: int) -> None:
     """The message names the number of ranks and what it must be a multiple of."""

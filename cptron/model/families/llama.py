@@ -65,6 +65,10 @@ def read_config(config: dict[str, Any]) -> Architecture:
         raise ConversionError(
             f"config.json lacks {error.args[0]!r}, which a llama model needs; check the file"
         ) from None
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise ConversionError(
+            f"config.json has a value of the wrong kind ({error}); check the file"
+        ) from None
 
 
 LLAMA = Family(
