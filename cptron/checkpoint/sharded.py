@@ -52,6 +52,7 @@ def load_shards(shards: Path, model: Any, optimizer: Any | None = None) -> None:
         )
     with weights_only():
         loaded, unused, absent = dist_checkpointing.load(state, str(shards), strict=StrictHandling.RETURN_ALL)
+    unused = {key for key in unused if "_extra_state" not in key}
     unused = {key for key in unused if not (optimizer is None and key.startswith("optimizer."))}
     if absent or unused:
         wrong = sorted(absent) or sorted(unused)
