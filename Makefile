@@ -7,11 +7,14 @@
 PYTHON ?= python3
 CONSTRAINTS ?= requirements/constraints-cpu.txt
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 PY ?= $(VENV)/bin/python
 
 VENV := .venv
 READY := $(VENV)/.cptron-ready
 MODEL := .cache/smollm2-135m
+SANITIZED := .cache/sanitized
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 NEWEST := 0.19.2
 NEWEST_DIR := .cache/megatron-core-$(NEWEST)
 
@@ -24,7 +27,7 @@ NEWEST_READY := $(NEWEST_DIR)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check test-newest-mcore test-gpu clean
+.PHONY: help env demo test check test-newest-mcore sanitize bench-peers bench-data test-gpu clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 28
@@ -51,6 +54,21 @@ ifdef NEWEST_READY
 else
 	@echo "megatron-core $(NEWEST) has no wheel for $$(uname -sm): its tests run on Linux x86_64 only"
 endif
+
+bench-peers: $(READY) ## fetch the peers of bench-data: tokenizers, Megatron-LM
+	$(VENV)/bin/python -m benchmarks.data.get_tokenizers
+	$(VENV)/bin/python -m benchmarks.data.get_peers
+
+bench-data: bench-peers ## the data path against its peers: benchmarks/results/data.json
+	$(VENV)/bin/python -m benchmarks.data.run $(BENCH_ARGS)
+
+sanitize: $(READY) ## the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	rm -rf $(SANITIZED)
+	CXXFLAGS="$(SANITIZE) -g" LDFLAGS="$(SANITIZE)" $(VENV)/bin/python setup.py --quiet build --build-lib $(SANITIZED) \
+		--build-temp $(SANITIZED)/temp
+	PYTHONPATH=$(SANITIZED):tests ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+		LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
+		$(VENV)/bin/python -P -m pytest -q $(PYTEST_ARGS) $(wildcard tests/unit/test_data_*.py)
 
 test-gpu: ## the engine on one CUDA device, in the environment of PY: make test-gpu PY=python3
 	$(PY) -m pytest $(PYTEST_ARGS) -m gpu tests/gpu

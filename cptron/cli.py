@@ -17,7 +17,10 @@ from cptron.runtime.host_isa import leave_amx_alone
 
 VERBS = {
     "preprocess": ("cptron.tokens.preprocess", "JSONL documents -> token files (.bin/.idx)"),
+    "merge": ("cptron.tokens.merge", "several pairs of token files -> one"),
+    "split": ("cptron.tokens.split", "one pair of token files -> several, by documents"),
     "convert": ("cptron.convert.main", "Hugging Face model -> checkpoint"),
+    "data": ("cptron.data.main", "prepare a run's index files; prove from a run's log what it has seen"),
     "train": ("cptron.train.main", "continue pretraining, on one rank or many"),
     "eval": ("cptron.evaluate.main", "loss of a checkpoint or a Hugging Face model on validation data"),
     "export": ("cptron.convert.export_main", "checkpoint -> Hugging Face model"),

@@ -1,4 +1,4 @@
-"""Show what Megatron `.bin`/`.idx` token files hold: `inspect_dataset.py PREFIX [--tokenizer T] [--verify]`.
+"""Show what Megatron token files hold: `inspect_dataset.py PREFIX [--document N] [--tokenizer T] [--verify] [--json]`.
 
 A thin front of `cptron inspect`.
 """

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from cptron.durable import fsync_path, fsync_tree
 from cptron.errors import CheckpointError
 from cptron.model.architecture import Architecture
 
@@ -85,14 +86,11 @@ def publish(working: Path, final: Path, manifest: Manifest) -> Manifest:
     files = {str(path.relative_to(working)): path.stat().st_size for path in paths}
     complete = Manifest(**{**vars(manifest), "files": files})
     write_json(working / MANIFEST, asdict(complete))
-    for path in paths:
-        _fsync(path)
-    for directory in (*(path for path in working.rglob("*") if path.is_dir()), working):
-        _fsync(directory)
+    fsync_tree(working)
     if final.exists():  # only a damaged one can be in the way: a run never saves the same step twice
         shutil.rmtree(final)
     os.rename(working, final)
-    _fsync(final.parent)
+    fsync_path(final.parent)
     return complete
 
 
@@ -104,12 +102,14 @@ def write_json(path: Path, value: Any) -> None:
         os.fsync(file.fileno())
 
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def read_hugging_face(directory: Path) -> dict[str, bytes]:
+    """Content of the small Hugging Face files of a checkpoint by name; none after a start from random
+    weights. Raises `CheckpointError` when they cannot be read."""
+    path = directory / HUGGING_FACE
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return {file.name: file.read_bytes() for file in sorted(path.iterdir()) if file.is_file()}
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); use another checkpoint") from None
 
 
 def read_manifest(directory: Path) -> Manifest:

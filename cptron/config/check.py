@@ -26,6 +26,7 @@ def check_config(config: Config, world_size: int) -> None:
     _check_layout(config, world_size)
     _check_start(config)
     _check_sources(config)
+    _check_megatron_order(config)
     _check_validation(config)
     _check_optim(config.optim, config.train.steps)
 
@@ -69,6 +70,7 @@ def _check_counts(config: Config) -> None:
         "parallel.tp": config.parallel.tp,
         "parallel.pp": config.parallel.pp,
         "data.seq_length": config.data.seq_length,
+        "data.workers": config.data.workers,
         "train.steps": config.train.steps,
         "train.global_batch_size": config.train.global_batch_size,
         "train.micro_batch_size": config.train.micro_batch_size,
@@ -79,6 +81,9 @@ def _check_counts(config: Config) -> None:
         "run.seed": config.run.seed,
         "start.gate_tolerance_nats": config.start.gate_tolerance_nats,
         "parallel.local_ranks": config.parallel.local_ranks,
+        "data.prefetch_steps": config.data.prefetch_steps,
+        "data.megatron_samples": config.data.megatron_samples,
+        "data.megatron_consumed_samples": config.data.megatron_consumed_samples,
         "eval.every_steps": config.eval.every_steps,
         "eval.micro_batch_size": config.eval.micro_batch_size,
         "checkpoint.every_steps": config.checkpoint.every_steps,
@@ -150,11 +155,38 @@ def _check_sources(config: Config) -> None:
                 f"data.sources.{source.name}.token_share={source.token_share} must be more than 0; "
                 "raise it or remove the source"
             )
+    for source in sources:
+        if not 0 <= source.max_epochs < math.inf:
+            raise ConfigError(
+                f"data.sources.{source.name}.max_epochs={source.max_epochs} must be 0 (no limit) or more; "
+                "state how often the source may be seen"
+            )
     paths = {f"data.sources.{source.name}.path": source.path for source in sources}
     paths |= {f"data.valid.{valid.name}.path": valid.path for valid in config.data.valid}
     for key, path in paths.items():
         if not path:
             raise ConfigError(f"{key}='' must name token files; set it to PATH of PATH.bin and PATH.idx")
+
+
+def _check_megatron_order(config: Config) -> None:
+    data = config.data
+    if data.order != "megatron":
+        return
+    if (
+        data.megatron_samples
+        < config.train.steps * config.train.global_batch_size + data.megatron_consumed_samples
+    ):
+        raise ConfigError(
+            f"data.megatron_samples={data.megatron_samples} must cover data.megatron_consumed_samples="
+            f"{data.megatron_consumed_samples} + train.steps * train.global_batch_size = "
+            f"{config.train.steps * config.train.global_batch_size}; give the Megatron run's number, or train less"
+        )
+    limited = [source.name for source in data.sources if source.max_epochs]
+    if limited or data.packing != "joined":
+        raise ConfigError(
+            f"data.order=megatron with data.packing={data.packing} and max_epochs of {limited} must follow Megatron, "
+            "which has neither; use data.packing=joined and leave max_epochs out, or data.order=cptron"
+        )
 
 
 def _check_names(key: str, names: list[str]) -> None:

@@ -70,6 +70,8 @@ class SourceConfig:
     """Prefix of the token files: `PATH.bin`, `PATH.idx`, `PATH.manifest.json`."""
     token_share: float
     """Share of training *tokens* drawn from this source; shares are normalised to sum to 1."""
+    max_epochs: float = 0.0
+    """Passes over this source after which `data.on_max_epochs` acts; 0 means no limit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +98,24 @@ class DataConfig:
     """Validation sets; may be empty when `eval.every_steps` is 0 and `eval.at_start` is false."""
     tokenizer: str = ""
     """Tokenizer the data must have been made with; empty means the one in `start.checkpoint`."""
+    packing: Literal["joined", "best_fit"] = "joined"
+    """`joined`: documents one after the other, cut into samples. `best_fit`: no sample cuts a document that fits."""
+    on_max_epochs: Literal["warn", "stop", "redistribute"] = "warn"
+    """At a source's `max_epochs`: say so and repeat it, stop the run, or give its share to the other sources."""
+    cache_dir: str = ""
+    """Directory of index files that all ranks and runs may share (`cptron data prepare`); empty: each makes its own."""
+    workers: int = 2
+    """Threads of a reading rank that read micro-batches side by side."""
+    prefetch_steps: int = 2
+    """Global batches read ahead of the step; 0 reads each when it is needed."""
+    order: Literal["cptron", "megatron"] = "cptron"
+    """`megatron`: exactly the samples of a Megatron-LM run, which can be neither extended nor mixed anew."""
+    megatron_samples: int = 0
+    """With `order: megatron`: training samples of that run (train_samples, or train_iters * global_batch_size)."""
+    megatron_consumed_samples: int = 0
+    """With `order: megatron`: samples that run has consumed; a new run goes on after them."""
+    megatron_split: str = "100,0,0"
+    """With `order: megatron`: that run's `--split`; the training part is used."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

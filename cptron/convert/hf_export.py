@@ -19,6 +19,7 @@ from cptron.checkpoint import layout
 from cptron.convert.hf_import import carry_small_files
 from cptron.convert.safetensors_io import write_model
 from cptron.convert.weight_map import to_hugging_face
+from cptron.durable import fsync_path, fsync_tree
 from cptron.errors import ConversionError
 from cptron.model.families import family_of
 
@@ -41,7 +42,9 @@ def export_hugging_face(
     carry_small_files(checkpoint / layout.HUGGING_FACE, working)
     write_model(working, _tensors(checkpoint, manifest, precision))
     (working / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    fsync_tree(working)
     os.rename(working, target)
+    fsync_path(target.parent)
     return manifest
 
 

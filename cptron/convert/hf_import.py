@@ -79,12 +79,12 @@ def check_names(family: Family, arch: Architecture, names: set[str]) -> None:
 
 def stored_precision(reader: ModelReader) -> Literal["bf16", "fp32"]:
     """Precision that holds the source's weights exactly: bf16 if all are bf16, else fp32."""
-    dtypes = {reader.read(name).dtype for name in reader.names}
-    if not dtypes <= {torch.bfloat16, torch.float16, torch.float32}:
-        raise ConversionError(
-            f"the model has tensors of {sorted(map(str, dtypes))}; only bf16, fp16 and fp32 are read"
-        )
-    return "bf16" if dtypes == {torch.bfloat16} else "fp32"
+    # from the headers: reading the tensors would go through the whole model once more
+    example = {reader.dtype(name): name for name in sorted(reader.names)}
+    if not example.keys() <= {"BF16", "F16", "F32"}:
+        dtypes = sorted(str(reader.read(name).dtype) for name in example.values())
+        raise ConversionError(f"the model has tensors of {dtypes}; only bf16, fp16 and fp32 are read")
+    return "bf16" if example.keys() == {"BF16"} else "fp32"
 
 
 def fingerprint(family: Family, arch: Architecture, reader: ModelReader) -> str:

@@ -76,6 +76,10 @@ class ModelReader:
             )
         return self._files[name].get_tensor(name)  # type: ignore[no-any-return]
 
+    def dtype(self, name: str) -> str:
+        """The safetensors code of a tensor's type, such as `BF16`; only the header is read."""
+        return str(self._files[name].get_slice(name).get_dtype())
+
     def close(self) -> None:
         """Unmap the files."""
         self._stack.close()

@@ -21,3 +21,14 @@ class MicroBatch(NamedTuple):
     labels_BS: npt.NDArray[np.int64]
     loss_mask_BS: npt.NDArray[np.float32]
     source_B: npt.NDArray[np.int64]
+    on_first_tensor_rank: bool = False
+    """Only tensor parallel rank 0 has read the first three; the pipeline hands them to the others."""
+
+    def rows(self, start: int, stop: int) -> MicroBatch:
+        """Views of some of its sequences."""
+        return self._replace(
+            tokens_BS=self.tokens_BS[start:stop],
+            labels_BS=self.labels_BS[start:stop],
+            loss_mask_BS=self.loss_mask_BS[start:stop],
+            source_B=self.source_B[start:stop],
+        )

@@ -1,4 +1,4 @@
-"""The compiled index builders, or one clear error.
+"""The compiled kernels, or one clear error.
 
 Place in the flow: everything in the data room that loops over documents or samples goes through here.
 Invariant: there is no slow substitute that a cluster could run on for hours without knowing.
@@ -9,10 +9,26 @@ from __future__ import annotations
 from cptron.errors import DataError
 
 try:
-    from cptron._kernels import build_sample_index, draw_blend, shuffle
+    from cptron._kernels import (
+        Blend,
+        JoinedEpoch,
+        PackedEpoch,
+        Permutation,
+        Tokens,
+        joined_starts,
+        packed_starts,
+    )
 except ImportError as error:
     raise DataError(
         f"the compiled kernels cannot be loaded ({error}); run `pip install .` with a C++ compiler"
     ) from error
 
-__all__ = ["build_sample_index", "draw_blend", "shuffle"]
+__all__ = [
+    "Blend",
+    "JoinedEpoch",
+    "PackedEpoch",
+    "Permutation",
+    "Tokens",
+    "joined_starts",
+    "packed_starts",
+]

@@ -1,15 +1,16 @@
 """The ledger: how far into each source the run is. This is the whole position of the data.
 
-Place in the flow: advanced by the loader, stored in every checkpoint. Invariant: `cursor` only grows; so
+Place in the flow: advanced by `stream`, stored in every checkpoint. Invariant: `cursor` only grows; so
 across restarts, changed shares and longer runs no sample is repeated or skipped by accident.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
-from cptron.data.blend import Blend
 from cptron.errors import CheckpointError, DataError
 
 
@@ -20,13 +21,15 @@ class Entry:
     identity: str
     """Content of both token files; other tokens, or other documents, are another source."""
     share: float
-    """Share of the tokens, as last set."""
+    """Share of the tokens now in force; 0 for a source that is no longer drawn."""
     cursor: int = 0
     """Samples drawn since the start of the run; also the number of the next one."""
     since_mix: int = 0
     """Samples drawn since the shares were last set."""
     tokens: int = 0
-    """Predicted tokens drawn."""
+    """Tokens predicted by the samples drawn."""
+    documents: int = 0
+    """Documents that began in the samples drawn, each counted again in each epoch."""
     epochs: float = 0.0
     """Passes over the source."""
 
@@ -38,49 +41,52 @@ class Ledger:
     entries: dict[str, Entry] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, blend: Blend) -> Ledger:
-        """The ledger of a new run."""
-        return cls().with_mix(blend)
-
-    @classmethod
-    def resume(cls, saved: dict[str, Any], blend: Blend) -> Ledger:
-        """The ledger of a resumed run, under the shares of `blend`.
-
-        Raises `DataError` when a source's content is no longer the one that the cursor counts in.
-        """
+    def from_dict(cls, saved: Mapping[str, Any]) -> Self:
+        """The ledger of a checkpoint. Raises CheckpointError when it cannot be read."""
         try:
-            ledger = cls({name: Entry(**entry) for name, entry in saved["entries"].items()})
+            entries = {name: Entry(**entry) for name, entry in saved["entries"].items()}
+            for entry in entries.values():
+                numbers = (entry.cursor, entry.since_mix, entry.tokens, entry.documents)
+                if not all(type(number) is int and number >= 0 for number in numbers):
+                    raise TypeError(f"{entry} must count in integers from 0")
+                if not isinstance(entry.identity, str) or not isinstance(entry.share, (int, float)):
+                    raise TypeError(f"{entry} must have an identity and a share")
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"the checkpoint's data ledger is damaged ({error!r}); use another checkpoint"
             ) from None
-        return ledger.with_mix(blend)
+        return cls(entries)
 
-    def with_mix(self, blend: Blend) -> Ledger:
-        """Adopt the shares of `blend`; cursors stay, and the blend counts anew where shares changed."""
-        for source in blend.sources:
-            entry = self.entries.get(source.name)
-            if entry is not None and entry.identity != source.identity:
-                raise DataError(
-                    f"source {source.name} has changed since the checkpoint (content {source.identity[:12]}, was "
-                    f"{entry.identity[:12]}); restore its files, or give the new data another name"
-                )
-        current = {source.name: share for source, share in zip(blend.sources, blend.shares, strict=True)}
-        before = {name: self.entries[name].share if name in self.entries else None for name in current}
-        removed = [name for name, entry in self.entries.items() if name not in current and entry.share]
-        changed = before != current or bool(removed)
-        for name in removed:
-            self.entries[name].share = 0.0
-        for source in blend.sources:
-            entry = self.entries.setdefault(source.name, Entry(source.identity, 0.0))
-            entry.share = current[source.name]
-            entry.since_mix = 0 if changed else entry.since_mix
-        return self
+    def open(self, name: str, identity: str) -> Entry:
+        """The account of a source; a new one when it has none.
+
+        Raises `DataError` when the source's content is no longer the one that the cursor counts in.
+        """
+        entry = self.entries.setdefault(name, Entry(identity, 0.0))
+        if entry.identity != identity:
+            raise DataError(
+                f"source {name} has changed since the checkpoint (content {identity[:12]}, was "
+                f"{entry.identity[:12]}); restore its files, or give the new data another name"
+            )
+        return entry
+
+    def set_shares(self, shares: Mapping[str, float]) -> None:
+        """Put shares in force; sources that are not named get 0. Cursors stay; the blend counts anew, unless
+        nothing changed."""
+        if all(entry.share == shares.get(name, 0.0) for name, entry in self.entries.items()):
+            return
+        for name, entry in self.entries.items():
+            entry.share = shares.get(name, 0.0)
+            entry.since_mix = 0
+
+    def assign(self, other: Ledger) -> None:
+        """Take over the accounts of `other`, which goes its own way afterwards."""
+        self.entries = {name: copy.copy(entry) for name, entry in other.entries.items()}
 
     def tokens(self, name: str) -> int:
         """Predicted tokens drawn from a source."""
         return self.entries[name].tokens
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form; `resume` inverts it."""
+        """JSON form; `from_dict` inverts it."""
         return asdict(self)

@@ -1,73 +1,121 @@
-"""The training batches of one data parallel rank.
+"""The training batches of one rank.
 
-Place in the flow: blend + ledger -> micro-batches for the step. Invariant: which samples make up a global
+Place in the flow: stream of samples -> micro-batches for the step. Invariant: which samples make up a global
 batch depends on neither the number of ranks nor the micro-batch size, and every rank advances the same
-ledger by the whole global batch.
+ledger by the whole global batch, when the batch is handed out and not before.
 
 Shapes: B sequences of a micro-batch, S tokens predicted in a sequence.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
 from cptron.data.batch import MicroBatch
-from cptron.data.blend import Blend
 from cptron.data.ledger import Ledger
+from cptron.data.prefetch import Prefetcher
+from cptron.data.stream import Draw, Stream
+
+Allocate = Callable[[tuple[int, ...], Any], np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Which part of a global batch a rank gets, and whether it reads it itself."""
+
+    global_batch_size: int
+    micro_batch_size: int
+    dp_rank: int = 0
+    dp_size: int = 1
+    reads: bool = True
+    """False for ranks that are handed the tokens by tensor parallel rank 0, or that need none."""
+    hands_on: bool = False
+    """Tensor parallel rank 0 reads, and the pipeline broadcasts to the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One global batch: this rank's part, and the account after it."""
+
+    batches: list[MicroBatch]
+    ledger: Ledger
+    notes: list[str]
 
 
 class TrainLoader:
-    """Hands out this rank's share of one global batch after another."""
+    """Hands out this rank's share of one global batch after another.
+
+    `workers` threads read micro-batches side by side; `prefetch_steps` global batches are made ahead.
+    `allocate` gives the arrays that are filled (page-locked memory on a GPU machine).
+    """
 
     def __init__(
         self,
-        blend: Blend,
+        stream: Stream,
         ledger: Ledger,
-        global_batch_size: int,
-        micro_batch_size: int,
-        dp_rank: int,
-        dp_size: int,
+        cut: Cut,
+        *,
+        workers: int = 1,
+        prefetch_steps: int = 0,
+        allocate: Allocate = np.zeros,
     ) -> None:
-        assert global_batch_size % (micro_batch_size * dp_size) == 0, "the configuration check refuses this"
-        self._blend = blend
-        self._ledger = ledger
-        self._global_batch_size = global_batch_size
-        self._micro_batch_size = micro_batch_size
-        self._dp_rank = dp_rank
-        self._dp_size = dp_size
+        assert cut.global_batch_size % (cut.micro_batch_size * cut.dp_size) == 0, (
+            "checked with the configuration"
+        )
+        self.notes: list[str] = []
+        """What people should know of the batch handed out last, or why there was none."""
+        self.ledger = ledger
+        """The account of all batches handed out; not of those made ahead, which is the stream's own."""
+        ledger.assign(stream.ledger)
+        self._stream = stream
+        self._cut = cut
+        self._allocate = allocate
+        self._seq_length = stream.sources[0].seq_length
+        self._pool = ThreadPoolExecutor(workers, "data read")
+        self._prefetcher = Prefetcher(self._make_step, prefetch_steps)
 
     def next_step(self) -> list[MicroBatch]:
-        """This rank's micro-batches of the next global batch; the ledger moves on by all of it.
+        """This rank's micro-batches of the next global batch; the ledger moves on by all of it. Empty when the
+        limits of the sources leave no further one.
 
         Sample j of the global batch is row j % B of micro-batch j // (B * dp_size) on rank j // B % dp_size.
         """
-        drawn = self._draw()
-        per_round = self._micro_batch_size * self._dp_size
-        first = self._dp_rank * self._micro_batch_size
-        return [
-            self._micro_batch(drawn[start : start + self._micro_batch_size])
-            for start in range(first, self._global_batch_size, per_round)
-        ]
+        step = self._prefetcher.next()
+        self.ledger.assign(step.ledger)
+        self.notes = step.notes
+        return step.batches
 
-    def _draw(self) -> list[tuple[int, int]]:
-        """(source, cursor) of every sample of the next global batch."""
-        entries = [self._ledger.entries[source.name] for source in self._blend.sources]
-        chosen, counts = self._blend.draw([entry.since_mix for entry in entries], self._global_batch_size)
-        drawn = []
-        for index in chosen.tolist():
-            drawn.append((index, entries[index].cursor))
-            entries[index].cursor += 1
-        for entry, source, count in zip(entries, self._blend.sources, counts, strict=True):
-            entry.since_mix = count
-            entry.epochs = entry.cursor / source.samples_per_epoch
-            entry.tokens = entry.cursor * (source.tokens_per_epoch // source.samples_per_epoch)
-        return drawn
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._prefetcher.close()
+        self._pool.shutdown(cancel_futures=True)
 
-    def _micro_batch(self, drawn: list[tuple[int, int]]) -> MicroBatch:
-        samples = np.stack([self._blend.sources[index].sample(cursor) for index, cursor in drawn])
-        return MicroBatch(
-            tokens_BS=samples[:, :-1].copy(),
-            labels_BS=samples[:, 1:].copy(),
-            loss_mask_BS=np.ones((len(drawn), samples.shape[1] - 1), dtype=np.float32),
-            source_B=np.array([index for index, _ in drawn], dtype=np.int64),
+    def _make_step(self) -> _Step:
+        drawn = self._stream.draw(self._cut.global_batch_size)
+        after = Ledger()
+        after.assign(self._stream.ledger)
+        notes, self._stream.notes = self._stream.notes, []
+        rows = self._cut.micro_batch_size
+        first, per_round = self._cut.dp_rank * rows, rows * self._cut.dp_size
+        mine = [drawn[start : start + rows] for start in range(first, len(drawn), per_round)]
+        return _Step(list(self._pool.map(self._micro_batch, mine)), after, notes)
+
+    def _micro_batch(self, drawn: Sequence[Draw]) -> MicroBatch:
+        shape = (len(drawn), self._seq_length)
+        allocate = self._allocate if self._cut.reads else np.zeros
+        batch = MicroBatch(
+            tokens_BS=allocate(shape, np.int64),
+            labels_BS=allocate(shape, np.int64),
+            loss_mask_BS=allocate(shape, np.float32),
+            source_B=np.array([draw.source for draw in drawn], dtype=np.int64),
+            on_first_tensor_rank=self._cut.hands_on,
         )
+        if self._cut.reads:
+            for row, draw in enumerate(drawn):
+                self._stream.sources[draw.source].read(np.array([draw.cursor]), batch.rows(row, row + 1))
+        return batch

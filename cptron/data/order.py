@@ -1,18 +1,32 @@
-"""The order of one epoch of one source.
+"""The order of one source: which tokens its samples are, epoch by epoch.
 
 Place in the flow: below `source`. Invariant: a pure function of (seed, identity of the source, epoch); the
 length of the run, the number of ranks and the other sources do not enter.
+
+Nothing of an epoch is stored but one number for each window of documents (64, or 1024 when packed).
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from cptron.data.kernels import build_sample_index, shuffle
+from cptron.data.cache import IndexCache
+from cptron.data.content import Content
+from cptron.data.kernels import JoinedEpoch, PackedEpoch, Tokens, joined_starts, packed_starts
+
+Packing = Literal["joined", "best_fit"]
+Int64Array = npt.NDArray[np.int64]
+
+_VERSION = 1
+_EPOCHS_KEPT = 2  # a batch can straddle the turn of an epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,40 +39,75 @@ class Span:
 
 
 def key(seed: int, identity: str, epoch: int, purpose: str) -> int:
-    """64-bit key of a shuffle."""
+    """64-bit key of a permutation."""
     digest = hashlib.sha256(f"{seed}|{identity}|{epoch}|{purpose}".encode()).digest()
     return int.from_bytes(digest[:8], "little")
 
 
-def samples_in(num_tokens: int, seq_length: int) -> int:
-    """Samples of `seq_length` predictions that `num_tokens` consecutive tokens hold: floor((n - 1) /
-    seq_length)."""
-    return max(0, num_tokens - 1) // seq_length
+class SourceOrder:
+    """Every epoch of one source.
 
-
-class EpochOrder:
-    """Documents shuffled and concatenated, cut into samples, samples shuffled."""
+    `joined`: documents in a new order in each epoch, joined to one stream and cut into samples; the last
+    sample of an epoch may be shorter. `best_fit`: documents, and pieces of those longer than a sample, put
+    together so that no sample cuts a document that fits; the same samples in every epoch. Either way the
+    samples come in a new order in each epoch.
+    """
 
     def __init__(
-        self, lengths_tokens: npt.NDArray[np.int32], seq_length: int, seed: int, identity: str, epoch: int
+        self,
+        content: Content,
+        learned: npt.NDArray[np.uint8],
+        seq_length: int,
+        seed: int,
+        packing: Packing,
+        cache: IndexCache | None,
     ) -> None:
-        self._lengths = lengths_tokens
+        files = content.tokens
+        self.tokens = Tokens(
+            files.lengths_tokens.view(np.uint8),
+            files.start_bytes.view(np.uint8),
+            files.token_ids.view(np.uint8),
+            files.dtype.itemsize,
+            learned,
+        )
+        self._identity = content.identity
         self._seq_length = seq_length
-        self._documents = shuffle(len(lengths_tokens), key(seed, identity, epoch, "documents"))
-        self._index = build_sample_index(lengths_tokens, self._documents, seq_length)
-        self.num_samples = len(self._index) - 1
-        self._samples = shuffle(self.num_samples, key(seed, identity, epoch, "samples"))
+        self._seed = seed
+        self._packing = packing
+        self._cache = cache
+        self._epochs: OrderedDict[int, Any] = OrderedDict()
+        self._lock = threading.Lock()
 
-    def locate(self, sample: int) -> list[Span]:
-        """Where the `seq_length + 1` tokens of the epoch's `sample`-th sample are."""
-        position, offset = (int(value) for value in self._index[self._samples[sample]])
-        spans: list[Span] = []
-        missing = self._seq_length + 1
-        while missing:
-            document = int(self._documents[position])
-            length = min(missing, int(self._lengths[document]) - offset)
-            if length:
-                spans.append(Span(document, offset, length))
-            missing -= length
-            position, offset = position + 1, 0
-        return spans
+    def epoch(self, number: int) -> Any:
+        """The kernel object of one epoch, with `num_samples`, `read`, `count` and `spans`."""
+        with self._lock:  # several threads read; one of them opens
+            if number not in self._epochs:
+                while len(self._epochs) >= _EPOCHS_KEPT:
+                    self._epochs.popitem(last=False)
+                self._epochs[number] = self._open(number)
+            self._epochs.move_to_end(number)
+            return self._epochs[number]
+
+    def _open(self, number: int) -> Any:
+        of_documents = 0 if self._packing == "best_fit" else number
+        document_key = key(self._seed, self._identity, of_documents, "documents")
+        sample_key = key(self._seed, self._identity, number, "samples")
+        kind = PackedEpoch if self._packing == "best_fit" else JoinedEpoch
+        return kind(self.tokens, self._starts(document_key), document_key, sample_key, self._seq_length)
+
+    def _starts(self, document_key: int) -> Int64Array:
+        """Running sums over the windows of documents, from the cache where there is one."""
+        threads = len(os.sched_getaffinity(0))
+
+        def build() -> Int64Array:
+            if self._packing == "best_fit":
+                packed: Int64Array = packed_starts(self.tokens, document_key, self._seq_length, threads)
+                return packed
+            joined: Int64Array = joined_starts(self.tokens, document_key, threads)
+            return joined
+
+        if self._cache is None:
+            return build()
+        length = self._seq_length if self._packing == "best_fit" else 0
+        name = f"{_VERSION}|{self._packing}|{self._identity}|{document_key}|{length}"
+        return self._cache.get(hashlib.sha256(name.encode()).hexdigest()[:32], build)

@@ -1,62 +1,130 @@
 """One corpus as an endless stream of samples that can be entered anywhere.
 
-Place in the flow: token files -> samples; below `blend`. Invariant: sample number `cursor` is always the
-same tokens, and each epoch holds every sample exactly once.
+Place in the flow: token files -> samples; below `stream`. Invariant: sample number `cursor` is always the
+same tokens, and each epoch holds every sample exactly once, which together predict every token once.
+
+Shapes: B samples, S tokens predicted in a sample.
 """
 
 from __future__ import annotations
 
-import hashlib
+import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
-from cptron.data.order import EpochOrder, samples_in
+from cptron.data.batch import MicroBatch
+from cptron.data.cache import IndexCache
+from cptron.data.content import open_content
+from cptron.data.order import Packing, SourceOrder, Span
 from cptron.errors import DataError
-from cptron.tokens.indexed import IndexedTokens
-from cptron.tokens.manifest import load_manifest
+from cptron.tokens.index_layout import loss_mask_path
+
+Int64Array = npt.NDArray[np.int64]
 
 
 class TokenSource:
-    """Samples of `seq_length + 1` tokens from the files `PREFIX.bin` and `PREFIX.idx`.
+    """Samples of `seq_length` predictions from the files `PREFIX.bin` and `PREFIX.idx`.
 
-    An epoch is all documents in a new order; the last tokens, too few for a sample, are left out of that
-    epoch (`tokens_dropped_per_epoch`), and are others in the next.
+    A sample with fewer predictions than places (the last one of an epoch, or any one of a packed source) is
+    filled up with zeros that the loss mask leaves out. Where the files have a loss mask, it holds too.
     """
 
-    def __init__(self, name: str, prefix: str, seq_length: int, seed: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        prefix: str,
+        seq_length: int,
+        seed: int,
+        *,
+        packing: Packing = "joined",
+        vocab_size: int = 0,
+        cache: IndexCache | None = None,
+    ) -> None:
+        """Open the files. Raises DataError when they are damaged or have nothing to predict."""
         self.name = name
-        self._tokens = IndexedTokens(prefix)
-        self._seq_length = seq_length
-        self._seed = seed
-        files = load_manifest(prefix).files
-        self._content = files["bin"].sha256
-        # A cursor counts in tokens and in the documents they are cut into: both files are the identity.
-        self.identity = hashlib.sha256(f"{self._content}|{files['idx'].sha256}".encode()).hexdigest()
-        self.samples_per_epoch = samples_in(self._tokens.num_tokens, seq_length)
-        self.tokens_per_epoch = self.samples_per_epoch * seq_length
-        self.tokens_dropped_per_epoch = self._tokens.num_tokens - 1 - self.tokens_per_epoch
-        if self.samples_per_epoch == 0:
-            raise DataError(
-                f"source {name} ({prefix}) has {self._tokens.num_tokens} tokens, fewer than one sample of "
-                f"data.seq_length={seq_length} + 1; add text or lower data.seq_length"
-            )
-        self._orders: dict[int, EpochOrder] = {}
+        self.prefix = prefix
+        content = open_content(prefix)
+        self.identity = content.identity
+        self.seq_length = seq_length
+        self._vocab_size = vocab_size
+        files = content.tokens
+        nothing = DataError(
+            f"source {name} ({prefix}) has {files.num_tokens} tokens in {files.num_documents} documents, "
+            "nothing to predict; add text"
+        )
+        if files.num_tokens < 2:
+            raise nothing
+        masked = content.manifest is not None and "loss_mask" in content.manifest.files
+        learned = np.memmap(loss_mask_path(prefix), np.uint8, "r") if masked else np.zeros(0, np.uint8)
+        self._order = SourceOrder(content, learned.view(np.ndarray), seq_length, seed, packing, cache)
+        if packing == "best_fit":
+            self.predictions_per_epoch = files.num_tokens - files.num_documents
+            if self.predictions_per_epoch == 0:
+                raise nothing
+            self.samples_per_epoch = int(self._order.epoch(0).num_samples)
+        else:
+            self.predictions_per_epoch = files.num_tokens - 1
+            self.samples_per_epoch = -(-self.predictions_per_epoch // seq_length)
 
-    def sample(self, cursor: int) -> npt.NDArray[np.int64]:
-        """Tokens `[seq_length + 1]` of the `cursor`-th sample since the start of the run."""
-        epoch, sample = divmod(cursor, self.samples_per_epoch)
-        spans = self._order(epoch).locate(sample)
-        return np.concatenate([self._tokens.read(s.document, s.offset, s.length) for s in spans]).astype(
-            np.int64
+    @property
+    def predictions_per_sample(self) -> float:
+        """Mean number of tokens that a sample predicts, at most `seq_length`."""
+        return self.predictions_per_epoch / self.samples_per_epoch
+
+    def empty_batch(self, rows: int) -> MicroBatch:
+        """Arrays for `rows` samples."""
+        shape = (rows, self.seq_length)
+        return MicroBatch(
+            np.zeros(shape, np.int64),
+            np.zeros(shape, np.int64),
+            np.zeros(shape, np.float32),
+            np.zeros(rows, np.int64),
         )
 
-    def _order(self, epoch: int) -> EpochOrder:
-        """The order of an epoch; two are kept, since a batch can straddle the turn of an epoch."""
-        if epoch not in self._orders:
-            while len(self._orders) > 1:
-                del self._orders[min(self._orders)]
-            self._orders[epoch] = EpochOrder(
-                self._tokens.lengths_tokens, self._seq_length, self._seed, self._content, epoch
-            )
-        return self._orders[epoch]
+    def read(self, cursors: Int64Array, batch: MicroBatch) -> None:
+        """Write the samples `cursors` [B] to the arrays of `batch`. Raises DataError on damaged files."""
+        for epoch, samples, rows in self._by_epoch(cursors):
+            part = batch.rows(rows.start, rows.stop)
+            outputs = part.tokens_BS, part.labels_BS, part.loss_mask_BS
+            try:
+                self._order.epoch(epoch).read(samples, *outputs, self._vocab_size)
+            except IndexError as error:
+                raise DataError(
+                    f"source {self.name} ({self.prefix}) is damaged or not of this model: {error}; copy the files "
+                    "again or preprocess with the model's tokenizer"
+                ) from None
+
+    def sample(self, cursor: int) -> tuple[Int64Array, Int64Array, npt.NDArray[np.float32]]:
+        """Inputs, labels and loss mask `[seq_length]` of the `cursor`-th sample since the start of the run."""
+        batch = self.empty_batch(1)
+        self.read(np.array([cursor]), batch)
+        return batch.tokens_BS[0], batch.labels_BS[0], batch.loss_mask_BS[0]
+
+    def count(self, cursors: Int64Array) -> tuple[int, int]:
+        """Documents that begin in the samples `cursors`, and tokens that they predict."""
+        documents = predictions = 0
+        for epoch, samples, _ in self._by_epoch(cursors):
+            found = self._order.epoch(epoch).count(samples)
+            documents += found[0]
+            predictions += found[1]
+        return documents, predictions
+
+    def spans(self, cursor: int) -> list[Span]:
+        """Where the tokens of a sample are; the last of each piece may be a label only."""
+        epoch, sample = divmod(cursor, self.samples_per_epoch)
+        return [Span(*span) for span in self._order.epoch(epoch).spans(sample)]
+
+    def prepare(self, epochs: int) -> None:
+        """Make (or find in the cache) the index of the first `epochs` epochs."""
+        for epoch in range(epochs):
+            self._order.epoch(epoch)
+
+    def _by_epoch(self, cursors: Int64Array) -> Iterator[tuple[int, Int64Array, slice]]:
+        """Runs of `cursors` that lie in one epoch: the epoch, the sample numbers in it, and the rows."""
+        epochs, samples = np.divmod(cursors, self.samples_per_epoch)
+        borders = [0, *(np.flatnonzero(np.diff(epochs)) + 1).tolist(), len(epochs)]
+        for start, stop in itertools.pairwise(borders):
+            if stop > start:
+                yield int(epochs[start]), samples[start:stop], slice(start, stop)

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cptron.data.batch import MicroBatch
+from cptron.data.content import open_content
 from cptron.errors import DataError
-from cptron.tokens.indexed import IndexedTokens
 
 
 class ValidSet:
@@ -38,7 +38,7 @@ class ValidSet:
         dp_size: int,
     ) -> None:
         self.name = name
-        tokens = IndexedTokens(prefix)
+        tokens = open_content(prefix).tokens
         available = tokens.num_tokens - 1
         if available < 1:
             raise DataError(

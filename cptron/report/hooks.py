@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cptron.config.load import config_to_dict
+from cptron.data.log import DATA_LOG, log_record
 from cptron.report.console import Console
 from cptron.report.html import write_report
-from cptron.report.sinks import open_sinks
+from cptron.report.sinks import JsonlSink, open_sinks
 from cptron.train.hooks import Action, Hook, Record
 from cptron.versions import installed_versions
 
@@ -33,6 +34,8 @@ class ReportHook(Hook):
         config = run.config
         self._every_steps = max(1, config.log.every_steps)
         self._metrics = open_sinks(config, run.directory, run.state.step, config_to_dict(config))
+        self._data_log = JsonlSink(run.directory / DATA_LOG, run.state.step)
+        self._shares: dict[str, float] = {}
         self._console = Console(config.train.steps, run.state.step, enabled=True)
 
     def on_start(self, run: Run) -> None:
@@ -65,7 +68,12 @@ class ReportHook(Hook):
         )
 
     def on_step(self, run: Run, record: Record) -> Action:
-        """Every step is counted; every `log.every_steps`-th is written."""
+        """Every step is counted; every `log.every_steps`-th is written; what was drawn is always written."""
+        ledger = run.state.ledger
+        self._data_log.write(log_record(run.state.step, ledger, self._shares))
+        self._shares = {name: entry.share for name, entry in ledger.entries.items()}
+        for note in run.loader.notes:
+            self._console.note(note)
         if run.state.step % self._every_steps == 0:
             self._metrics.write(record)
             self._console.step(record)
@@ -91,3 +99,4 @@ class ReportHook(Hook):
         """Flush everything."""
         self._console.close()
         self._metrics.close()
+        self._data_log.close()

@@ -8,8 +8,10 @@ imported).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from cptron.errors import LaunchError
@@ -22,6 +24,14 @@ class Device:
     kind: Literal["cuda", "cpu"]
     backend: Literal["nccl", "gloo"]
     torch_device: torch.device
+
+    def host_array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """Zeros in host memory; page-locked beside a GPU, so that copies to it run on while others compute."""
+        if self.kind == "cpu":
+            return np.zeros(shape, dtype)
+        kind = torch.from_numpy(np.empty(0, dtype)).dtype
+        pinned: npt.NDArray[Any] = torch.zeros(shape, dtype=kind, pin_memory=True).numpy()
+        return pinned
 
 
 def select_device(wanted: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -> Device:

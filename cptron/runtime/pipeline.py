@@ -78,10 +78,25 @@ def _forward(batches: Iterator[MicroBatch], model: Any, num_sources: int, device
     tokens_BS = torch.from_numpy(batch.tokens_BS).to(device, non_blocking=True)
     labels_BS = torch.from_numpy(batch.labels_BS).to(device, non_blocking=True)
     mask_BS = torch.from_numpy(batch.loss_mask_BS).to(device, non_blocking=True)
+    if batch.on_first_tensor_rank:
+        tokens_BS, labels_BS, mask_BS = _from_first_tensor_rank(tokens_BS, labels_BS, mask_BS)
     source_B = torch.from_numpy(batch.source_B).to(device, non_blocking=True)
     positions_BS = torch.arange(tokens_BS.size(1), device=device).expand_as(tokens_BS)
     output = model(tokens_BS, positions_BS, None, labels=labels_BS)
     return output, functools.partial(masked_sums, mask_BS=mask_BS, source_B=source_B, num_sources=num_sources)
+
+
+def _from_first_tensor_rank(
+    tokens_BS: torch.Tensor, labels_BS: torch.Tensor, mask_BS: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What tensor parallel rank 0 read, on all ranks of its group, by one broadcast; stages between the first
+    and the last need none of it."""
+    if not (parallel_state.is_pipeline_first_stage() or parallel_state.is_pipeline_last_stage()):
+        return tokens_BS, labels_BS, mask_BS
+    packed_3BS = torch.stack([tokens_BS, labels_BS, mask_BS.long()])
+    group = parallel_state.get_tensor_model_parallel_group()
+    dist.broadcast(packed_3BS, parallel_state.get_tensor_model_parallel_src_rank(), group=group)
+    return packed_3BS[0], packed_3BS[1], packed_3BS[2].to(mask_BS.dtype)
 
 
 def evaluate(model: Any, batches: Sequence[MicroBatch], device: torch.device) -> LossSums:

@@ -36,6 +36,17 @@ class Session:
         """This rank's position on the data axis."""
         return self.topology.dp_rank(self.ranks.rank)
 
+    @property
+    def reads_data(self) -> bool:
+        """This rank reads training batches: the first of its tensor parallel group, in the first or last stage."""
+        rank, topology = self.ranks.rank, self.topology
+        return topology.tp_rank(rank) == 0 and topology.pp_rank(rank) in (0, topology.pp - 1)
+
+    @property
+    def hands_data_on(self) -> bool:
+        """The first of a tensor parallel group broadcasts what it read to the others."""
+        return self.topology.tp > 1
+
 
 @contextmanager
 def open_session(

@@ -1,6 +1,6 @@
-"""Encoding one JSONL file on several threads, in order and with bounded memory.
+"""Encoding blocks of records on several threads, in order and with bounded memory.
 
-Place in the flow: `jsonl` -> here -> `preprocess` writes the documents.
+Place in the flow: `read_blocks` -> here -> `outputs` writes the documents.
 Invariant: what is yielded does not depend on the number of threads.
 """
 
@@ -8,83 +8,182 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from cptron.tokens.indexed import TokenArray
-from cptron.tokens.jsonl import Record, read_records
-from cptron.tokens.preprocess_options import PreprocessOptions
+from cptron.errors import DataError
+from cptron.tokens.encode_chat import ChatBlocks, Ids, Rendered
+from cptron.tokens.engine import Engine, verify
+from cptron.tokens.index_layout import Int32Array, Int64Array
+from cptron.tokens.records import Position, RawBlock, Reject
 from cptron.tokens.tokenizer import Tokenizer
 
-_BATCH_BYTES = 1 << 20
-_BATCH_RECORDS = 1024
+_NO_LENGTHS = np.empty(0, np.int32)
+_NO_MASK = np.empty(0, np.uint8)
+_AHEAD_BYTES = 96 << 20
+"""Blocks wait for one another only up to this much, so that very long documents do not fill the memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """What one block gives one output."""
+
+    tokens: Ids
+    """All ids, in the dtype of the file."""
+    lengths: Int32Array
+    """Tokens of each document, all >= 1."""
+    mask: npt.NDArray[np.uint8] | None
+    """1 for each token that is learned, for chats."""
+    num_empty: int
+    """Records without tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Token ids of a batch: `documents[k]` holds one array per record for key number k."""
+    """One block, encoded."""
 
-    documents: tuple[list[TokenArray], ...]
-    num_bytes: int
+    outputs: Sequence[Documents]
+    rejects: Sequence[Reject]
+    num_records: int
+    text_bytes: int
+    end: Position
     stored_bytes_read: int
 
 
-def encode_file(path: Path, tokenizer: Tokenizer, options: PreprocessOptions) -> Iterator[Encoded]:
-    """Encoded batches of one file, in order."""
-    workers = options.workers or len(os.sched_getaffinity(0))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoder:
+    """Turns a block into documents; any thread may call it."""
 
-    def encode(batch: list[Record]) -> Encoded:
-        return _encode(batch, tokenizer, options)
+    keys: Sequence[str]
+    engine: Engine
+    reference: Tokenizer
+    dtype: np.dtype[np.integer[Any]]
+    bos_id: int | None
+    """Put before every document, unless None."""
+    eos_id: int | None
+    """Put after every document, unless None."""
+    check_all: bool = False
+    """Compare every text with the reference tokenizer."""
+    chats: ChatBlocks | None = None
+    """The values are chats."""
 
+    def __call__(self, block: RawBlock) -> Encoded:
+        """Raises DataError when the engine gives what cannot be."""
+        parsed = block.parse(self.keys, chat=self.chats is not None)
+        records: Sequence[Sequence[Any]] = parsed.values
+        rejects, text_bytes = parsed.rejects, parsed.text_bytes
+        if self.chats:
+            records, rejects = self.chats.render(block.path, parsed)
+            text_bytes = sum(len(text.text) for record in records for text in record)
+        columns = [[record[number] for record in records] for number in range(len(self.keys))]
+        outputs = [
+            self._chat_documents(column) if self.chats else self._documents(column) for column in columns
+        ]
+        return Encoded(outputs, rejects, parsed.num_records, text_bytes, block.end, block.stored_bytes_read)
+
+    def _chat_documents(self, chats: Sequence[Rendered]) -> Documents:
+        assert self.chats is not None
+        if not self.chats.with_mask:
+            return self._documents([chat.text for chat in chats])
+        full = [chat for chat in chats if len(chat.ids)]
+        if not full:
+            return Documents(np.empty(0, self.dtype), _NO_LENGTHS, _NO_MASK, len(chats))
+        lengths = np.array([len(chat.ids) for chat in full], np.int64)
+        ids = np.concatenate([chat.ids for chat in full])
+        self._require_sound(ids, lengths, len(full))
+        tokens, full_lengths = with_special(ids, lengths, self.dtype, None, self.eos_id)
+        mask = np.concatenate([chat.mask for chat in full])
+        learned, _ = with_special(mask, lengths, mask.dtype, None, None if self.eos_id is None else 0)
+        if self.eos_id is not None:
+            learned[np.cumsum(full_lengths, dtype=np.int64) - 1] = [chat.eod_mask for chat in full]
+        return Documents(tokens, full_lengths, learned.astype(np.uint8), len(chats) - len(full))
+
+    def _documents(self, texts: Sequence[bytes]) -> Documents:
+        if not texts:
+            return Documents(np.empty(0, self.dtype), _NO_LENGTHS, None, 0)
+        if self.check_all:
+            verify(self.engine, self.reference, texts)
+        ids, lengths = self.engine.encode(texts)
+        self._require_sound(ids, lengths, len(texts))
+        tokens, full = with_special(ids, lengths[lengths > 0], self.dtype, self.bos_id, self.eos_id)
+        return Documents(tokens, full, None, len(texts) - len(full))
+
+    def _require_sound(self, ids: npt.NDArray[np.uint32], lengths: Int64Array, num_texts: int) -> None:
+        largest = int(ids.max(initial=0))
+        if largest >= self.reference.vocab_size:
+            raise DataError(
+                f"{self.engine.name} gave the id {largest}, must be below {self.reference.vocab_size}; "
+                "use --engine reference"
+            )
+        if len(lengths) != num_texts or int(lengths.sum()) != len(ids):
+            raise DataError(
+                f"{self.engine.name} gave {len(ids)} ids and {len(lengths)} lengths for {num_texts} texts, must "
+                "agree; use --engine reference"
+            )
+
+
+def with_special(
+    ids: npt.NDArray[np.integer[Any]],
+    lengths: Int64Array,
+    dtype: np.dtype[np.integer[Any]],
+    bos_id: int | None,
+    eos_id: int | None,
+) -> tuple[Ids, Int32Array]:
+    """`ids` of documents of `lengths` (all >= 1) in `dtype`, each between BOS and EOS; and their new lengths."""
+    before, after = int(bos_id is not None), int(eos_id is not None)
+    full = (lengths + (before + after)).astype(np.int32)
+    if not before and not after:
+        return ids.astype(dtype), full
+    ends = np.cumsum(full, dtype=np.int64)
+    tokens = np.empty(len(ids) + (before + after) * len(full), dtype)
+    is_text = np.ones(len(tokens), np.bool_)
+    if bos_id is not None:
+        starts = ends - full
+        is_text[starts] = False
+        tokens[starts] = bos_id
+    if eos_id is not None:
+        is_text[ends - 1] = False
+        tokens[ends - 1] = eos_id
+    tokens[is_text] = ids
+    return tokens, full
+
+
+def encode_blocks(
+    blocks: Iterable[RawBlock], encode: Callable[[RawBlock], Encoded], workers: int
+) -> Iterator[Encoded]:
+    """Encoded blocks in the order of `blocks`, with at most two blocks per worker in memory."""
     with _one_thread_per_call():
-        yield from _map_in_order(encode, _batches(read_records(path, options.json_keys)), workers)
+        yield from _map_in_order(encode, blocks, workers)
 
 
 def _map_in_order(
-    function: Callable[[list[Record]], Encoded], batches: Iterable[list[Record]], workers: int
+    function: Callable[[RawBlock], Encoded], blocks: Iterable[RawBlock], workers: int
 ) -> Iterator[Encoded]:
-    """Results in the order of `batches`, with at most two batches per worker in memory."""
-    pool = ThreadPoolExecutor(workers)
-    waiting: deque[Future[Encoded]] = deque()
+    pool = ThreadPoolExecutor(workers, "encode")
+    waiting: deque[tuple[Future[Encoded], int]] = deque()
+    ahead_bytes = 0
+    before = Position(0, 0, 0)
     try:
-        for batch in batches:
-            waiting.append(pool.submit(function, batch))
-            if len(waiting) >= 2 * workers:
-                yield waiting.popleft().result()
+        for block in blocks:
+            num_bytes = block.end.byte - before.byte if block.end.file == before.file else 0
+            before = block.end
+            waiting.append((pool.submit(function, block), num_bytes))
+            ahead_bytes += num_bytes
+            del block
+            while len(waiting) >= 2 * workers or (ahead_bytes > _AHEAD_BYTES and waiting):
+                future, num_bytes = waiting.popleft()
+                ahead_bytes -= num_bytes
+                yield future.result()
         while waiting:
-            yield waiting.popleft().result()
+            yield waiting.popleft()[0].result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
-    batch: list[Record] = []
-    num_bytes = 0
-    for record in records:
-        batch.append(record)
-        num_bytes += record.num_bytes
-        if num_bytes >= _BATCH_BYTES or len(batch) >= _BATCH_RECORDS:
-            yield batch
-            batch, num_bytes = [], 0
-    if batch:
-        yield batch
-
-
-def _encode(batch: list[Record], tokenizer: Tokenizer, options: PreprocessOptions) -> Encoded:
-    before = [tokenizer.bos_id] if options.prepend_bos else []
-    after = [tokenizer.eos_id] if options.append_eod else []
-    documents: list[list[TokenArray]] = []
-    for number in range(len(options.json_keys)):
-        encoded = tokenizer.encode_batch([record.texts[number] for record in batch])
-        documents.append(
-            [np.array([*before, *ids, *after] if ids else [], dtype=np.int64) for ids in encoded]
-        )
-    return Encoded(tuple(documents), sum(record.num_bytes for record in batch), batch[-1].stored_bytes_read)
 
 
 @contextmanager

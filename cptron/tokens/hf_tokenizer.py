@@ -7,7 +7,6 @@ may only add whole tokens to it, under the ids they state, and name the special 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,15 +14,15 @@ from typing import Any
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
+from tokenizers import __version__ as library_version
 
 from cptron.errors import DataError
-from cptron.tokens.tokenizer import one_line, tokenizer_name
+from cptron.tokens.hf_serialised import fingerprint, split_serialised
+from cptron.tokens.tokenizer import DefinitionFormat, one_line, tokenizer_name
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _EXTRA = ("additional_special_tokens", "extra_special_tokens")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-# They act on lengths, on added special tokens and on decoding, not on the ids of a text.
-_NOT_IDENTITY = ("version", "truncation", "padding", "post_processor", "decoder")
 
 
 class HfTokenizer:
@@ -43,10 +42,17 @@ class HfTokenizer:
         self._backend.encode_special_tokens = bool(config.get("split_special_tokens", False))
         _add_configured_tokens(self._backend, config, path)
         self.name = tokenizer_name(path)
-        self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self.library = f"tokenizers {library_version}"
+        self.added_tokens = [token.content for token in self._backend.get_added_tokens_decoder().values()]
+        # Kept, 6 MB for a vocabulary of 128 000: to serialise takes 0.2 s.
+        self._serialised = self._backend.to_str(pretty=False).encode("utf-8")
+        options, long, largest_id = split_serialised(self._serialised)
+        self.vocab_size = largest_id + 1
         self.eos_id = self._special_id("eos", config, path.parent)
         self.bos_id = self._special_id("bos", config, path.parent)
-        self.fingerprint = _fingerprint(self._backend, self.eos_id, self.bos_id)
+        options |= {"eos_id": self.eos_id, "bos_id": self.bos_id}
+        options["split_special_tokens"] = self._backend.encode_special_tokens
+        self.fingerprint = fingerprint(options, long)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text. Uses the library's threads unless TOKENIZERS_PARALLELISM=false."""
@@ -59,6 +65,11 @@ class HfTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens included."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def definition(self, form: DefinitionFormat) -> bytes | None:
+        """The library's own serialisation, completed by the configuration files. It does not state
+        `split_special_tokens`."""
+        return self._serialised if form == "tokenizer.json" else None
 
     def _special_id(self, which: str, config: dict[str, Any], directory: Path) -> int | None:
         """Id of the tokenizer's own EOS or BOS; the model's files are asked where the tokenizer names
@@ -126,22 +137,6 @@ def _added_token(token: Any, *, special: bool) -> AddedToken:
 
 def _content(token: Any) -> str:
     return str(token["content"]) if isinstance(token, dict) else str(token)
-
-
-def _fingerprint(backend: Backend, eos_id: int | None, bos_id: int | None) -> str:
-    """Hash of the library's own serialisation, which does not depend on how the file was written."""
-    content = json.loads(backend.to_str(pretty=False))
-    identity = {key: value for key, value in content.items() if key not in _NOT_IDENTITY}
-    identity |= {"eos_id": eos_id, "bos_id": bos_id, "split_special_tokens": backend.encode_special_tokens}
-    text = json.dumps(_without_defaults(identity), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
-
-
-def _without_defaults(value: Any) -> Any:
-    """Drop absent options, so that an option that a later library version adds does not change the hash."""
-    if isinstance(value, dict):
-        return {k: _without_defaults(v) for k, v in value.items() if v is not None and v is not False}
-    return [_without_defaults(v) for v in value] if isinstance(value, list) else value
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -43,6 +43,11 @@ def idx_path(prefix: str | Path) -> Path:
     return Path(f"{prefix}.idx")
 
 
+def loss_mask_path(prefix: str | Path) -> Path:
+    """Path of the loss mask of `prefix`: one uint8 for each token of `.bin`, 1 where the token is learned."""
+    return Path(f"{prefix}.loss_mask.bin")
+
+
 class Index:
     """The arrays of one `.idx` file, mapped; its size has been checked against its own counts."""
 
@@ -90,7 +95,8 @@ class Index:
         return total
 
     def documents(self) -> tuple[Int32Array, Int64Array]:
-        """Length in tokens and first byte of every document that has tokens."""
+        """Length in tokens and first byte of every document that has tokens; views of the file (which starts
+        them at byte 34, so they are unaligned) where each document is one sequence."""
         bounds = self.document_indices
         num_sequences = len(self.lengths)
         if len(bounds) == 0 or bounds[0] != 0 or bounds[-1] != num_sequences or (np.diff(bounds) < 0).any():
@@ -98,10 +104,7 @@ class Index:
                 f"{self.path} has document indices that must rise from 0 to {num_sequences} sequences; {REMEDY}"
             )
         if self._one_sequence_per_document() and self.lengths.all():
-            # The arrays start at byte 34: the copy aligns what C++ kernels will read.
-            lengths = self.lengths.copy()
-            lengths.flags.writeable = False
-            return lengths, self.pointers
+            return self.lengths, self.pointers
         return self._joined_documents()
 
     def _one_sequence_per_document(self) -> bool:

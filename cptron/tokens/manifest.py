@@ -16,10 +16,11 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from cptron.durable import fsync_path
 from cptron.errors import DataError
-from cptron.tokens.indexed import bin_path, fsync_directory, idx_path
+from cptron.tokens.index_layout import bin_path, idx_path, loss_mask_path
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _REMEDY = "run preprocess again"
 
 
@@ -74,7 +75,7 @@ class Manifest:
     dtype: str
     """Type of one id in `.bin`."""
     files: Mapping[str, FileRecord]
-    """`bin` and `idx`."""
+    """`bin` and `idx`; also `loss_mask` where documents have one."""
     tokenizer: TokenizerRecord
     """The tokenizer that made the ids."""
     append_eod: bool
@@ -85,8 +86,16 @@ class Manifest:
     """JSON key the text was taken from."""
     sources: tuple[SourceRecord, ...]
     """Input files, in the order they were read."""
+    records_read: int
+    """Lines or rows of the input: documents + documents_empty_skipped + all of documents_rejected."""
     documents_empty_skipped: int
-    """Input lines whose text gave no tokens."""
+    """Records whose text gave no tokens."""
+    documents_rejected: Mapping[str, int]
+    """Records that were left out because they were damaged, by reason; empty under `--on-error stop`."""
+    engine: str
+    """Library that made the ids, with its version, and how it was checked against the reference tokenizer."""
+    partition: str
+    """`2/8` for the third of eight parts of the corpus; empty for the whole."""
     options: Mapping[str, str]
     """Other options of the command that made the files."""
     cptron_version: str
@@ -108,7 +117,7 @@ def write_manifest(prefix: str | Path, manifest: Manifest) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     partial.replace(path)
-    fsync_directory(path.parent)
+    fsync_path(path.parent)
 
 
 def load_manifest(prefix: str | Path) -> Manifest:
@@ -125,7 +134,7 @@ def load_manifest(prefix: str | Path) -> Manifest:
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
         raise DataError(f"{path} has format_version {version}, only {FORMAT_VERSION} can be read; {_REMEDY}")
-    manifest = _parse(path, content)
+    manifest = parse_manifest(path, content)
     for kind, record in manifest.files.items():
         file = _file(prefix, kind)
         actual = file.stat().st_size if file.is_file() else None
@@ -165,14 +174,15 @@ def hash_file(path: Path) -> FileRecord:
 
 
 def _file(prefix: str | Path, kind: str) -> Path:
-    return {"bin": bin_path, "idx": idx_path}[kind](prefix)
+    return {"bin": bin_path, "idx": idx_path, "loss_mask": loss_mask_path}[kind](prefix)
 
 
-def _parse(path: Path, content: dict[str, Any]) -> Manifest:
+def parse_manifest(path: Path, content: Any) -> Manifest:
+    """A manifest from the JSON found in `path`. Raises DataError when a field is missing or of another type."""
     try:
         manifest: Manifest = _build(Manifest, content, "manifest")
-        if sorted(manifest.files) != ["bin", "idx"]:
-            raise TypeError(f"files are {sorted(manifest.files)}, must be bin and idx")
+        if {"bin", "idx"} != manifest.files.keys() - {"loss_mask"}:
+            raise TypeError(f"files are {sorted(manifest.files)}, must be bin and idx, and loss_mask at most")
     except TypeError as error:
         raise DataError(f"{path} is damaged: {error}; {_REMEDY}") from error
     return manifest

@@ -1,182 +1,238 @@
-"""Text to token files: reads JSONL, encodes it on several threads, writes `.bin`/`.idx` and a manifest.
+"""Text to token files: reads a corpus, encodes it on several threads, writes `.bin`/`.idx` and a manifest.
 
 Place in the flow: clean text -> here -> `data`. Also the program behind `tools/preprocess_data.py`.
-Invariant: the output depends on the inputs, the tokenizer and the options only, never on `workers`; and
-nothing is published under its final name unless every line of every input was encoded.
+Invariant: the output depends on the inputs, the tokenizer and the options only, never on `workers` nor on how often
+the run was cut off; and nothing is published under its final name unless every input was read to its end.
 """
 
 from __future__ import annotations
 
+import errno
+import signal
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from cptron import __version__
 from cptron.errors import EXIT_CODE, CptronError, DataError
-from cptron.tokens.encode import encode_file
-from cptron.tokens.indexed import IndexedWriter, TokenArray, best_dtype, bin_path, idx_path
-from cptron.tokens.jsonl import expand_inputs
+from cptron.tokens.checkpointer import Checkpointer
+from cptron.tokens.encode import Encoded, encode_blocks
+from cptron.tokens.journal import Checkpoint, Entry, Journal, locked
 from cptron.tokens.manifest import (
     FORMAT_VERSION,
+    FileRecord,
     Manifest,
     SourceRecord,
     TokenizerRecord,
-    hash_file,
-    manifest_path,
-    write_manifest,
+    parse_manifest,
 )
+from cptron.tokens.outputs import Outputs, discard_outputs, publish_outputs, refuse_existing
 from cptron.tokens.preprocess_options import PreprocessOptions, parse_options
+from cptron.tokens.preprocess_plan import Plan, make_plan, output_names, require_space
 from cptron.tokens.progress import Progress
-from cptron.tokens.tokenizer import Tokenizer, load_tokenizer
+from cptron.tokens.read_blocks import read_blocks
+from cptron.tokens.records import Position
+from cptron.tokens.source_hash import SourceHasher
 
 __all__ = ["PreprocessOptions", "main", "output_prefixes", "preprocess"]
 
 
 def output_prefixes(options: PreprocessOptions) -> tuple[str, ...]:
     """Prefix of the token files of each key, in Megatron's naming."""
-    return tuple(f"{options.output_prefix}_{key}_document" for key in options.json_keys)
+    return tuple(output_names(options).prefixes)
 
 
 def preprocess(options: PreprocessOptions, progress: bool = True) -> list[Manifest]:
     """Encode the corpus; returns one manifest for each of `options.json_keys`, in that order.
 
-    Raises DataError (and publishes nothing) on a bad line, an empty corpus, an unusable tokenizer, existing
-    output without `overwrite`, or a file system that refuses.
+    Goes on where the same call was cut off before. Raises DataError (and publishes nothing) on a damaged record under
+    `on_error` stop, an empty corpus, an unusable tokenizer, existing output without `overwrite`, the leftovers of
+    another unfinished run, or a file system that refuses.
     """
-    prefixes = output_prefixes(options)
-    if len(set(prefixes)) != len(prefixes):
-        raise DataError(
-            f"json keys {options.json_keys} must differ, each names an output; remove the repeated one"
-        )
-    _refuse_existing(prefixes, options.overwrite)
-    inputs = expand_inputs(options.inputs)
-    tokenizer = load_tokenizer(options.tokenizer, options.tokenizer_kind)
-    _require_special_ids(tokenizer, options)
+    names = output_names(options)
+    journal = Journal(names.run)
+    if not options.overwrite and not journal.path.exists():
+        refuse_existing(names)
+    plan = make_plan(options)
+    _note(plan.notes)
     try:
-        Path(options.output_prefix).parent.mkdir(parents=True, exist_ok=True)
-        return _run(options, inputs, tokenizer, prefixes, progress)
+        Path(names.run).parent.mkdir(parents=True, exist_ok=True)
+        with locked(names.run):
+            return _run(plan, journal, progress)
     except OSError as error:
         where = error.filename or options.output_prefix
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError(
+                f"{where} cannot be written ({error.strerror}); free some space and run the same command again, "
+                "it goes on from here"
+            ) from error
         raise DataError(f"{where} cannot be used ({error.strerror}); fix that and run again") from error
 
 
-def _run(
-    options: PreprocessOptions,
-    inputs: Sequence[Path],
-    tokenizer: Tokenizer,
-    prefixes: Sequence[str],
-    progress: bool,
-) -> list[Manifest]:
-    empty = [0] * len(prefixes)
-    with ExitStack() as stack:
-        dtype = best_dtype(tokenizer.vocab_size)
-        writers = [stack.enter_context(IndexedWriter(prefix, dtype)) for prefix in prefixes]
-        bar = stack.enter_context(Progress(inputs, options.log_interval, enabled=progress))
-        for path in inputs:
-            for batch in encode_file(path, tokenizer, options):
-                for number, documents in enumerate(batch.documents):
-                    empty[number] += _write(writers[number], documents)
-                bar.update(
-                    batch.stored_bytes_read,
-                    batch.num_bytes,
-                    len(batch.documents[0]),
-                    sum(ids.size for documents in batch.documents for ids in documents),
-                )
-            bar.file_done(path)
-        _require_documents(writers, prefixes, inputs, empty)
-        sources = tuple(_source(path) for path in inputs)
-        for prefix, writer in zip(prefixes, writers, strict=True):
-            manifest_path(prefix).unlink(missing_ok=True)
-            writer.finish()
-    manifests = [
-        _manifest(options, tokenizer, sources, number, writers[number], empty[number])
-        for number in range(len(prefixes))
-    ]
-    for prefix, manifest in zip(prefixes, manifests, strict=True):
-        write_manifest(prefix, manifest)
+def _run(plan: Plan, journal: Journal, progress: bool) -> list[Manifest]:
+    entry = _unfinished(plan, journal)
+    if entry and entry.publishing:
+        manifests = [parse_manifest(journal.path, content) for content in entry.publishing]
+    else:
+        if not plan.options.overwrite:
+            refuse_existing(plan.names)
+        manifests = _encode_all(plan, journal, entry.checkpoint if entry else None, progress)
+    publish_outputs(plan.names, manifests)
+    journal.remove()
     return manifests
 
 
-def _write(writer: IndexedWriter, documents: Iterable[TokenArray]) -> int:
-    """Append the documents that have tokens; return how many had none."""
-    num_empty = 0
-    for ids in documents:
-        if ids.size:
-            writer.add(ids)
-        else:
-            num_empty += 1
-    return num_empty
+def _unfinished(plan: Plan, journal: Journal) -> Entry | None:
+    """What a run that was cut off left to go on from."""
+    if plan.options.restart:
+        journal.remove()
+        discard_outputs(plan.names)
+    entry = journal.load()
+    if entry:
+        journal.require_identity(entry, plan.identity)
+        at = entry.checkpoint
+        _note([f"{journal.path} is of an unfinished run; going on after {at.records_read:,} records"])
+    return entry
 
 
-def _manifest(
-    options: PreprocessOptions,
-    tokenizer: Tokenizer,
-    sources: tuple[SourceRecord, ...],
-    number: int,
-    writer: IndexedWriter,
-    num_empty: int,
-) -> Manifest:
-    prefix = output_prefixes(options)[number]
-    return Manifest(
-        format_version=FORMAT_VERSION,
-        documents=writer.num_documents,
-        tokens=writer.num_tokens,
-        dtype=best_dtype(tokenizer.vocab_size).name,
-        files={"bin": hash_file(bin_path(prefix)), "idx": hash_file(idx_path(prefix))},
-        tokenizer=TokenizerRecord(
-            name=tokenizer.name,
-            fingerprint=tokenizer.fingerprint,
-            vocab_size=tokenizer.vocab_size,
-            eos_id=tokenizer.eos_id,
-            bos_id=tokenizer.bos_id,
-        ),
-        append_eod=options.append_eod,
-        prepend_bos=options.prepend_bos,
-        key=options.json_keys[number],
-        sources=sources,
-        documents_empty_skipped=num_empty,
-        options={"tokenizer": options.tokenizer, "tokenizer_kind": options.tokenizer_kind},
-        cptron_version=__version__,
+def _encode_all(plan: Plan, journal: Journal, resume: Checkpoint | None, progress: bool) -> list[Manifest]:
+    """Encode what is missing; leaves partial files that are whole and durable, and a journal that says so."""
+    require_space(plan, sum(sum(state.sizes.values()) for state in resume.writers) if resume else 0)
+    outputs = Outputs(
+        plan.names,
+        plan.encoder.dtype,
+        plan.options.on_error,
+        with_mask=plan.options.loss_mask != "none",
+        resume=resume,
     )
+    checkpointer = Checkpointer(journal, plan.identity, outputs, saved=resume is not None)
+    try:
+        sources = _stream(plan, outputs, checkpointer, progress)
+        _require_documents(plan, outputs)
+        manifests = _manifests(plan, outputs, sources, outputs.seal())
+    except BaseException as error:
+        checkpointer.close()
+        _leave(plan, outputs, checkpointer, keep=checkpointer.saved or not isinstance(error, DataError))
+        raise
+    checkpointer.close()
+    outputs.close()
+    publishing = [asdict(manifest) for manifest in manifests]
+    journal.save(Entry(plan.identity, outputs.checkpoint, publishing))
+    return manifests
 
 
-def _source(path: Path) -> SourceRecord:
-    record = hash_file(path)
-    return SourceRecord(path=str(path), bytes=record.bytes, sha256=record.sha256)
+def _leave(plan: Plan, outputs: Outputs, checkpointer: Checkpointer, *, keep: bool) -> None:
+    """After an error: save how far the run has come, or, if it is no loss, remove all of it."""
+    try:
+        if keep:
+            checkpointer.save_now()
+    except OSError:
+        pass  # on a full disk; the checkpoint before is still there
+    outputs.close()
+    if not keep:
+        discard_outputs(plan.names)
 
 
-def _refuse_existing(prefixes: Iterable[str], overwrite: bool) -> None:
-    for prefix in prefixes:
-        for path in (bin_path(prefix), idx_path(prefix), manifest_path(prefix)):
-            if path.exists() and not overwrite:
-                raise DataError(
-                    f"{path} exists and must not be lost; use --overwrite or another --output-prefix"
-                )
-
-
-def _require_special_ids(tokenizer: Tokenizer, options: PreprocessOptions) -> None:
-    for wanted, token_id, flag, role in (
-        (options.append_eod, tokenizer.eos_id, "--append-eod", "EOS"),
-        (options.prepend_bos, tokenizer.bos_id, "--prepend-bos", "BOS"),
+def _stream(
+    plan: Plan, outputs: Outputs, checkpointer: Checkpointer, progress: bool
+) -> tuple[SourceRecord, ...]:
+    """Read, encode and write from the checkpoint of `outputs` to the end of the corpus."""
+    options, inputs = plan.options, plan.inputs
+    start = outputs.checkpoint.position
+    blocks = read_blocks(inputs, start, max_record_bytes=options.max_document_bytes, keys=options.json_keys)
+    with (
+        SourceHasher([source.path for source in inputs]) as hasher,
+        Progress(inputs, options.log_interval, enabled=progress) as bar,
     ):
-        if wanted and token_id is None:
+        if start.file < len(inputs):
+            bar.resume(start.file, max(0, start.byte - inputs[start.file].start_byte))
+        for block in encode_blocks(blocks, plan.encoder, plan.workers):
+            outputs.add(block)
+            checkpointer.block_done(block.text_bytes)
+            file, read = _reading(block)
+            if file < len(inputs):
+                hasher.allow(file, inputs[file].start_byte + read)
+            num_tokens = sum(len(documents.tokens) for documents in block.outputs)
+            bar.update(file, read, block.text_bytes, block.num_records, num_tokens)
+        bar.done()
+        return hasher.result()
+
+
+def _reading(block: Encoded) -> tuple[int, int]:
+    """Input that reading has come to, and the stored bytes read of it."""
+    begins_next = block.end == Position(block.end.file, 0, 0)
+    return block.end.file, 0 if begins_next else block.stored_bytes_read
+
+
+def _manifests(
+    plan: Plan,
+    outputs: Outputs,
+    sources: tuple[SourceRecord, ...],
+    files: Sequence[dict[str, FileRecord]],
+) -> list[Manifest]:
+    options, tokenizer = plan.options, plan.tokenizer
+    made_with = TokenizerRecord(
+        name=tokenizer.name,
+        fingerprint=tokenizer.fingerprint,
+        vocab_size=tokenizer.vocab_size,
+        eos_id=tokenizer.eos_id,
+        bos_id=tokenizer.bos_id,
+    )
+    return [
+        Manifest(
+            format_version=FORMAT_VERSION,
+            documents=outputs.writers[number].num_documents,
+            tokens=outputs.writers[number].num_tokens,
+            dtype=plan.encoder.dtype.name,
+            files=files[number],
+            tokenizer=made_with,
+            append_eod=plan.encoder.eos_id is not None,
+            prepend_bos=plan.encoder.bos_id is not None,
+            key=key,
+            sources=sources,
+            records_read=outputs.checkpoint.records_read,
+            documents_empty_skipped=outputs.checkpoint.empty[number],
+            documents_rejected=outputs.checkpoint.rejected,
+            engine=plan.engine,
+            partition=plan.partition,
+            options={
+                "tokenizer": options.tokenizer,
+                "tokenizer_kind": options.tokenizer_kind,
+                "on_error": options.on_error,
+                "max_document_bytes": str(options.max_document_bytes),
+                **(
+                    {"chat_template": plan.chat_template, "loss_mask": options.loss_mask}
+                    if options.chat
+                    else {}
+                ),
+            },
+            cptron_version=__version__,
+        )
+        for number, key in enumerate(options.json_keys)
+    ]
+
+
+def _require_documents(plan: Plan, outputs: Outputs) -> None:
+    """A part of a corpus may have none: it can be smaller than a record."""
+    for prefix, writer, num_empty in zip(
+        plan.names.prefixes, outputs.writers, outputs.checkpoint.empty, strict=True
+    ):
+        if writer.num_documents == 0 and not plan.partition:
+            rejected = sum(outputs.checkpoint.rejected.values())
             raise DataError(
-                f"{flag} needs an {role} token, tokenizer {options.tokenizer} names none; "
-                f"state it in its tokenizer_config.json or leave {flag} out"
+                f"{prefix} would hold 0 documents ({len(plan.inputs)} input files, {num_empty} empty texts, "
+                f"{rejected} damaged records), at least 1 is needed; check the input and --json-keys"
             )
 
 
-def _require_documents(
-    writers: Sequence[IndexedWriter], prefixes: Sequence[str], inputs: Sequence[Path], empty: Sequence[int]
-) -> None:
-    for prefix, writer, num_empty in zip(prefixes, writers, empty, strict=True):
-        if writer.num_documents == 0:
-            raise DataError(
-                f"{prefix} would hold 0 documents ({len(inputs)} input files, {num_empty} empty texts), "
-                "at least 1 is needed; check the input and --json-keys"
-            )
+def _note(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -184,29 +240,57 @@ def main(argv: Sequence[str] | None = None) -> int:
     started_s = time.perf_counter()
     try:
         options, notes = parse_options(argv)
-        if notes:
-            print(f"note: {'; '.join(notes)}", file=sys.stderr)
-        manifests = preprocess(options)
+        _note(["; ".join(notes)] if notes else [])
+        with _terminated_like_interrupted():
+            manifests = preprocess(options)
     except CptronError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_CODE
+    except KeyboardInterrupt as error:
+        number = error.args[0] if error.args else signal.SIGINT
+        print("stopped: run the same command again to go on", file=sys.stderr)
+        return 128 + int(number)
     print(_table(manifests, output_prefixes(options), time.perf_counter() - started_s))
     return 0
 
 
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM, which batch systems send before they kill, ends the run as Ctrl-C does."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt(number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread: the program around this one decides
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _table(manifests: Sequence[Manifest], prefixes: Sequence[str], elapsed_s: float) -> str:
-    rows: list[tuple[str, ...]] = [("documents", "empty", "tokens", "bin bytes", "tokens/s", "prefix")]
+    rows: list[tuple[str, ...]] = [
+        ("documents", "empty", "rejected", "tokens", "bin bytes", "tokens/s", "prefix")
+    ]
     for manifest, prefix in zip(manifests, prefixes, strict=True):
         counts = (
             manifest.documents,
             manifest.documents_empty_skipped,
+            sum(manifest.documents_rejected.values()),
             manifest.tokens,
             manifest.files["bin"].bytes,
             round(manifest.tokens / elapsed_s),
         )
         rows.append((*(f"{count:,}" for count in counts), prefix))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    return "\n".join(
+    lines = [
         "  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
         for row in rows
-    )
+    ]
+    if rejected := manifests[0].documents_rejected:
+        lines.append("rejected: " + ", ".join(f"{count:,} {reason}" for reason, count in rejected.items()))
+    return "\n".join(lines)

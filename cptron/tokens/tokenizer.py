@@ -1,4 +1,4 @@
-"""Tokenizers: text -> token ids, from a Hugging Face `tokenizer.json` or a SentencePiece model.
+"""Tokenizers: text -> token ids, from a Hugging Face `tokenizer.json`, a SentencePiece model or tiktoken ranks.
 
 Place in the flow: `preprocess` encodes corpora with one; `manifest` records its fingerprint so that a run can
 refuse data made with another.
@@ -14,7 +14,8 @@ from typing import Literal, Protocol
 
 from cptron.errors import DataError
 
-TokenizerKind = Literal["auto", "hf", "sentencepiece"]
+TokenizerKind = Literal["auto", "hf", "sentencepiece", "tiktoken"]
+DefinitionFormat = Literal["tokenizer.json", "tokenizer.model"]
 
 
 class Tokenizer(Protocol):
@@ -33,6 +34,14 @@ class Tokenizer(Protocol):
         """Largest id + 1, added tokens included."""
 
     @property
+    def library(self) -> str:
+        """The library that encodes, and its version."""
+
+    @property
+    def added_tokens(self) -> Sequence[str]:
+        """Texts that are one token wherever they stand in a text, or look so."""
+
+    @property
     def eos_id(self) -> int | None:
         """Id that ends a document, if the tokenizer names one."""
 
@@ -49,28 +58,44 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens included."""
 
+    def definition(self, form: DefinitionFormat) -> bytes | None:
+        """The whole tokenizer in the format of that file, for other libraries; None where it has no such form."""
+
 
 def load_tokenizer(path: str | Path, kind: TokenizerKind = "auto") -> Tokenizer:
-    """Load the tokenizer at `path`: a directory, a `tokenizer.json`, or a SentencePiece `.model`.
+    """Load the tokenizer at `path`: a directory, a `tokenizer.json`, a SentencePiece `.model`, or a `.tiktoken`
+    file of ranks with a `tiktoken_config.json` beside it.
 
-    `auto` takes `tokenizer.json` of a directory, or its `tokenizer.model` when there is none. Raises
-    DataError when nothing of that kind is there or the file is damaged.
+    `auto` takes the first of these that a directory holds. Raises DataError when nothing of that kind is there
+    or a file is damaged.
     """
     found = Path(path)
     if found.is_dir():
-        hf, piece = found / "tokenizer.json", found / "tokenizer.model"
-        use_hf = kind == "hf" or (kind == "auto" and hf.is_file())
-        found = hf if use_hf else piece
+        found = _in_directory(found, kind)
     if not found.is_file():
         raise DataError(
-            f"tokenizer {path} must be a directory with tokenizer.json or tokenizer.model, or one such file "
-            f"(looked for {found}, kind {kind}); check the path"
+            f"tokenizer {path} must be a directory with tokenizer.json or tokenizer.model or one .tiktoken file, "
+            f"or one such file (looked for {found}, kind {kind}); check the path"
         )
+    if kind == "tiktoken" or (kind == "auto" and found.suffix == ".tiktoken"):
+        from cptron.tokens.tiktoken_tokenizer import TiktokenTokenizer, read_tiktoken_config
+
+        return TiktokenTokenizer(found, read_tiktoken_config(found.parent / "tiktoken_config.json"))
     if kind == "sentencepiece" or (kind == "auto" and found.suffix == ".model"):
         return SentencePieceTokenizer(found)
     from cptron.tokens.hf_tokenizer import HfTokenizer
 
     return HfTokenizer(found)
+
+
+def _in_directory(directory: Path, kind: TokenizerKind) -> Path:
+    hf, piece = directory / "tokenizer.json", directory / "tokenizer.model"
+    ranks = sorted(directory.glob("*.tiktoken"))
+    if kind == "tiktoken" or (kind == "auto" and ranks and not hf.is_file() and not piece.is_file()):
+        if len(ranks) > 1:
+            raise DataError(f"{directory} holds {len(ranks)} .tiktoken files, must hold one; name the file")
+        return ranks[0] if ranks else directory / "*.tiktoken"
+    return hf if kind == "hf" or (kind == "auto" and hf.is_file()) else piece
 
 
 class SentencePieceTokenizer:
@@ -91,9 +116,13 @@ class SentencePieceTokenizer:
                 f"{path} must be a SentencePiece model ({one_line(error)}); copy the file again"
             ) from error
         self.name = tokenizer_name(path)
+        self.library = f"sentencepiece {sentencepiece.__version__}"
         self.vocab_size = int(self._model.get_piece_size())
         self.eos_id = _id_or_none(self._model.eos_id())
         self.bos_id = _id_or_none(self._model.bos_id())
+        # Control, unknown and user-defined pieces have no score; the library does not tell the last ones.
+        pieces = [i for i in range(self.vocab_size) if self._model.get_score(i) == 0]
+        self.added_tokens = [str(self._model.id_to_piece(i)) for i in pieces if not self._model.is_byte(i)]
         digest = hashlib.sha256(self._model.serialized_model_proto())
         digest.update(f"eos={self.eos_id} bos={self.bos_id}".encode())
         self.fingerprint = digest.hexdigest()
@@ -109,6 +138,10 @@ class SentencePieceTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; control pieces such as EOS have no text in SentencePiece."""
         return str(self._model.decode([int(i) for i in ids]))
+
+    def definition(self, form: DefinitionFormat) -> bytes | None:
+        """The model's own file format."""
+        return bytes(self._model.serialized_model_proto()) if form == "tokenizer.model" else None
 
 
 def tokenizer_name(path: Path) -> str:

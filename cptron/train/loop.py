@@ -35,6 +35,9 @@ def train(run: Run, hooks: Sequence[Hook]) -> str:
             # 1. this rank's part of the global batch; the ledger moves on by the whole batch, on every rank alike
             start_s = time.perf_counter()
             batches = run.loader.next_step()
+            if not batches:
+                reason = f"stopped after step {state.step}: {'; '.join(run.loader.notes)}"
+                break
 
             # 2. forward, backward, reduce, clip, update
             result = train_step(
@@ -62,21 +65,28 @@ def train(run: Run, hooks: Sequence[Hook]) -> str:
 
             # 5. checkpoint
             if last or action >= Action.SAVE or _due(state.step, config.checkpoint.every_steps):
-                directory = save_checkpoint(run)
-                saved_step = state.step
-                for hook in hooks:
-                    hook.on_save(run, directory)
+                saved_step = save(run, hooks)
             if action == Action.SAVE_AND_STOP:
                 break
 
-        assert state.step == saved_step, "a run never ends with steps that are in no checkpoint"
+        if state.step != saved_step:  # the data came to its end
+            saved_step = save(run, hooks)
         for hook in hooks:
             hook.on_stop(run, reason)
         return reason
     finally:
         stop.close()
+        run.loader.close()
         for hook in hooks:
             hook.close()
+
+
+def save(run: Run, hooks: Sequence[Hook]) -> int:
+    """Save a checkpoint and tell the hooks; returns the step that it holds."""
+    directory = save_checkpoint(run)
+    for hook in hooks:
+        hook.on_save(run, directory)
+    return run.state.step
 
 
 def evaluate_all(run: Run, hooks: Sequence[Hook]) -> Action:

@@ -11,12 +11,17 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cptron.config.load import load_config, resolved_yaml
 from cptron.config.schema import Config
 from cptron.errors import ConfigError
 from cptron.runtime.launcher import Ranks, launched_ranks
 from cptron.train.preflight import preflight
+
+if TYPE_CHECKING:
+    from cptron.train.hooks import Hook
+    from cptron.train.setup import Run
 
 
 def main(argv: Sequence[str]) -> int:
@@ -56,10 +61,10 @@ def run(config: Config, ranks: Ranks) -> int:
         )
     plan = preflight(config, ranks.world_size)
 
-    from cptron.report.hooks import report_hooks
+    from cptron.runtime.dist import agree
     from cptron.runtime.session import open_session
     from cptron.train.loop import train
-    from cptron.train.setup import prepare, save_config
+    from cptron.train.setup import prepare
 
     parallel, runtime = config.parallel, config.runtime
     with open_session(
@@ -72,7 +77,20 @@ def run(config: Config, ranks: Ranks) -> int:
         timeout_s=runtime.timeout_s,
     ) as session:
         prepared = prepare(config, plan, session)
-        if ranks.is_main:
-            save_config(prepared, resolved_yaml(config))
-        train(prepared, report_hooks(prepared))
+        train(prepared, agree(lambda: _open_reports(prepared)))
     return 0
+
+
+def _open_reports(run: Run) -> Sequence[Hook]:
+    """Store the configuration and open console and metrics: on rank 0; the others have no hooks."""
+    from cptron.report.hooks import report_hooks
+    from cptron.train.setup import save_config
+
+    try:
+        if run.session.ranks.is_main:
+            save_config(run, resolved_yaml(run.config))
+        return report_hooks(run)
+    except OSError as error:
+        raise ConfigError(
+            f"run.dir={run.directory} cannot be written ({error}); free space or choose another run.dir"
+        ) from None

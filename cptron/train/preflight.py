@@ -14,11 +14,11 @@ from typing import Any
 from cptron.checkpoint import layout
 from cptron.config.check import check_architecture, check_config
 from cptron.config.schema import Config
+from cptron.data.content import open_content
 from cptron.errors import CheckpointError, ConfigError, DataError
 from cptron.model.architecture import Architecture
 from cptron.model.families import family_of
-from cptron.tokens.indexed import IndexedTokens
-from cptron.tokens.manifest import load_manifest
+from cptron.tokens.manifest import TokenizerRecord
 
 RUN_FILE = "run.json"
 
@@ -44,14 +44,16 @@ def preflight(config: Config, world_size: int) -> Plan:
     check_config(config, world_size)
     base, arch, weights, tokenizer = _starting_point(config)
     check_architecture(arch, config.parallel, config.data.seq_length)
-    _check_data(config, arch, tokenizer)
+    data_notes = _check_data(config, arch, tokenizer)
     identity = {
         "start": weights,
         "seed": config.run.seed,
         "seq_length": config.data.seq_length,
-        "sources": sorted(source.name for source in config.data.sources),
+        "packing": config.data.packing,
+        "order": config.data.order,
     }
     resume_from, notes = _existing_run(Path(config.run.dir), identity)
+    notes = (*notes, *data_notes)
     if not tokenizer and not config.data.tokenizer and base is not None:
         notes = (
             *notes,
@@ -66,39 +68,61 @@ def _starting_point(config: Config) -> tuple[Path | None, Architecture, str, str
         path = Path(config.model.architecture)
         if not path.is_file():
             raise ConfigError(f"model.architecture={path} does not exist; give a Hugging Face config.json")
-        values = json.loads(path.read_text())
+        values = _read_architecture(path)
         return None, family_of(str(values.get("model_type"))).read_config(values), "random", ""
     base = layout.resolve(config.start.checkpoint)
     manifest = layout.read_manifest(base)
     return base, manifest.arch, manifest.weights_fingerprint, manifest.tokenizer_fingerprint
 
 
-def _check_data(config: Config, arch: Architecture, tokenizer_of_base: str) -> None:
-    """Every token file is whole and made with the model's tokenizer."""
+def _read_architecture(path: Path) -> dict[str, Any]:
+    """Values of a Hugging Face config."""
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model.architecture={path} is no JSON file ({error}); give a Hugging Face config.json"
+        ) from None
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"model.architecture={path} holds a {type(values).__name__}, not an object; "
+            "give a Hugging Face config.json"
+        )
+    return values
+
+
+def _check_data(config: Config, arch: Architecture, tokenizer_of_base: str) -> tuple[str, ...]:
+    """Every token file is whole and made with the model's tokenizer; a note for each that cannot be proven."""
     expected = tokenizer_of_base
     if config.data.tokenizer:
         from cptron.tokens.tokenizer import load_tokenizer
 
         expected = load_tokenizer(config.data.tokenizer).fingerprint
+    notes = []
     for kind, named in (("source", config.data.sources), ("validation set", config.data.valid)):
         for item in named:
-            tokens = IndexedTokens(item.path)
-            manifest = load_manifest(item.path)
-            if tokens.num_tokens < 2:
-                raise DataError(
-                    f"{kind} {item.name} ({item.path}) has {tokens.num_tokens} tokens; at least 2 are needed"
-                )
-            found = manifest.tokenizer.fingerprint
-            if expected and found != expected:
-                raise DataError(
-                    f"{kind} {item.name} ({item.path}) was tokenized with {found[:12]}, but the model's tokenizer is "
-                    f"{expected[:12]}; run cptron preprocess with the model's tokenizer"
-                )
-            if manifest.tokenizer.vocab_size > arch.vocab_size:
-                raise DataError(
-                    f"{kind} {item.name} ({item.path}) has a vocabulary of {manifest.tokenizer.vocab_size}, but the "
-                    f"model has {arch.vocab_size} embeddings; run cptron preprocess with the model's tokenizer"
-                )
+            where = f"{kind} {item.name} ({item.path})"
+            content = open_content(item.path)
+            if content.tokens.num_tokens < 2:
+                raise DataError(f"{where} has {content.tokens.num_tokens} tokens; at least 2 are needed")
+            if content.manifest is None:
+                notes.append(f"{where} has no manifest: that the model's tokenizer made it is not proven")
+            else:
+                _check_tokenizer(where, content.manifest.tokenizer, arch, expected)
+    return tuple(notes)
+
+
+def _check_tokenizer(where: str, made_with: TokenizerRecord, arch: Architecture, expected: str) -> None:
+    if expected and made_with.fingerprint != expected:
+        raise DataError(
+            f"{where} was tokenized with {made_with.fingerprint[:12]}, but the model's tokenizer is "
+            f"{expected[:12]}; run cptron preprocess with the model's tokenizer"
+        )
+    if made_with.vocab_size > arch.vocab_size:
+        raise DataError(
+            f"{where} has a vocabulary of {made_with.vocab_size}, but the model has {arch.vocab_size} embeddings; "
+            "run cptron preprocess with the model's tokenizer"
+        )
 
 
 def _existing_run(directory: Path, identity: dict[str, Any]) -> tuple[Path | None, tuple[str, ...]]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch.distributed as dist
@@ -32,19 +34,18 @@ def save_checkpoint(run: Run) -> Path:
     dist.all_gather_object(random_states, random_state())
 
     def begin() -> None:
-        try:
+        with _disk_errors(working):
             (layout.begin(final) / layout.SHARDS).mkdir()
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot write {working} ({error}); free space or choose another run.dir"
-            ) from None
 
     def publish() -> None:
-        layout.write_json(working / layout.STATE, {**run.state.to_dict(), "random_states": random_states})
-        carried = (run.plan.resume_from or run.plan.base or Path()) / layout.HUGGING_FACE
-        _carry(carried, working / layout.HUGGING_FACE)
-        layout.publish(working, final, _manifest(run, loss))
-        layout.prune(checkpoints, run.config.checkpoint.keep_last)
+        state = {**run.state.to_dict(), "random_states": random_states}
+        with _disk_errors(working):
+            layout.write_json(working / layout.STATE, state)
+            (working / layout.HUGGING_FACE).mkdir()
+            for name, content in run.hugging_face.items():
+                (working / layout.HUGGING_FACE / name).write_bytes(content)
+            layout.publish(working, final, _manifest(run, loss))
+            layout.prune(checkpoints, run.config.checkpoint.keep_last)
 
     agree(lambda: begin() if main else None)
     save_shards(working / layout.SHARDS, run.model.module, run.optimizer)
@@ -52,12 +53,15 @@ def save_checkpoint(run: Run) -> Path:
     return final
 
 
-def _carry(source: Path, target: Path) -> None:
-    """Copy the small Hugging Face files that export needs; a run from random weights has none."""
-    target.mkdir()
-    if source.is_dir():
-        for path in source.iterdir():
-            (target / path.name).write_bytes(path.read_bytes())
+@contextmanager
+def _disk_errors(working: Path) -> Iterator[None]:
+    """Make a full disk, which only the main rank sees, an error that `agree` passes on to all."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {working} ({error}); free space or choose another run.dir"
+        ) from None
 
 
 def _fingerprint(run: Run) -> str:

@@ -11,25 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 
 from cptron.checkpoint import layout
 from cptron.checkpoint.sharded import load_shards
 from cptron.config.schema import Config
 from cptron.convert.probe import probe_tokens
 from cptron.data.batch import MicroBatch
-from cptron.data.blend import Blend
-from cptron.data.ledger import Ledger
 from cptron.data.loader import TrainLoader
-from cptron.data.source import TokenSource
 from cptron.data.valid import ValidSet
-from cptron.errors import ConfigError, TrainingError
+from cptron.errors import CheckpointError, ConfigError, TrainingError
 from cptron.model.build import build_model
 from cptron.optim.optimizer import build_optimizer, wrap_for_data_parallel
 from cptron.runtime.dist import agree
 from cptron.runtime.pipeline import evaluate
 from cptron.runtime.session import Session
+from cptron.train.data import open_data
 from cptron.train.preflight import RUN_FILE, Plan
-from cptron.train.state import TrainState, read_state, set_random_state
+from cptron.train.state import TrainState
 
 GATE_TOLERANCE_NATS = {"fp32": 1e-3, "bf16": 3e-2}
 
@@ -50,6 +49,9 @@ class Run:
     source_names: list[str]
     base: layout.Manifest | None
     """Manifest of the checkpoint this process loaded; None for random weights."""
+    hugging_face: dict[str, bytes]
+    """Small files that every save carries on for export, kept because `prune` may delete their source; main
+    rank only."""
 
     @property
     def directory(self) -> Path:
@@ -66,6 +68,7 @@ class Run:
 
 def prepare(config: Config, plan: Plan, session: Session) -> Run:
     """Build model, optimizer and data, load what the plan names, and pass the gate; collective."""
+    _check_same_plan(plan)
     arch, parallel = plan.arch, config.parallel
     model = wrap_for_data_parallel(
         build_model(
@@ -80,12 +83,14 @@ def prepare(config: Config, plan: Plan, session: Session) -> Run:
     optimizer = build_optimizer(config.optim, model, config.train.precision)
     directory = plan.resume_from or plan.base
     base = agree(lambda: layout.read_manifest(directory)) if directory else None
+    carried_from = directory if session.ranks.is_main else None
+    hugging_face = agree(lambda: layout.read_hugging_face(carried_from) if carried_from else {})
     if directory is not None:
         resuming = plan.resume_from is not None
         load_shards(directory / layout.SHARDS, model.module, optimizer if resuming else None)
         if not resuming:
             optimizer.reload_model_params()
-    state, loader, valid_sets = agree(lambda: _open_data(config, plan, session))
+    state, loader, valid_sets = open_data(config, plan, session)
     run = Run(
         config=config,
         plan=plan,
@@ -97,10 +102,30 @@ def prepare(config: Config, plan: Plan, session: Session) -> Run:
         valid_sets=valid_sets,
         source_names=[source.name for source in config.data.sources],
         base=base,
+        hugging_face=hugging_face,
     )
     _gate(run)
     agree(lambda: _claim_directory(config, plan) if session.ranks.is_main else None)
     return run
+
+
+def _check_same_plan(plan: Plan) -> None:
+    """Every rank made its plan from what its own machine sees; raise on all of them unless they agree."""
+    plans: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(plans, (str(plan.resume_from or "the beginning"), plan.identity))
+    start, identity = plans[0]
+    for rank, (other_start, other_identity) in enumerate(plans):
+        for key in identity:
+            if other_identity[key] != identity[key]:
+                raise CheckpointError(
+                    f"rank {rank} has {key}={other_identity[key]}, rank 0 has {key}={identity[key]}; "
+                    "give every rank the same configuration, base checkpoint and data"
+                )
+        if other_start != start:
+            raise CheckpointError(
+                f"rank {rank} would start from {other_start}, rank 0 from {start}; "
+                "wait until every machine shows the same run.dir and start again"
+            )
 
 
 def _claim_directory(config: Config, plan: Plan) -> None:
@@ -114,26 +139,6 @@ def _claim_directory(config: Config, plan: Plan) -> None:
         layout.write_json(
             directory / RUN_FILE, {"identity": plan.identity, "name": config.run.name or directory.name}
         )
-
-
-def _open_data(
-    config: Config, plan: Plan, session: Session
-) -> tuple[TrainState, TrainLoader, list[ValidSet]]:
-    data, train = config.data, config.train
-    sources = [TokenSource(item.name, item.path, data.seq_length, config.run.seed) for item in data.sources]
-    blend = Blend(sources, [item.token_share for item in data.sources])
-    saved = read_state(plan.resume_from / layout.STATE) if plan.resume_from else None
-    ledger = Ledger.resume(saved["ledger"], blend) if saved else Ledger.start(blend)
-    state = TrainState(saved["step"] if saved else 0, saved["tokens_total"] if saved else 0, ledger)
-    if saved:
-        random_states = saved["random_states"]
-        if len(random_states) == session.ranks.world_size:
-            set_random_state(random_states[session.ranks.rank])
-    cut = {"dp_rank": session.dp_rank, "dp_size": session.topology.dp}
-    loader = TrainLoader(blend, ledger, train.global_batch_size, train.micro_batch_size, **cut)
-    micro = config.eval.micro_batch_size or train.micro_batch_size
-    valid_sets = [ValidSet(v.name, v.path, data.seq_length, v.max_tokens, micro, **cut) for v in data.valid]
-    return state, loader, valid_sets
 
 
 def probe_loss(run: Run) -> float:
@@ -158,7 +163,8 @@ def _gate(run: Run) -> None:
     if not abs(found - expected) <= tolerance:
         raise TrainingError(
             f"the loaded weights have loss {found:.4f} on the probe, their checkpoint recorded {expected:.4f} "
-            f"(tolerance {tolerance:g}): the weights are not the ones asked for; convert the base model again"
+            f"(tolerance {tolerance:g}): the weights are not the ones asked for; "
+            "use another checkpoint, or convert the base model again"
         )
 
 

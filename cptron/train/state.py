@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,49 @@ class TrainState:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Contents of a checkpoint's `state.json`. Raises `CheckpointError` when it is missing or damaged."""
+    """Contents of a checkpoint's `state.json`: `step`, `tokens_total`, `ledger` and the `random_states` by rank.
+
+    Raises `CheckpointError` when it is missing or damaged.
+    """
     try:
-        return json.loads(path.read_text())  # type: ignore[no-any-return]
+        saved = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error}); the checkpoint holds weights only or is damaged"
         ) from None
+    if not isinstance(saved, dict):
+        raise CheckpointError(f"{path} holds a {type(saved).__name__}, not an object; use another checkpoint")
+    for key, (valid, rule) in _VALID.items():
+        if key not in saved:
+            raise CheckpointError(f"{path} lacks {key}; use another checkpoint")
+        if not valid(saved[key]):
+            raise CheckpointError(
+                f"{path} is damaged: {key} is {saved[key]!r:.40}, must be {rule}; use another checkpoint"
+            )
+    return saved
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0  # JSON's true is an int to isinstance
+
+
+def _is_random_states(value: Any) -> bool:
+    """One by rank, each of which `set_random_state` takes."""
+    if not isinstance(value, list) or not all(isinstance(state, dict) for state in value):
+        return False
+    try:
+        return all(len(_decode(text)) > 0 for state in value for text in state.values())
+    except (TypeError, ValueError):
+        return False
+
+
+_VALID: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "step": (_is_count, "a whole number from 0"),
+    "tokens_total": (_is_count, "a whole number from 0"),
+    "ledger": (lambda value: isinstance(value, dict), "an object"),
+    "random_states": (_is_random_states, "a list of generator states in base64"),
+}
+"""What `state.json` must hold: a check, and the rule in words."""
 
 
 def random_state() -> dict[str, str]:
@@ -50,10 +87,21 @@ def random_state() -> dict[str, str]:
 
 
 def set_random_state(encoded: dict[str, str]) -> None:
-    """Restore what `random_state` returned."""
+    """Restore what `random_state` returned. Raises `CheckpointError` when torch does not take it."""
     for name, text in encoded.items():
-        state = torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
-        if name == "cpu":
-            torch.set_rng_state(state)
-        elif torch.cuda.is_available():
-            torch.cuda.set_rng_state(state)
+        state = torch.frombuffer(_decode(text), dtype=torch.uint8)
+        try:
+            if name == "cpu":
+                torch.set_rng_state(state)
+            elif torch.cuda.is_available():
+                torch.cuda.set_rng_state(state)
+        except (RuntimeError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(
+                f"the checkpoint's random state for {name} is damaged ({reason}); use another checkpoint"
+            ) from None
+
+
+def _decode(text: str) -> bytearray:
+    """Raises `ValueError` or `TypeError` on what is not base64."""
+    return bytearray(base64.b64decode(text, validate=True))

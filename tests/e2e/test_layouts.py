@@ -32,7 +32,9 @@ def test_the_run_learned_something(whole_runs: dict[Layout, Path]) -> None:
     assert last["valid/domain/loss_nats_per_token"] < first["valid/domain/loss_nats_per_token"] - 0.3
     shares = run[-1]["tokens/domain"] / run[-1]["tokens_total"]
     assert shares == pytest.approx(0.7, abs=0.02)
-    assert run[-1]["tokens/domain"] + run[-1]["tokens/general"] == run[-1]["tokens_total"] == STEPS * 8 * 32
+    assert run[-1]["tokens/domain"] + run[-1]["tokens/general"] == run[-1]["tokens_total"]
+    # at most the last sample of each epoch is not full
+    assert STEPS * 8 * 32 - 5 * 32 < run[-1]["tokens_total"] <= STEPS * 8 * 32
 
 
 def test_evaluation_comes_before_the_first_update(whole_runs: dict[Layout, Path]) -> None:

@@ -7,8 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import rank_calls
 from commands import assert_close, evals, records, snapshot, steps
 from tiny_world import LAYOUTS, ONE, Layout, World
+
+from cptron.testing import run_ranks
 
 
 def interrupted(whole: Path, target: Path) -> Path:
@@ -111,4 +114,19 @@ def test_changed_shares_go_on_without_repeating_samples(
     half, end = steps(run)[9], steps(run)[-1]
     gained = end["tokens/domain"] - half["tokens/domain"]
     assert gained / (end["tokens_total"] - half["tokens_total"]) == pytest.approx(0.25, abs=0.02)
-    assert end["tokens/domain"] + end["tokens/general"] == end["tokens_total"] == 20 * 8 * 32
+    assert end["tokens/domain"] + end["tokens/general"] == end["tokens_total"] > 20 * 8 * 32 - 5 * 32
+
+
+def test_what_export_needs_outlives_the_checkpoint_resumed_from(
+    world: World, whole_runs: dict[Layout, Path], tmp_path: Path
+) -> None:
+    """With `keep_last=1` the first save deletes the source; the second still has the base model's small files."""
+    run = interrupted(whole_runs[ONE], tmp_path / "run")
+    world.trained(run, ONE, "checkpoint.keep_last=1", "checkpoint.every_steps=5")
+    (last,) = (run / "checkpoints").iterdir()
+    assert last.name == "step_00000020"
+    carried = {path.name: path.read_bytes() for path in (last / "hugging_face").iterdir()}
+    wanted = {path.name: path.read_bytes() for path in (world.base / "hugging_face").iterdir()}
+    assert "config.json" in wanted and carried == wanted
+    (exported,) = run_ranks(rank_calls.command, 1, ["export", str(run), str(tmp_path / "hf")])
+    assert exported.error == ""

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import shutil
 import time
 from pathlib import Path
 
 import pytest
-from commands import call, cptron, evals, kill_group, records, started, steps
+import rank_calls
+from commands import call, cptron, evals, kill_group, records, snapshot, started, steps
 from tiny_world import ONE, Layout, World
 
+from cptron.checkpoint import layout
 from cptron.checkpoint.layout import list_checkpoints, read_manifest
+from cptron.testing import run_ranks
 
 
 def test_sigkill_during_a_save(world: World, whole_runs: dict[Layout, Path], tmp_path: Path) -> None:
@@ -97,3 +103,95 @@ def test_keep_last_deletes_only_older_checkpoints(world: World, tmp_path: Path) 
     for _, directory in kept:
         read_manifest(directory)
     assert list((run / "checkpoints").glob(".*")) == []
+
+
+def train_on_full_disk(config: str, overrides: list[str]) -> rank_calls.Outcome:
+    """Train; the disk is full when the shards are written and the rest of the checkpoint is to follow."""
+    publish = layout.publish
+
+    def full(working: Path, *_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(working / layout.MANIFEST))
+
+    layout.publish = full  # type: ignore[assignment]
+    try:
+        return rank_calls.train(config, overrides)
+    finally:
+        layout.publish = publish
+
+
+def test_full_disk_at_the_end_of_a_save(world: World, tmp_path: Path) -> None:
+    """Found out by one rank, said by both; nothing is published."""
+    run = tmp_path / "run"
+    outcomes = run_ranks(
+        train_on_full_disk, 2, str(world.config), [f"run.dir={run}", "train.steps=4"], timeout_s=60
+    )
+    for outcome in outcomes:
+        assert outcome.error.startswith(f"CheckpointError: cannot write {run / 'checkpoints' / '.writing_'}")
+        assert "No space left on device" in outcome.error and "free space" in outcome.error
+    assert list_checkpoints(run / "checkpoints") == []
+
+
+DAMAGE: dict[str, tuple[dict[str, object], str]] = {
+    "no step": ({"step": None}, "lacks step"),
+    "no random states": ({"random_states": None}, "lacks random_states"),
+    "step is text": ({"step": "10"}, "step is '10'"),
+    "step is a truth value": ({"step": True}, "step is True"),
+    "tokens below zero": ({"tokens_total": -1}, "tokens_total is -1"),
+    "ledger is a list": ({"ledger": []}, "ledger is []"),
+    "random states without ranks": ({"random_states": {}}, "random_states is {}"),
+    "random state of no rank": ({"random_states": ["cpu"]}, "random_states is ['cpu']"),
+    "random state that is none": ({"random_states": [{"cpu": "%"}]}, "generator states"),
+    "random state too short": ({"random_states": [{"cpu": "AAAA"}]}, "random state"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_damaged_state_is_refused(
+    case: str, world: World, whole_runs: dict[Layout, Path], tmp_path: Path
+) -> None:
+    """A `state.json` of the right size with wrong contents: one line on the key, no traceback, nothing written."""
+    changes, words = DAMAGE[case]
+    run = tmp_path / "run"
+    shutil.copytree(whole_runs[ONE], run)
+    directory = run / "checkpoints" / "step_00000020"
+    state = json.loads((directory / "state.json").read_text()) | changes
+    text = json.dumps({key: value for key, value in state.items() if value is not None})
+    (directory / "state.json").write_text(text)
+    manifest = json.loads((directory / "manifest.json").read_text())
+    manifest["files"]["state.json"] = len(text)
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    before = snapshot(run)
+    (outcome,) = world.train(run, ONE)
+    assert outcome.error.startswith("CheckpointError: ")
+    assert words in outcome.error and "use another checkpoint" in outcome.error
+    assert snapshot(run) == before
+
+
+def export_watched(checkpoint: str, target: str) -> list[str]:
+    """Export; returns what has its final name without having been forced to disk before, or after (the parent)."""
+    from cptron.convert.hf_export import export_hugging_face
+
+    fsync, rename, flushed, published = os.fsync, os.rename, set(), []
+
+    def watched_fsync(descriptor: int) -> None:
+        flushed.add((len(published), os.fstat(descriptor).st_ino))
+        fsync(descriptor)
+
+    def watched_rename(source: Path, target: Path) -> None:
+        published.append(target)
+        rename(source, target)
+
+    os.fsync, os.rename = watched_fsync, watched_rename  # type: ignore[assignment]
+    try:
+        export_hugging_face(Path(checkpoint), Path(target))
+    finally:
+        os.fsync, os.rename = fsync, rename
+    assert published[-1] == Path(target)
+    final, when = Path(target), len(published)
+    wanted = [(when - 1, path) for path in (final, *final.rglob("*"))] + [(when, final.parent)]
+    return [str(path) for moment, path in wanted if (moment, path.stat().st_ino) not in flushed]
+
+
+def test_export_is_on_disk_before_it_has_its_name(world: World, tmp_path: Path) -> None:
+    """A power cut never leaves half a model under the final name."""
+    assert run_ranks(export_watched, 1, str(world.base), str(tmp_path / "hf")) == [[]]

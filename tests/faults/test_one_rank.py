@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import psutil
 import pytest
 import rank_calls
 from commands import TORCHRUN, call, cptron, error_lines, records, started, steps
-from tiny_world import Layout, World, tokenize
+from tiny_world import ONE, Layout, World, tokenize
 
 from cptron.checkpoint.layout import list_checkpoints
 from cptron.testing import run_ranks
@@ -42,21 +44,81 @@ def test_nan_stops_every_rank_and_saves_nothing(
     assert list_checkpoints(tmp_path / "run" / "checkpoints") == []
 
 
-def test_data_of_one_rank_too_short(world: World, tmp_path: Path) -> None:
-    """An error that only one rank can see, after the ranks have joined, is raised on both."""
-    corpus = tmp_path / "short.jsonl"
+def test_one_rank_has_other_token_files(world: World, tmp_path: Path) -> None:
+    """A node with files of its own, which only the ranks together can find out, is an error on both."""
+    corpus = tmp_path / "other.jsonl"
     corpus.write_text(json.dumps({"text": "index planner"}) + "\n")
-    short = tokenize(corpus, world.hugging_face)
+    other = tokenize(corpus, world.hugging_face)
     common = [f"run.dir={tmp_path / 'run'}"]
     outcomes = run_ranks(
         rank_calls.train_each,
         2,
         str(world.config),
-        [common, [*common, f"data.sources.domain.path={short}"]],
+        [common, [*common, f"data.sources.domain.path={other}"]],
         timeout_s=60,
     )
     assert [outcome.error.startswith("DataError: source domain") for outcome in outcomes] == [True, True]
     assert outcomes[0].error == outcomes[1].error
+
+
+def test_ranks_that_see_different_checkpoints(
+    world: World, whole_runs: dict[Layout, Path], tmp_path: Path
+) -> None:
+    """A file system that shows rank 1 an older state: both ranks refuse to mix two checkpoints."""
+    words = []
+    for rank in (0, 1):
+        run = tmp_path / str(rank) / "run"
+        shutil.copytree(whole_runs[ONE], run)
+        words.append([f"run.dir={run}"])
+    shutil.rmtree(tmp_path / "1" / "run" / "checkpoints" / "step_00000020")
+    outcomes = run_ranks(rank_calls.train_each, 2, str(world.config), words, timeout_s=60)
+    assert outcomes[0].error == outcomes[1].error
+    assert outcomes[0].error.startswith("CheckpointError: rank 1 would start from ")
+    assert "step_00000020" in outcomes[0].error and "step_00000010" in outcomes[0].error
+
+
+def test_ranks_with_different_configurations(world: World, tmp_path: Path) -> None:
+    """Another seed on rank 1 is another run."""
+    words = [[f"run.dir={tmp_path / 'run'}", f"run.seed={seed}"] for seed in (1, 2)]
+    outcomes = run_ranks(rank_calls.train_each, 2, str(world.config), words, timeout_s=60)
+    assert outcomes[0].error == outcomes[1].error
+    assert outcomes[0].error.startswith("CheckpointError: rank 1 has seed=2, rank 0 has seed=1")
+    assert not (tmp_path / "run").exists()
+
+
+def train_without_tensorboard(config: str, overrides: list[str]) -> rank_calls.Outcome:
+    """Train where `tensorboard` is not installed."""
+    name = "torch.utils.tensorboard"
+    before = sys.modules.pop(name, None)
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        return rank_calls.train(config, overrides)
+    finally:
+        del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before
+
+
+def test_missing_package_that_only_rank_0_needs(world: World, tmp_path: Path) -> None:
+    """Rank 0 alone opens the reports; no rank waits for it in the loop."""
+    words = [f"run.dir={tmp_path / 'run'}", "log.tensorboard=true"]
+    outcomes = run_ranks(train_without_tensorboard, 2, str(world.config), words, timeout_s=60)
+    for outcome in outcomes:
+        assert outcome.error.startswith("ConfigError: log.tensorboard=true needs the tensorboard package")
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl"])
+def test_file_of_the_run_that_cannot_be_written(
+    name: str, world: World, whole_runs: dict[Layout, Path], tmp_path: Path
+) -> None:
+    """Rank 0 finds a directory where its file should be; both ranks say so."""
+    run = tmp_path / "run"
+    shutil.copytree(whole_runs[ONE], run)
+    (run / name).unlink()
+    (run / name).mkdir()
+    for outcome in world.train(run, Layout(2)):
+        assert outcome.error.startswith(f"ConfigError: run.dir={run} cannot be written")
+        assert name in outcome.error
 
 
 def test_error_of_one_rank_before_the_ranks_join(world: World, tmp_path: Path) -> None:

@@ -63,6 +63,17 @@ def file_in_the_way(world: World, tmp_path: Path) -> list[str]:
     return [f"run.dir={tmp_path / 'notes.txt'}"]
 
 
+def architecture(content: str | bytes) -> Prepare:
+    """Random weights for a model whose description is damaged."""
+
+    def prepare(world: World, tmp_path: Path) -> list[str]:
+        path = tmp_path / "config.json"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return ["start.mode=random", "start.checkpoint=", f"model.architecture={path}"]
+
+    return prepare
+
+
 CASES: dict[str, tuple[Prepare, tuple[str, ...]]] = {
     "missing base": (lambda w, t: [f"start.checkpoint={t}/absent"], ("absent", "does not exist")),
     "no base named": (lambda w, t: ["start.checkpoint="], ("start.checkpoint", "init_from")),
@@ -70,6 +81,9 @@ CASES: dict[str, tuple[Prepare, tuple[str, ...]]] = {
         lambda w, t: ["start.mode=random", "start.checkpoint="],
         ("model.architecture",),
     ),
+    "architecture cut off": (architecture('{"model_type": "llama",'), ("model.architecture=", "no JSON")),
+    "architecture that is a list": (architecture("[]"), ("model.architecture=", "a list")),
+    "architecture that is no text": (architecture(b"\xff\xfe\x00"), ("model.architecture=", "no JSON")),
     "Hugging Face model as base": (
         lambda w, t: [f"start.checkpoint={w.hugging_face}"],
         ("is no checkpoint", "cptron convert"),

@@ -37,6 +37,7 @@ def test_gate_stops_every_rank(
     assert len(outcomes) == layout.world_size
     for outcome in outcomes:
         assert outcome.error.startswith("TrainingError: the loaded weights have loss")
+        assert outcome.error.endswith("use another checkpoint, or convert the base model again")
     assert not (tmp_path / "run").exists()
 
 

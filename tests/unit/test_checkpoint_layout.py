@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -107,21 +108,31 @@ def test_nothing_is_listed_before_it_is_published(tmp_path: Path, monkeypatch: p
     assert list(working.iterdir()) == []
 
 
-def test_the_manifest_is_written_after_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every file and directory is on disk before the name is given."""
-    events: list[str] = []
-    monkeypatch.setattr(layout, "_fsync", lambda path: events.append(str(path.relative_to(tmp_path))))
-    rename = layout.os.rename
-    monkeypatch.setattr(
-        layout.os, "rename", lambda source, target: (events.append("rename"), rename(source, target))
-    )
-    save(tmp_path, 1)
+def test_everything_is_on_disk_before_the_name_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file and directory, whoever flushes it; and the name itself afterwards."""
+    events: list[object] = []
+    fsync, rename = os.fsync, os.rename
+    monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.fstat(fd).st_ino), fsync(fd)))
+    monkeypatch.setattr(os, "rename", lambda *names: (events.append("rename"), rename(*names)))
+    final = save(tmp_path, 1)
     before, after = events[: events.index("rename")], events[events.index("rename") + 1 :]
-    written = {".", "shards", "hugging_face", "shards/__0_0.distcp", "shards/.metadata"}
-    written |= {"hugging_face/config.json", "state.json"}
-    working = Path(".writing_step_00000001")
-    assert {str(working / name) for name in written} <= set(before)
-    assert after == ["."]
+    written = [final, *final.rglob("*")]
+    assert len(written) == 8
+    assert [path for path in written if path.stat().st_ino not in before] == []
+    assert after == [tmp_path.stat().st_ino]
+
+
+def test_small_files_of_the_model_are_read_whole(tmp_path: Path) -> None:
+    """By name; a model of random weights has none, and one that vanished is an error."""
+    directory = save(tmp_path, 1)
+    assert layout.read_hugging_face(directory) == {"config.json": b"{}"}
+    (directory / layout.HUGGING_FACE / "config.json").unlink()
+    assert layout.read_hugging_face(directory) == {}
+    (directory / layout.HUGGING_FACE).rmdir()
+    with pytest.raises(CheckpointError, match="hugging_face cannot be read"):
+        layout.read_hugging_face(directory)
 
 
 def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:

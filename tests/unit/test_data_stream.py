@@ -20,7 +20,8 @@ from cptron.data.order import EpochOrder, samples_in
 from cptron.data.source import TokenSource
 from cptron.data.valid import ValidSet
 from cptron.errors import CheckpointError, ConfigError, DataError
-from cptron.tokens.indexed import IndexedTokens, IndexedWriter
+from cptron.tokens.indexed import IndexedTokens
+from cptron.tokens.indexed_writer import IndexedWriter
 from cptron.tokens.manifest import FileRecord, Manifest, TokenizerRecord, hash_file, write_manifest
 
 SEQ = 8

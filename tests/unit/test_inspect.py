@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,14 @@ from hypothesis import strategies as st
 from cptron.checkpoint import layout
 from cptron.cli import main
 from cptron.errors import CptronError, DataError
-from cptron.inspect import describe, num_parameters, text_lines
+from cptron.inspect import describe, text_lines
+from cptron.inspect_run import num_parameters
+from cptron.inspect_tokens import printable
 from cptron.model.architecture import Architecture
-from cptron.tokens.indexed import IndexedWriter
+from cptron.tokens.index_layout import HEADER, MAGIC, loss_mask_path
+from cptron.tokens.indexed_writer import IndexedWriter
+from cptron.tokens.lengths import LengthCounts, log2_bins, quantile, share_longer
+from cptron.tokens.manifest import hash_file, load_manifest, write_manifest
 from cptron.tokens.preprocess import main as preprocess
 
 ARCH = Architecture(
@@ -123,7 +129,20 @@ def test_token_files_counted_by_hand(corpus: Path) -> None:
     """Documents, tokens and quantiles of 1, 2, 3, 4 and 10 tokens."""
     facts = describe(str(corpus))
     assert (facts["documents"], facts["tokens"], facts["documents_empty_skipped"]) == (5, 20, 1)
-    assert facts["document_length_tokens"] == {"min": 1, "q25": 2, "median": 3, "q75": 4, "max": 10}
+    lengths = facts["document_length_tokens"]
+    assert {name: lengths[name] for name in ("min", "q25", "median", "q75", "max", "mean")} == {
+        "min": 1, "q25": 2, "median": 3, "q75": 4, "max": 10, "mean": 4
+    }  # fmt: skip
+    assert facts["length_histogram"] == [
+        {"from": 1, "to": 1, "documents": 1, "tokens": 1},
+        {"from": 2, "to": 3, "documents": 2, "tokens": 5},
+        {"from": 4, "to": 7, "documents": 1, "tokens": 4},
+        {"from": 8, "to": 15, "documents": 1, "tokens": 10},
+    ]
+    assert set(facts["share_of_documents_longer_than"].values()) == {0}
+    assert facts["header"] == {
+        "magic": "MMIDIDX", "version": 1, "dtype_code": 8, "sequences": 5, "document_index_entries": 6
+    }  # fmt: skip
     assert facts["dtype"] == "uint16"
     files = [corpus.with_name(f"{corpus.name}.{kind}") for kind in ("bin", "idx")]
     assert facts["bytes"] == sum(len(file.read_bytes()) for file in files)
@@ -141,6 +160,89 @@ def test_tokenizer_is_proven_and_shows_text(corpus: Path) -> None:
     other = save_tokenizer(corpus.parent / "other", "green red blue")
     with pytest.raises(DataError, match="was made with tokenizer"):
         describe(str(corpus), tokenizer=str(other))
+
+
+def test_origin_is_shown(corpus: Path) -> None:
+    """What the manifest says of records, engine, partition and masks."""
+    manifest = replace(
+        load_manifest(corpus), partition="2/8", documents_rejected={"nul": 1}, records_read=7, engine="e 1"
+    )
+    loss_mask_path(corpus).write_bytes(bytes([1, 0] * 10))
+    files = {**manifest.files, "loss_mask": hash_file(loss_mask_path(corpus))}
+    write_manifest(corpus, replace(manifest, files=files))
+    facts = describe(str(corpus), document=4)
+    shown = ("records_read", "documents_rejected", "engine", "partition", "loss_mask")
+    assert [facts[name] for name in shown] == [7, {"nul": 1}, "e 1", "2/8", True]
+    assert facts["document"]["learned_tokens"] == 5
+
+
+def test_one_document_as_ids_or_as_text(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whole, and its text verbatim under the facts; a document that is not there is refused."""
+    assert describe(str(corpus), document=2)["document"] == {"number": 2, "tokens": 3, "ids": [2, 3, 1]}
+    assert main(["inspect", str(corpus), "--document", "2"]) == 0
+    assert "2 3 1" in capsys.readouterr().out
+    words = ["inspect", str(corpus), "--document", "4", "--tokenizer", str(corpus.parent / "tokenizer")]
+    assert main(words) == 0
+    head, text = capsys.readouterr().out.split("\ntext\n")
+    assert text.split() == ["green", "blue", *["red"] * 8]
+    assert "begin_with" not in head
+    for number in ("5", "-1"):
+        assert main(["inspect", str(corpus), "--document", number]) == 2
+        assert "must be in 0..4" in capsys.readouterr().err
+
+
+def test_control_characters_of_a_document_do_not_reach_the_terminal() -> None:
+    """Text of the web may hold escape sequences; line ends, tabs and letters stay."""
+    assert printable("ä\tb\n\x1b[31mred\x00\u202e") == "ä\tb\n\\x1b[31mred\\x00\\u202e"
+
+
+def test_text_has_bars_and_percent(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The longest bar is of the fullest bin; JSON has the numbers alone."""
+    assert main(["inspect", str(corpus)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.rstrip().endswith("#")]
+    assert [(row[0], row[1], row[2], row[3], len(row[-1])) for row in rows] == [
+        ("1-1", "1", "20.00%", "5.00%", 20),
+        ("2-3", "2", "40.00%", "25.00%", 40),
+        ("4-7", "1", "20.00%", "20.00%", 20),
+        ("8-15", "1", "20.00%", "50.00%", 20),
+    ]
+    assert main(["inspect", str(corpus), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == describe(str(corpus))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 70) | st.sampled_from([4096, 2**20 - 1, 2**20, 2**33]), min_size=1),
+    pieces=st.integers(1, 5),
+)
+def test_statistics_of_lengths_are_numpys(lengths: list[int], pieces: int) -> None:
+    """Also beyond the lengths that have a counter each, and counted piece by piece."""
+    counter = LengthCounts()
+    for part in np.array_split(np.array(lengths, np.int64), pieces):
+        counter.add(part)
+    distinct, counts = counter.distinct()
+    assert dict(zip(distinct.tolist(), counts.tolist(), strict=True)) == Counter(lengths)
+    for share in (0, 0.25, 0.5, 0.9, 0.99, 1):
+        assert quantile(distinct, counts, share) == pytest.approx(np.quantile(lengths, share), rel=1e-9)
+    assert share_longer(distinct, counts, 4096) == sum(length > 4096 for length in lengths) / len(lengths)
+    bins = log2_bins(distinct, counts)
+    for row in bins:
+        inside = [length for length in lengths if row["from"] <= length <= row["to"]]
+        assert (row["documents"], row["tokens"]) == (len(inside), sum(inside))
+    assert sum(row["documents"] for row in bins) == len(lengths)
+
+
+def test_megatrons_documents_are_counted_as_its_index_has_them(tmp_path: Path) -> None:
+    """Several sequences make one document; empty ones keep their number and are counted apart."""
+    np.array([5, 6, 7, 8], "<u2").tofile(tmp_path / "m.bin")
+    index = HEADER.pack(MAGIC, 1, 8, 3, 4) + np.array([1, 2, 1], "<i4").tobytes()
+    index += np.array([0, 2, 6], "<i8").tobytes() + np.array([0, 2, 2, 3], "<i8").tobytes()
+    (tmp_path / "m.idx").write_bytes(index)
+    facts = describe(str(tmp_path / "m"), document=0)
+    assert (facts["documents"], facts["empty_documents"], facts["header"]["sequences"]) == (2, 1, 3)
+    assert facts["document"]["ids"] == [5, 6, 7]
+    assert describe(str(tmp_path / "m"), document=1)["document"]["ids"] == []
+    assert describe(str(tmp_path / "m"), document=2)["document"]["ids"] == [8]
 
 
 def test_verify_finds_a_changed_token(corpus: Path) -> None:
@@ -238,7 +340,12 @@ def test_run_with_damaged_parts_is_still_described(run_dir: Path) -> None:
 
 def test_anything_else_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Neither a traceback nor an empty answer."""
-    for words in ([str(tmp_path)], [str(tmp_path / "nothing")], [str(tmp_path), "--verify"]):
+    for words in (
+        [str(tmp_path)],
+        [str(tmp_path / "nothing")],
+        [str(tmp_path), "--verify"],
+        [str(tmp_path), "--document", "0"],
+    ):
         assert main(["inspect", *words]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "give" in line and words[0] in line

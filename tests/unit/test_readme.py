@@ -132,7 +132,7 @@ class Checker:
         if script == "launch/train.sbatch":
             self._cptron(["train", *words[at + 1 :]], world_size=nodes[0] * GPUS_OF_A_NODE)
         else:
-            self._cptron(["preprocess", *words[at + 1 :]])
+            self._cptron([Path(script).stem, *words[at + 1 :]])  # preprocess, merge
 
     def _cptron(self, words: list[str], world_size: int = 0) -> None:
         verb, *arguments = words

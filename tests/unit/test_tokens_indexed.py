@@ -17,8 +17,10 @@ import cptron.runtime.megatron_ready  # noqa: F401
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 
 from cptron.errors import DataError
-from cptron.tokens import index_layout, indexed
-from cptron.tokens.indexed import IndexedTokens, IndexedWriter, best_dtype
+from cptron.tokens import index_layout, indexed_writer
+from cptron.tokens.indexed import IndexedTokens
+from cptron.tokens.indexed_writer import IndexedWriter, best_dtype, publish
+from cptron.tokens.manifest import hash_file
 
 DTYPES = ["uint16", "int32"]
 Documents = list[list[int]]
@@ -29,7 +31,7 @@ DOCUMENTS = st.lists(st.lists(st.integers(0, 65499), min_size=1, max_size=20), m
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three entries at once, so that a dozen documents cross several chunk borders."""
     monkeypatch.setattr(index_layout, "CHUNK", 3)
-    monkeypatch.setattr(indexed, "CHUNK", 3)
+    monkeypatch.setattr(indexed_writer, "CHUNK", 3)
 
 
 def write(prefix: str | Path, documents: Documents, dtype: str) -> None:
@@ -237,3 +239,49 @@ def test_the_dtype_is_the_one_megatron_chooses() -> None:
     """Its rule decides whether files are byte-identical."""
     for vocab_size in (1, 32000, 65499, 65500, 65536, 151936):
         assert best_dtype(vocab_size) == np.dtype(DType.optimal_dtype(vocab_size))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(deadline=None, max_examples=20)
+@given(documents=DOCUMENTS, stops=st.sets(st.integers(0, 12)), garbage=st.binary(max_size=9))
+def test_a_writer_goes_on_after_a_stop(
+    dtype: str,
+    documents: Documents,
+    stops: set[int],
+    garbage: bytes,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Whole blocks, any stops between them with bytes after the state: the files and hashes of a writer that went
+    through."""
+    root = tmp_path_factory.mktemp("resume")
+    write(root / "whole", documents, dtype)
+    writer = IndexedWriter(root / "t", dtype, with_mask=True)
+    for number, ids in enumerate(documents):
+        if number in stops:
+            state = writer.state
+            writer.sync()
+            writer.close()
+            for path in root.glob("t.*.partial"):
+                path.write_bytes(path.read_bytes() + garbage)
+            writer = IndexedWriter(root / "t", dtype, with_mask=True, resume=state)
+        mask = np.full(len(ids), number % 2, np.uint8)
+        writer.add_block(np.array(ids, dtype), np.array([len(ids)], np.int32), mask)
+    files = writer.seal()
+    writer.close()
+    publish(str(root / "t"))
+    publish(str(root / "t"))
+    names = {"bin": "t.bin", "idx": "t.idx", "loss_mask": "t.loss_mask.bin"}
+    assert files == {kind: hash_file(root / name) for kind, name in names.items()}
+    assert [(root / f"t.{kind}").read_bytes() for kind in ("bin", "idx")] == [
+        (root / f"whole.{kind}").read_bytes() for kind in ("bin", "idx")
+    ]
+    expected = [number % 2 for number, ids in enumerate(documents) for _ in ids]
+    assert list((root / "t.loss_mask.bin").read_bytes()) == expected
+    assert not list(root.glob("*.partial"))
+
+
+def test_a_mask_of_older_files_does_not_outlive_them(tmp_path: Path) -> None:
+    """It would be taken for that of the new tokens."""
+    (tmp_path / "t.loss_mask.bin").write_bytes(b"\1")
+    write(tmp_path / "t", [[1]], "uint16")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.bin", "t.idx"]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cptron.errors import DataError
-from cptron.tokens.indexed import IndexedWriter
+from cptron.tokens.indexed_writer import IndexedWriter
 from cptron.tokens.manifest import (
     FORMAT_VERSION,
     FileRecord,
@@ -56,7 +56,11 @@ def manifest_of(prefix: Path) -> Manifest:
         prepend_bos=False,
         key="text",
         sources=(SourceRecord(path="a.jsonl", bytes=7, sha256="cd" * 32),),
+        records_read=6,
         documents_empty_skipped=2,
+        documents_rejected={"bad_json": 3},
+        engine="reference",
+        partition="2/8",
         options={"tokenizer": "tok"},
         cptron_version="0",
     )
@@ -135,7 +139,7 @@ def test_a_missing_or_misshapen_field_is_refused(field: str, prefix: Path) -> No
         load_manifest(prefix)
 
 
-@pytest.mark.parametrize("content", ["[]", "3", '{"format_version": 2}', "\xff"])
+@pytest.mark.parametrize("content", ["[]", "3", '{"format_version": 1}', "\xff"])
 def test_another_format_is_refused(content: str, prefix: Path) -> None:
     """By its version, with the remedy."""
     manifest_path(prefix).write_text(content, encoding="latin-1")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,14 +25,20 @@ import cptron.runtime.megatron_ready  # noqa: F401
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from cptron.errors import DataError
-from cptron.tokens import encode
+from cptron.tokens import encode, preprocess_plan, read_lines
 from cptron.tokens.indexed import IndexedTokens
+from cptron.tokens.inputs import Input
 from cptron.tokens.manifest import load_manifest, manifest_path, verify
+from cptron.tokens.merge import merge
 from cptron.tokens.preprocess import PreprocessOptions, main, preprocess
+from cptron.tokens.preprocess_options import parse_options
+from cptron.tokens.read_blocks import read_blocks
+from cptron.tokens.records import Position
+from cptron.tokens.tiktoken_tokenizer import megatron_config
 from cptron.tokens.tokenizer import load_tokenizer
 
 PROGRAM = Path(__file__).parents[2] / "tools/preprocess_data.py"
-ALPHABET = st.sampled_from(["a", "b", " ", "\n", "é", "日", "</s>", "<s>", "\u2028", "\x00", '"', "\\"])
+ALPHABET = st.sampled_from(["a", "b", " ", "\n", "é", "日", "</s>", "<s>", "\u2028", "\x01", '"', "\\"])
 TEXTS = st.lists(st.lists(ALPHABET, max_size=9).map("".join), min_size=1, max_size=20)
 
 
@@ -101,8 +109,7 @@ def test_files_are_those_of_megatron(
     """Byte for byte, for any division over plain and gzipped files, any batch and any number of workers."""
     first, second = sorted(cuts)
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode, "_BATCH_BYTES", 6)
-        patch.setattr(encode, "_BATCH_RECORDS", 3)
+        patch.setattr(read_lines, "_BLOCK_RECORDS", 3)
         root = Path(directory)
         options = PreprocessOptions(
             inputs=(
@@ -271,31 +278,43 @@ def test_an_existing_output_is_only_replaced_when_asked(
         assert run("--overwrite") == 0
 
 
-def test_a_stop_while_publishing_leaves_no_manifest(
-    tmp_path: Path, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("stop_at", range(7))
+def test_a_stop_while_publishing_is_made_good_by_the_next_run(
+    stop_at: int, tmp_path: Path, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two outputs, a stop at any rename: what has a manifest is whole, and what is not whole has none."""
-    write_lines(tmp_path / "in.jsonl", [{"text": "ab", "title": "b"}])
-    assert run("--json-keys", "text", "title") == 0
+    """Two outputs, a stop at any rename: what has a manifest is whole, and the same command completes the rest."""
+    arguments = ["--json-keys", "text", "title", "--overwrite"]
+    prefixes = [tmp_path / f"out/x_{key}_document" for key in ("text", "title")]
     write_lines(tmp_path / "in.jsonl", [{"text": "é", "title": "日"}])
-    rename = Path.replace
-    for stop_at in range(6):
-        seen: list[Path] = []
+    assert run(*arguments) == 0
+    expected = [files_of(prefix) for prefix in prefixes]
+    status = (tmp_path / "in.jsonl").stat()
+    write_lines(tmp_path / "other.jsonl", [{"text": "ab", "title": "b"}])
+    assert run(*arguments, inputs=["other.jsonl"]) == 0
+    rename, seen = Path.replace, 0
 
-        def stop(self: Path, target: Path, seen: list[Path] = seen, stop_at: int = stop_at) -> Path:
-            seen.append(target)
-            if len(seen) > stop_at:
-                raise KeyboardInterrupt
-            return rename(self, target)
+    def stop(self: Path, target: Path) -> Path:
+        nonlocal seen
+        seen += 1
+        if seen > stop_at:
+            raise KeyboardInterrupt
+        return rename(self, target)
 
-        monkeypatch.setattr(Path, "replace", stop)
-        with pytest.raises(KeyboardInterrupt):
-            run("--json-keys", "text", "title", "--overwrite")
-        for key in ("text", "title"):
-            prefix = tmp_path / f"out/x_{key}_document"
-            if manifest_path(prefix).exists():
-                verify(prefix)
-    assert not manifest_path(tmp_path / "out/x_title_document").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", stop)
+        stopped = run(*arguments)
+    assert stopped == 130 and seen > stop_at
+    for prefix in prefixes:
+        if manifest_path(prefix).exists():
+            verify(prefix)
+    assert (tmp_path / "in.jsonl").stat().st_mtime_ns == status.st_mtime_ns
+    assert run(*arguments) == 0
+    assert [files_of(prefix) for prefix in prefixes] == expected
+    for prefix in prefixes:
+        verify(prefix)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    kinds = ("bin", "idx", "manifest.json")
+    assert names == {f"x_{key}_document.{kind}" for key in ("text", "title") for kind in kinds}
 
 
 def test_inputs_that_cannot_be_meant_are_refused(
@@ -339,10 +358,14 @@ def test_an_output_that_cannot_be_written_is_one_line(
 
 
 REFUSED = [
-    (["--partitions", "2"], "--partitions 2"),
+    (["--partition", "2", "--partitions", "2"], "--partition 2"),
+    (["--partition", "last", "--partitions", "2"], "--partition last"),
+    (["--partition", "slurm", "--partitions", "2"], "SLURM_ARRAY_TASK_ID"),
+    (["--tokenizer-special-tokens", "<a>", "<b>"], "--tokenizer-special-tokens"),
+    (["--tokenizer-type", "NullTokenizer"], "must be one of"),
     (["--split-sentences"], "--split-sentences"),
     (["--tokenizer-type", "Llama2Tokenizer"], "--prepend-bos"),
-    (["--tokenizer-type", "GPT2BPETokenizer", "--vocab-file", "v.json"], "must be one of"),
+    (["--tokenizer-type", "GPT2BPETokenizer", "--vocab-file", "v.json"], "GPT2TokenizerFast"),
     (["--vocab-file", "v.json", "--merge-file", "m.txt"], "--vocab-file v.json"),
 ]
 
@@ -368,12 +391,14 @@ def test_flags_without_effect_are_named_and_change_nothing(
     write_texts(tmp_path / "in.jsonl", ["ab", "b"])
     write_by_megatron(tmp_path / "theirs", tokenizer, ["ab", "b"], eos=True)
     idle = ["--keep-sequential-samples", "--dataset-impl", "mmap", "--make-vocab-size-divisible-by", "128"]
+    idle += ["--find-optimal-num-workers", "--workers-to-check", "2", "4", "--lang", "english"]
     capsys.readouterr()
-    assert run("--append-eod", "--tokenizer-type", "HuggingFaceTokenizer", "--partitions", "1", *idle) == 0
+    assert run("--append-eod", "--tokenizer-type", "HuggingFaceTokenizer", "--partitions", "3", *idle) == 0
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert len(notes) == 1
     for flag in idle:
         assert not flag.startswith("--") or f"{flag} has no effect" in notes[0]
+    assert notes[0].count("has no effect") == 7
     assert files_of(tmp_path / "out/x_text_document") == files_of(tmp_path / "theirs")
 
 
@@ -411,20 +436,39 @@ def test_the_environment_is_left_as_it_was(
         assert os.environ.get("TOKENIZERS_PARALLELISM") == before
 
 
-def test_memory_is_bounded_by_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However slow the consumer is, only two batches per worker are read ahead."""
+def test_memory_is_bounded_by_the_workers() -> None:
+    """However slow the consumer is, only two blocks per worker are read ahead."""
     num_read = 0
 
-    def batches() -> Iterable[list[Any]]:
+    def blocks() -> Iterable[Any]:
         nonlocal num_read
-        for _ in range(100):
+        for number in range(1, 101):
             num_read += 1
-            yield []
+            yield SimpleNamespace(end=Position(0, number, number))
 
-    empty = encode.Encoded((), 0, 0)
-    for num_taken, _ in enumerate(encode._map_in_order(lambda batch: empty, batches(), 3), start=1):
+    for num_taken, _ in enumerate(encode._map_in_order(encoded_nothing, blocks(), 3), start=1):
         assert num_read - num_taken < 2 * 3
     assert num_read == num_taken == 100
+
+
+def test_memory_is_bounded_for_very_long_documents_too() -> None:
+    """Blocks of 64 MiB do not wait for one another beyond 96 MiB, whatever the number of workers."""
+    num_read = 0
+
+    def blocks() -> Iterable[Any]:
+        nonlocal num_read
+        for number in range(1, 21):
+            num_read += 1
+            yield SimpleNamespace(end=Position(0, number, number << 26))
+
+    for num_taken, _ in enumerate(encode._map_in_order(encoded_nothing, blocks(), 16), start=1):
+        assert num_read - num_taken < 3
+    assert num_taken == 20
+
+
+def encoded_nothing(block: Any) -> encode.Encoded:
+    """A block without records."""
+    return encode.Encoded((), (), 0, 0, block.end, 0)
 
 
 def test_the_program_prints_what_it_made(tmp_path: Path, tokenizer: Path) -> None:
@@ -435,13 +479,15 @@ def test_the_program_prints_what_it_made(tmp_path: Path, tokenizer: Path) -> Non
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
     manifest = load_manifest(tmp_path / "x_text_document")
     header, row = done.stdout.splitlines()
-    assert header.split() == ["documents", "empty", "tokens", "bin", "bytes", "tokens/s", "prefix"]
+    assert header.split() == [
+        "documents", "empty", "rejected", "tokens", "bin", "bytes", "tokens/s", "prefix"
+    ]  # fmt: skip
     made = row.split()
-    assert made[:4] == ["2", "1", str(manifest.tokens), str(manifest.tokens * 2)]
+    assert made[:5] == ["2", "1", "0", str(manifest.tokens), str(manifest.tokens * 2)]
     assert made[-1] == "x_text_document"
     imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert imported.isdisjoint({"torch", "transformers", "megatron"}) and "tokenizers" in imported
-    failed = subprocess.run([*command, "--partitions", "2"], cwd=tmp_path, capture_output=True, timeout=60)
+    failed = subprocess.run([*command, "--split-sentences"], cwd=tmp_path, capture_output=True, timeout=60)
     assert failed.returncode == 2
 
 
@@ -456,3 +502,203 @@ def test_options_state_the_overwrite_for_callers_too(tmp_path: Path, tokenizer: 
     with pytest.raises(DataError, match="exists"):
         preprocess(options, progress=False)
     assert preprocess(replace(options, overwrite=True), progress=False) == first
+
+
+@pytest.fixture(scope="module")
+def with_bos(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer that puts BOS before every text by itself, as Llama's do."""
+    directory = tmp_path_factory.mktemp("with_bos")
+    for path in tokenizer.iterdir():
+        (directory / path.name).write_bytes(path.read_bytes())
+    content = json.loads((directory / "tokenizer.json").read_text())
+    bos_id = load_tokenizer(tokenizer).bos_id
+    bos = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [bos, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [bos_id], "tokens": ["<s>"]}},
+    }
+    (directory / "tokenizer.json").write_text(json.dumps(content))
+    return directory
+
+
+def write_by_megatrons_tokenizer(prefix: Path, tokenizer: Path, texts: Sequence[str], special: bool) -> None:
+    """Megatron's program with `--tokenizer-type HuggingFaceTokenizer --append-eod`: its own tokenizer and builder."""
+    from megatron.core.tokenizers.text.libraries.huggingface_tokenizer import HuggingFaceTokenizer
+
+    theirs = HuggingFaceTokenizer(str(tokenizer), use_fast=True, include_special_tokens=special)
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
+    for text in texts:
+        ids = [*theirs.text_to_ids(text), theirs.eod]
+        builder.add_document(ids, [len(ids)])
+    builder.finalize(f"{prefix}.idx")
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_special_tokens_are_those_of_megatrons_hugging_face_tokenizer(
+    special: bool,
+    adds_bos: bool,
+    tmp_path: Path,
+    tokenizer: Path,
+    with_bos: Path,
+    run: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """BOS is added where the post-processor adds it, said in a note and in the manifest; a flag leaves it out."""
+    model = with_bos if adds_bos else tokenizer
+    texts = ["ab b", "é 日 <s>", "</s>", "\n"]
+    write_texts(tmp_path / "in.jsonl", texts)
+    write_by_megatrons_tokenizer(tmp_path / "theirs", model, texts, special)
+    capsys.readouterr()
+    flags = [] if special else ["--tokenizer-hf-no-include-special-tokens"]
+    hugging_face = ["--tokenizer-type", "HuggingFaceTokenizer", "--append-eod"]
+    assert run(*hugging_face, *flags, tokenizer_model=model) == 0
+    assert files_of(tmp_path / "out/x_text_document") == files_of(tmp_path / "theirs")
+    assert load_manifest(tmp_path / "out/x_text_document").prepend_bos == (special and adds_bos)
+    assert ("adds <s> to every document" in capsys.readouterr().err) == (special and adds_bos)
+
+
+def test_nothing_is_added_unasked(tmp_path: Path, with_bos: Path, run: Callable[..., int]) -> None:
+    """Without Megatron's tokenizer type, only --prepend-bos adds BOS."""
+    write_texts(tmp_path / "in.jsonl", ["ab"])
+    assert run(tokenizer_model=with_bos) == 0
+    tokens = IndexedTokens(tmp_path / "out/x_text_document")
+    assert tokens.read(0).tolist() == load_tokenizer(with_bos).encode("ab")
+    assert not load_manifest(tmp_path / "out/x_text_document").prepend_bos
+
+
+def test_special_tokens_that_cannot_be_reproduced_are_refused(
+    tmp_path: Path, with_bos: Path, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """EOS after a text, and files that contradict one another."""
+    write_texts(tmp_path / "in.jsonl", ["ab"])
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((with_bos / name).read_bytes())
+    config = json.loads((with_bos / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"add_bos_token": False}))
+    assert run("--tokenizer-type", "HuggingFaceTokenizer", tokenizer_model=tmp_path) == 2
+    assert "add_bos_token" in error_of(capsys)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["post_processor"]["single"].reverse()
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert run("--tokenizer-type", "HuggingFaceTokenizer", tokenizer_model=tmp_path) == 2
+    assert "--tokenizer-hf-no-include-special-tokens" in error_of(capsys)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    documents=st.lists(st.lists(st.integers(0, 65000), min_size=1, max_size=4), max_size=6),
+    bos_id=st.none() | st.integers(0, 9),
+    eos_id=st.none() | st.integers(0, 9),
+)
+def test_special_tokens_stand_around_every_document(
+    documents: list[list[int]], bos_id: int | None, eos_id: int | None
+) -> None:
+    """As if each document had been put together alone."""
+    ids = np.array([token for document in documents for token in document], np.uint32)
+    lengths = np.array([len(document) for document in documents], np.int64)
+    tokens, full = encode.with_special(ids, lengths, np.dtype(np.uint16), bos_id, eos_id)
+    before, after = [[] if token is None else [token] for token in (bos_id, eos_id)]
+    expected = [[*before, *document, *after] for document in documents]
+    assert tokens.dtype == np.uint16 and full.dtype == np.int32
+    assert tokens.tolist() == [token for document in expected for token in document]
+    assert full.tolist() == [len(document) for document in expected]
+
+
+class BrokenEngine:
+    """Gives what its test wants."""
+
+    name = "broken 1.0"
+
+    def __init__(self, ids: list[int], lengths: list[int]) -> None:
+        self._made = np.array(ids, np.uint32), np.array(lengths, np.int64)
+
+    def encode(self, texts: Sequence[bytes]) -> Any:
+        """Whatever the texts are."""
+        return self._made
+
+
+@pytest.mark.parametrize(("ids", "lengths"), [([99999], [1]), ([1, 2], [1]), ([1], [1, 0])])
+def test_an_engine_that_gives_what_cannot_be_is_refused(
+    ids: list[int], lengths: list[int], tokenizer: Path, tmp_path: Path
+) -> None:
+    """An id outside the vocabulary, ids or texts that are not accounted for."""
+    encoder = encode.Encoder(
+        keys=("text",), engine=BrokenEngine(ids, lengths), reference=load_tokenizer(tokenizer),
+        dtype=np.dtype(np.uint16), bos_id=None, eos_id=None,
+    )  # fmt: skip
+    source = Input(write_texts(tmp_path / "in.jsonl", ["ab"]), "jsonl")
+    (block,) = read_blocks([source], Position(0, 0, 0), max_record_bytes=1 << 20)
+    with pytest.raises(DataError, match=r"broken 1\.0 gave"):
+        encoder(block)
+
+
+def test_every_document_can_be_compared(
+    tmp_path: Path,
+    run: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`--verify` finds a document that the sample did not hold; the manifest says that all were compared."""
+    write_texts(tmp_path / "in.jsonl", ["ab"] * 300)
+    assert run("--verify") == 0
+    assert "every document" in load_manifest(tmp_path / "out/x_text_document").engine
+    broken = BrokenEngine([0] * 300, [1] * 300)
+    monkeypatch.setattr(preprocess_plan, "choose_engine", lambda *_: (broken, []))
+    capsys.readouterr()
+    assert run("--verify", "--overwrite") == 2
+    assert "broken 1.0" in error_of(capsys)
+
+
+def test_a_disk_that_is_clearly_too_small_is_refused(
+    tmp_path: Path,
+    run: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before anything is written; one that may do is not."""
+    write_texts(tmp_path / "in.jsonl", ["ab " * 1000] * 40)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=20_000))
+    assert run() == 2
+    assert "free" in error_of(capsys)
+    assert list((tmp_path / "out").iterdir()) == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=60_000))
+    assert run() == 0
+
+
+def test_partitions_of_a_job_array_are_the_whole(
+    tmp_path: Path, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Merged, they are the single run byte for byte, manifest included; a part without a line is no error."""
+    write_texts(tmp_path / "a.jsonl", ["ab é", "", "b" * 300, "日 ab"] * 3)
+    write_texts(tmp_path / "b.jsonl.gz", ["ab", "b"])
+    inputs = ["a.jsonl", "b.jsonl.gz"]
+    assert run("--append-eod", inputs=inputs) == 0
+    whole = tmp_path / "out/x_text_document"
+    parts = []
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "5")
+    for number in range(12):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(5 + number))
+        assert run("--append-eod", "--partitions", "12", "--partition", "slurm", inputs=inputs) == 0
+        parts.append(str(tmp_path / f"out/x_part-{number:05d}-of-00012_text_document"))
+        assert load_manifest(parts[-1]).partition == f"{number}/12"
+    assert 0 in [load_manifest(part).documents for part in parts]
+    merge(parts, str(tmp_path / "merged"))
+    assert files_of(tmp_path / "merged") == files_of(whole)
+    assert manifest_path(tmp_path / "merged").read_bytes() == manifest_path(whole).read_bytes()
+
+
+def test_tiktoken_flags_of_megatron_act() -> None:
+    """With Megatron's defaults; for another tokenizer they are named as without effect."""
+    words = ["--input", "a", "--output-prefix", "b", "--tokenizer-model", "c"]
+    flags = ["--tiktoken-pattern", "v1", "--tiktoken-num-special-tokens", "20", "--vocab-size", "500"]
+    options, notes = parse_options([*words, "--tokenizer-type", "TikTokenizer"])
+    assert (options.tiktoken, notes) == (megatron_config(), [])
+    options, notes = parse_options([*words, "--tokenizer-type", "TikTokenizer", *flags])
+    assert options.tiktoken == megatron_config(pattern="v1", num_special_tokens=20, vocab_size=500)
+    assert notes == []
+    options, notes = parse_options([*words, *flags])
+    assert options.tiktoken is None and len(notes) == 3

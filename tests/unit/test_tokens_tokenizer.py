@@ -274,6 +274,28 @@ def test_vocab_size_covers_ids_beyond_a_gap(tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path).vocab_size == 5001
 
 
+@pytest.mark.parametrize("model", ["BPE", "WordLevel", "Unigram", "empty"])
+def test_every_model_has_a_size_and_an_identity_beside_the_vocabulary(model: str, tmp_path: Path) -> None:
+    """Only BPE is read without parsing all; words that look like its keys do not mislead."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models
+
+    words = {'"vocab":{': 0, '},"merges":[': 1, '"model":{"type":"BPE"': 2, "a": 7}
+    made: dict[str, Any] = {
+        "BPE": models.BPE(words, []),
+        "WordLevel": models.WordLevel(words, unk_token="a"),
+        "Unigram": models.Unigram([(word, -1.0) for word in words], unk_id=0, byte_fallback=False),
+        "empty": models.BPE(),
+    }
+    backend = Backend(made[model])
+    backend.add_special_tokens([*words, "<b>"])
+    (tmp_path / "tokenizer.json").write_text(backend.to_str(pretty=True))
+    before = load_tokenizer(tmp_path)
+    assert before.vocab_size == max(backend.get_vocab().values()) + 1
+    edit(tmp_path / "tokenizer.json", lambda content: content["added_tokens"][-1].update(lstrip=True))
+    assert load_tokenizer(tmp_path).fingerprint != before.fingerprint
+
+
 @pytest.fixture(scope="module")
 def piece_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a small SentencePiece model."""

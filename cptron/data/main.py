@@ -1,0 +1,102 @@
+"""`cptron data prepare | ledger`: what can be done with a run's data without training.
+
+Place in the flow: before a job (`prepare`) and after or during it (`ledger`). Invariant: needs no GPU, no
+torch and no rank but this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from cptron.config.load import load_config
+from cptron.data.audit import Audit, audit
+from cptron.data.prepare import prepare
+from cptron.errors import DataError
+from cptron.report.console import table
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `cptron data prepare CONFIG [a.b=c ...]` or `cptron data ledger RUN`."""
+    args = _parser().parse_args(argv)
+    return _prepare(args) if args.action == "prepare" else _ledger(args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cptron data", description="A run's data, without training.")
+    actions = parser.add_subparsers(dest="action", required=True)
+    ahead = actions.add_parser(
+        "prepare", help="check the sources and make their index files in data.cache_dir"
+    )
+    ahead.add_argument("config", help="the run's YAML")
+    ahead.add_argument("overrides", nargs="*", help="a.b=c, as for cptron train")
+    ahead.add_argument(
+        "--verify", action="store_true", help="also read the token files and compare their hashes"
+    )
+    ledger = actions.add_parser("ledger", help="prove from a run's log which tokens it has seen")
+    ledger.add_argument("run", help="run directory")
+    ledger.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    ledger.add_argument("--documents", metavar="FILE", help="write every document range seen, as JSONL")
+    ledger.add_argument("--source", default="", help="only this source in --documents")
+    return parser
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    config = load_config(Path(args.config), args.overrides).config
+    rows = [
+        [
+            p.name,
+            f"{p.documents:,}",
+            f"{p.tokens:,}",
+            f"{p.samples_per_epoch:,}",
+            f"{p.epochs:,}",
+            f"{p.elapsed_s:.1f}",
+        ]
+        for p in prepare(config, check_hashes=args.verify)
+    ]
+    print(table(["source", "documents", "tokens", "samples/epoch", "epochs", "seconds"], rows))
+    return 0
+
+
+def _ledger(args: argparse.Namespace) -> int:
+    found = audit(Path(args.run))
+    if args.documents:
+        _write_ranges(found, Path(args.documents), args.source)
+    if args.json:
+        accounts = [asdict(account) for account in found.accounts]
+        print(
+            json.dumps(
+                {"step": found.step, "accounts": accounts, "checkpoints": found.compared_with}, indent=2
+            )
+        )
+        return 0
+    rows = [
+        [
+            a.name,
+            f"{a.samples:,}",
+            f"{a.tokens:,}",
+            f"{a.documents:,}",
+            f"{a.epochs:.4f}",
+            f"{a.largest_deviation_samples:.3f}",
+        ]
+        for a in found.accounts
+    ]
+    print(f"step {found.step}, recomputed from the log and the token files")
+    print(table(["source", "samples", "tokens", "documents", "epochs", "furthest from share"], rows))
+    print("\n".join(f"equal to the ledger of {path}" for path in found.compared_with))
+    return 0
+
+
+def _write_ranges(found: Audit, path: Path, only: str) -> None:
+    if only and only not in found.sources:
+        raise DataError(f"--source {only} must be one of {', '.join(found.sources)}; choose one of these")
+    try:
+        with path.open("w", encoding="utf-8") as stream:
+            for name in [only] if only else found.sources:
+                for seen in found.seen(name):
+                    stream.write(json.dumps(asdict(seen), ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise DataError(f"--documents {path} cannot be written ({error}); choose another file") from None

@@ -1,0 +1,133 @@
+"""What a checkpoint or a run holds.
+
+Place in the flow: `cptron inspect` calls it for a directory. Invariant: a damaged part of a run is said where that
+part would stand, and the rest is still described.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cptron.checkpoint import layout
+from cptron.config.load import load_config
+from cptron.errors import CheckpointError, CptronError, DataError
+from cptron.model.architecture import Architecture
+from cptron.report.sinks import METRICS_FILE, Record, read_records
+
+RUN_FILE = "run.json"
+
+Facts = dict[str, Any]
+
+
+def describe_checkpoint(directory: Path) -> Facts:
+    """What a checkpoint says of itself, and its ledger. Sizes of all files are compared with the manifest."""
+    manifest = layout.read_manifest(directory)
+    facts: Facts = {
+        "kind": "checkpoint",
+        "holds": "weights" if manifest.kind == "weights" else "weights, optimizer, position in the data",
+        "step": manifest.step,
+        "tokens_total": manifest.tokens_total,
+        "hugging_face_model": manifest.hugging_face_model or "none",
+        "parameters": num_parameters(manifest.arch),
+        "architecture": manifest.architecture,
+        "precision": manifest.precision,
+        "layout": manifest.layout or "any",
+        "probe_loss_nats_per_token": manifest.probe.loss_nats_per_token,
+        "weights_fingerprint": manifest.weights_fingerprint,
+        "tokenizer_fingerprint": manifest.tokenizer_fingerprint or "none",
+        "files": len(manifest.files),
+        "bytes": sum(manifest.files.values()),
+        "lineage": _lineage(manifest),
+        "versions": manifest.versions,
+    }
+    if manifest.kind == "training":
+        facts["ledger"] = _ledger(directory / layout.STATE)
+    return facts
+
+
+def num_parameters(arch: Architecture) -> int:
+    """Parameters of the model, without vocabulary padding; a tied matrix counts once."""
+    hidden, query, group = arch.hidden_size, arch.num_attention_heads, arch.num_kv_heads
+    attention = hidden * arch.head_dim * (2 * query + 2 * group)
+    layer = attention + 3 * hidden * arch.ffn_hidden_size + 2 * hidden
+    matrices = 1 if arch.tied_embeddings else 2
+    return arch.num_layers * layer + hidden + matrices * arch.vocab_size * hidden
+
+
+def _lineage(manifest: layout.Manifest) -> list[str]:
+    """From the checkpoint that this one was loaded from to the oldest that is still there."""
+    found: dict[str, str] = {}
+    while manifest.parent and manifest.parent not in found:
+        parent = manifest.parent
+        try:
+            manifest = layout.read_manifest(Path(parent))
+            found[parent] = f"step {manifest.step}, {manifest.tokens_total} tokens"
+        except CheckpointError as error:
+            found[parent] = f"damaged: {error}" if Path(parent).exists() else "no longer there"
+            break
+    return [f"{path}: {what}" for path, what in found.items()]
+
+
+def _ledger(state: Path) -> Facts:
+    try:
+        entries: Facts = json.loads(state.read_text())["ledger"]["entries"]
+        keys = ("share", "tokens", "epochs", "cursor", "identity")
+        return {name: {key: entry[key] for key in keys} for name, entry in entries.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{state} cannot be read ({error!r}); use another checkpoint") from None
+
+
+def describe_run(directory: Path) -> Facts:
+    """A run's identity and configuration, each of its checkpoints, and how far its metrics go."""
+    try:
+        run = json.loads((directory / RUN_FILE).read_text())
+        facts: Facts = {"kind": "run", "name": run["name"], "identity": run["identity"]}
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{directory / RUN_FILE} is damaged ({error!r}); restore it or start anew") from None
+    return facts | {
+        "config": _config(directory / "config.yaml"),
+        "checkpoints": [
+            _state_of(step, path) for step, path in layout.list_checkpoints(directory / "checkpoints")
+        ],
+        "metrics": _metrics(directory / METRICS_FILE),
+    }
+
+
+def _config(path: Path) -> Facts | str:
+    try:
+        config = load_config(path).config
+    except CptronError as error:
+        return f"cannot be read: {error}"
+    return {
+        "start": config.start.checkpoint or config.start.mode,
+        "steps": config.train.steps,
+        "global_batch_size": config.train.global_batch_size,
+        "seq_length": config.data.seq_length,
+        "precision": config.train.precision,
+        "token_shares": {source.name: source.token_share for source in config.data.sources},
+    }
+
+
+def _state_of(step: int, path: Path) -> Facts:
+    try:
+        manifest = layout.read_manifest(path)
+    except CptronError as error:
+        return {"step": step, "tokens": "?", "layout": "?", "state": f"damaged: {error}"}
+    return {"step": step, "tokens": manifest.tokens_total, "layout": manifest.layout, "state": "complete"}
+
+
+def _metrics(path: Path) -> Facts | str:
+    if not path.is_file():
+        return "none written"
+    last: dict[str, Record] = {}
+    try:
+        for record in read_records(path):
+            last[record["kind"]] = record
+    except CptronError as error:
+        return f"cannot be read: {error}"
+    shown = {kind: last[kind] for kind in ("step", "eval", "stop") if kind in last}
+    return {
+        f"last_{kind}": {k: v for k, v in record.items() if k != "kind"} for kind, record in shown.items()
+    }

@@ -1,0 +1,59 @@
+"""One JSONL line to the values of its keys.
+
+Place in the flow: blocks of lines are parsed with this on worker threads.
+Invariant: what Python's `json` accepts as UTF-8 is accepted, and gives the same texts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from cptron.tokens.records import BadRecordError, Value, check_chat, check_text, encode_text, whole_chat
+
+_MISSING = object()
+
+
+def parse_line(line: bytes, keys: Sequence[str], *, chat: bool) -> tuple[Value, ...]:
+    """Values of `keys`; with `chat` also lists and objects. Raises BadRecordError."""
+    try:
+        content = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        content = _loads(line)
+    if type(content) is not dict:
+        raise BadRecordError("not_an_object", f"the line holds a {_name(content)}, must be a JSON object")
+    return tuple([_value(content, key, chat) for key in keys])
+
+
+def _value(content: dict[str, Any], key: str, chat: bool) -> Value:
+    value = content.get(key, _MISSING)
+    if type(value) is str:
+        return check_text(encode_text(value))
+    if value is _MISSING:
+        names = ", ".join(sorted(content))[:200]
+        raise BadRecordError("missing_key", f"there is no key {key!r}, only: {names}")
+    if chat and isinstance(value, list | dict):
+        return check_chat(whole_chat(key, value, content))
+    wanted = "a string, a list or an object" if chat else "a string"
+    raise BadRecordError("not_a_string", f"key {key!r} holds a {_name(value)}, must be {wanted}")
+
+
+def _loads(line: bytes) -> Any:
+    """What orjson refuses: NaN and lone surrogates in other keys are no reason to lose a document."""
+    try:
+        return json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise BadRecordError("bad_utf8", f"{error.reason} at byte {error.start} of the line") from None
+    except (ValueError, RecursionError) as error:
+        raise BadRecordError("bad_json", str(error)) from None
+
+
+def _name(value: object) -> str:
+    """JSON's word for the type."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else "boolean"
+    names = {str: "string", int: "number", float: "number", list: "list", dict: "object"}
+    return names[type(value)]
