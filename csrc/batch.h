@@ -22,7 +22,7 @@ struct Row {
 
 // What a sample adds to the accounts of its source.
 struct Account {
-  int64_t documents = 0;    // documents whose first token is an input of the sample
+  int64_t documents = 0;    // documents that begin in the sample
   int64_t predictions = 0;  // labels
 };
 
@@ -92,8 +92,9 @@ inline std::vector<Span> pieces(const PackedDocuments& epoch, int64_t sample) {
 inline Account account(const JoinedDocuments& epoch, int64_t sample, int64_t seq_length) {
   Account sum;
   int64_t before = 0;
+  const bool last = sample + 1 == epoch.num_samples();
   epoch.walk(sample, [&](int64_t, int64_t offset, int64_t count) {
-    if (offset == 0 && before < seq_length) ++sum.documents;  // a later start is an input of the next sample
+    if (offset == 0 && (last || before < seq_length)) ++sum.documents;  // else it begins in the next sample
     before += count;
   });
   sum.predictions = before - 1;

@@ -43,19 +43,20 @@ class Blend {
 
   const std::vector<int64_t>& counts() const { return counts_; }
 
-  // The sources of the next n samples.
-  void draw(int64_t n, int32_t* out) {
+  // The sources of the next n samples, and which sample of its source each is, counted like `counts`.
+  void draw(int64_t n, int32_t* sources, int64_t* numbers) {
     if (jobs_.empty()) {
-      std::fill(out, out + n, 0);
-      counts_[0] += n;
+      std::fill(sources, sources + n, 0);
+      for (int64_t i = 0; i < n; ++i) numbers[i] = counts_[0]++;
       return;
     }
     for (int64_t i = 0; i < n; ++i) {
       if (queue_.at_end()) queue_.begin_block(jobs_, drawn_ + 1);
-      out[i] = queue_.next(jobs_);
+      const int32_t source = queue_.next(jobs_);
+      sources[i] = source;
+      numbers[i] = counts_[source]++;
       ++drawn_;
     }
-    for (int64_t i = 0; i < n; ++i) ++counts_[out[i]];
   }
 
  private:
@@ -74,13 +75,15 @@ class Blend {
       last_rest = static_cast<uint64_t>(closes % unit);
     }
 
-    void advance() {
-      first += step;
+    void advance() {  // without branches: whether a rest overflows is as good as random
       first_rest += step_rest;
-      if (first_rest > unit) first_rest -= unit, ++first;
-      last += step;
+      const bool first_over = first_rest > unit;
+      first_rest -= first_over ? unit : 0;
+      first += step + first_over;
       last_rest += step_rest;
-      if (last_rest >= unit) last_rest -= unit, ++last;
+      const bool last_over = last_rest >= unit;
+      last_rest -= last_over ? unit : 0;
+      last += step + last_over;
     }
 
     int64_t first;

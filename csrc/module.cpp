@@ -172,13 +172,15 @@ PYBIND11_MODULE(_kernels, m) {
       .def("draw",
            [](Blend& blend, int64_t n) {
              require(n >= 0, "n must not be negative");
-             Array<int32_t> chosen(n);
-             int32_t* out = chosen.mutable_data();
+             Array<int32_t> sources(n);
+             Array<int64_t> numbers(n);
+             int32_t* source = sources.mutable_data();
+             int64_t* number = numbers.mutable_data();
              {
                py::gil_scoped_release release;
-               blend.draw(n, out);
+               blend.draw(n, source, number);
              }
-             return chosen;
+             return std::make_pair(std::move(sources), std::move(numbers));
            },
            py::arg("n"));
 }

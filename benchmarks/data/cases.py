@@ -96,22 +96,12 @@ def ours_blend_eager(num_sources: int, num_samples: int) -> Answer:
         dataset_sample_index = np.zeros(num_samples, dtype=np.int64)
         step = 1 << 16  # stays in the cache of the processor
         for start in range(0, num_samples, step):
-            before = np.array(counts)
-            chosen, counts = blend.draw(counts, min(step, num_samples - start))
+            chosen, numbers = blend.draw(counts, min(step, num_samples - start))
             dataset_index[start : start + len(chosen)] = chosen
-            dataset_sample_index[start : start + len(chosen)] = _numbers(chosen, before)
+            dataset_sample_index[start : start + len(chosen)] = numbers
+            counts = (np.array(counts) + np.bincount(chosen, minlength=num_sources)).tolist()
     answer["deviation"] = _deviation(dataset_index[:CHUNK], weights)
     return answer
-
-
-def _numbers(chosen: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """Number of each sample in its source, `before` having been drawn."""
-    order = np.argsort(chosen.astype(np.int16), kind="stable")
-    sizes = np.bincount(chosen, minlength=len(before))
-    within = np.arange(len(chosen)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    numbers = np.empty(len(chosen), dtype=np.int64)
-    numbers[order] = within + np.repeat(before, sizes)
-    return numbers
 
 
 def ours_blend_lazy(num_sources: int, num_samples: int, batch: int) -> Answer:
@@ -123,11 +113,13 @@ def ours_blend_lazy(num_sources: int, num_samples: int, batch: int) -> Answer:
     Blend(weights).draw([0] * num_sources, 1)  # code is loaded on first use
     with measured(answer):
         blend = Blend(weights)
-        _, counts = blend.draw([0] * num_sources, 1)
+        chosen, _ = blend.draw([0] * num_sources, 1)
+    counts = np.bincount(chosen, minlength=num_sources)
     answer["first_s"] = answer["elapsed_s"]
     with measured(answer):
         for _ in range(num_samples // batch):
-            _, counts = blend.draw(counts, batch)
+            chosen, _ = blend.draw(counts.tolist(), batch)
+            counts += np.bincount(chosen, minlength=num_sources)
     answer["each_s"] = answer["elapsed_s"] / (num_samples // batch * batch)
     far = [round(10**11 * share) for share in weights]
     started_s = time.perf_counter()

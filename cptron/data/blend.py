@@ -48,9 +48,12 @@ class Blend:
         self.weights = integer_weights(sample_shares)
         self._kernel = kernels.Blend(self.weights, [0] * len(self.weights))
 
-    def draw(self, counts: Sequence[int], num_samples: int) -> tuple[npt.NDArray[np.int32], list[int]]:
-        """Source of each of the next `num_samples` samples, and the counts after them."""
+    def draw(
+        self, counts: Sequence[int], num_samples: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """Source of each of the next `num_samples` samples, and which sample of its source it is, when `counts`
+        samples of each source were drawn before."""
         if self._kernel.counts != list(counts):
             self._kernel = kernels.Blend(self.weights, list(counts))
-        chosen: npt.NDArray[np.int32] = self._kernel.draw(num_samples)
-        return chosen, list(self._kernel.counts)
+        sources, numbers = self._kernel.draw(num_samples)
+        return sources, numbers

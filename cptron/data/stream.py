@@ -105,20 +105,20 @@ class SampleStream:
         shares are set anew, or none where the run is to stop."""
         entries = [self._entries[i] for i in self._active]
         counts = [entry.since_mix for entry in entries]
-        chosen, after = self._blend.draw(counts, num_samples)
+        chosen, numbers = self._blend.draw(counts, num_samples)
         reached = self._reaches_limit(chosen)
         if self._mix.on_max_epochs == "stop" and reached < num_samples:
             return []
         redistribute = self._mix.on_max_epochs == "redistribute" and reached <= num_samples
         if redistribute:
-            chosen, after = self._blend.draw(counts, reached)
-        drawn: list[Draw] = []
-        cursors = [entry.cursor for entry in entries]
-        for at in chosen.tolist():
-            drawn.append(Draw(self._active[at], cursors[at]))
-            cursors[at] += 1
-        for index, count, past in zip(self._active, after, counts, strict=True):
-            self._enter(index, count - past)
+            chosen, numbers = chosen[:reached], numbers[:reached]
+        before_mix = np.array([entry.cursor - entry.since_mix for entry in entries])
+        cursors = (numbers + before_mix[chosen]).tolist()
+        drawn = [Draw(self._active[at], cursor) for at, cursor in zip(chosen.tolist(), cursors, strict=True)]
+        for index, count in zip(
+            self._active, np.bincount(chosen, minlength=len(entries)).tolist(), strict=True
+        ):
+            self._enter(index, count)
         if redistribute:
             self._remix()
         return drawn
@@ -129,13 +129,13 @@ class SampleStream:
         stop = self._mix.on_max_epochs == "stop"
         first = len(chosen) + 1
         for at, index in enumerate(self._active):
-            if self._limits[index]:
+            if self._limits[index] and self._mix.on_max_epochs != "warn":
                 left = self._limits[index] - self._entries[index].cursor
                 places = np.flatnonzero(chosen == at)
                 # to stop, the sample beyond the limit counts; to hand the share on, the one that reaches it
-                last = left if stop else left - 1
+                last = max(0, left if stop else left - 1)
                 if len(places) > last:
-                    first = min(first, int(places[max(0, last)]) + (not stop))
+                    first = min(first, int(places[last]) + (not stop))
         return first
 
     def _enter(self, index: int, num_samples: int) -> None:

@@ -1,209 +1,215 @@
-"""The compiled index builders against plain Python, against megatron-core's own, and against their promises."""
+"""Permutations and epochs: the compiled kernels against plain Python and against their promises."""
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
+import itertools
 from collections import Counter
-from pathlib import Path
-from typing import Any
 
 import kernels_reference as reference
 import numpy as np
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cptron.data import kernels
+from cptron.data.kernels import JoinedEpoch, PackedEpoch, Permutation, Tokens, joined_starts, packed_starts
 
 KEYS = st.integers(0, 2**64 - 1)
-WEIGHTS = st.lists(st.integers(1, 2**32), min_size=1, max_size=40)
+LENGTHS = st.lists(st.integers(1, 25), min_size=1, max_size=150)
+NO_BYTES = np.zeros(0, np.uint8)
 
 
-def sample_index(lengths: list[int], order: list[int], seq_length: int) -> list[tuple[int, ...]]:
-    """The kernel's rows as tuples."""
-    rows = kernels.build_sample_index(np.array(lengths, np.int32), np.array(order, np.int64), seq_length)
-    return [tuple(row) for row in rows.tolist()]
+def tokens_of(lengths: list[int], data: np.ndarray | None = None) -> Tokens:
+    """A file whose tokens are 0, 1, 2, ..., or `data`."""
+    lengths_i4 = np.array(lengths, "<i4")
+    pointers = 4 * (np.cumsum(lengths_i4, dtype=np.int64) - lengths_i4)
+    data = np.arange(sum(lengths), dtype=np.int32) if data is None else data
+    return Tokens(lengths_i4.view(np.uint8), pointers.view(np.uint8), data.view(np.uint8), 4, NO_BYTES)
 
 
-def draw(weights: list[int], counts: list[int], n: int) -> tuple[list[int], list[int]]:
-    """The kernel's draws and the counts after them."""
-    state = np.array(counts, np.int64)
-    chosen = kernels.draw_blend(np.array(weights, np.uint64), state, n)
-    return chosen.tolist(), state.tolist()
+def documents_of(lengths: list[int]) -> list[list[int]]:
+    """The same file as lists."""
+    ends = list(itertools.accumulate(lengths))
+    return [list(range(end - length, end)) for end, length in zip(ends, lengths, strict=True)]
 
 
-@settings(deadline=None)
-@given(st.integers(0, 300), KEYS)
-@example(0, 0)
-@example(1, 5)
-@example(300, 2**64 - 1)
-def test_shuffle_equals_its_twin(n: int, key: int) -> None:
-    """Draw for draw, so that every platform has the same order."""
-    assert kernels.shuffle(n, key).tolist() == reference.shuffle(n, key)
+def read(
+    epoch: JoinedEpoch | PackedEpoch, seq_length: int, samples: list[int], vocab_size: int = 0
+) -> list[np.ndarray]:
+    """Inputs, labels and mask of some samples."""
+    shape = (len(samples), seq_length)
+    out = [np.full(shape, -7, np.int64), np.full(shape, -7, np.int64), np.full(shape, 7, np.float32)]
+    epoch.read(np.array(samples, np.int64), *out, vocab_size)
+    return out
 
 
-@settings(deadline=None)
-@given(st.integers(0, 5000), KEYS)
-def test_shuffle_is_a_permutation(n: int, key: int) -> None:
-    """Nothing lost, nothing twice."""
-    assert np.array_equal(np.sort(kernels.shuffle(n, key)), np.arange(n))
+def test_splitmix64_gives_its_published_numbers() -> None:
+    """The first draws from key 0, as in the authors' implementation; kernel and twin could err together."""
+    assert reference.splitmix64(0, 3) == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
 
 
-@settings(deadline=None)
-@given(KEYS, KEYS)
-def test_other_keys_give_other_orders(one: int, other: int) -> None:
-    """50 things have more orders than there are keys; neighbouring keys must not give neighbouring orders."""
-    orders = [kernels.shuffle(50, key % 2**64).tolist() for key in (one, other, one + 1)]
-    assert (orders[0] == orders[1]) == (one == other)
-    assert sum(a == b for a, b in zip(orders[0], orders[2], strict=True)) < 25
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 700) | st.integers(4000, 4200), KEYS)
+def test_permutation_is_the_documented_one(n: int, key: int) -> None:
+    """Equal to the twin, on both sides of the size from which four rounds are enough; a bijection."""
+    kernel = Permutation(n, key)
+    found = [kernel(index) for index in range(n)]
+    assert found == reference.permutation(n, key)
+    assert sorted(found) == list(range(n))
 
 
-def test_shuffle_is_uniform() -> None:
-    """All 24 orders of 4 things over 24,000 keys, and every place of 10 things: chi-square below its 99.99 % point."""
-    counts = Counter(tuple(kernels.shuffle(4, key).tolist()) for key in range(24_000))
-    assert len(counts) == 24
-    assert sum((count - 1000) ** 2 / 1000 for count in counts.values()) < 56  # 23 degrees of freedom
-    places = np.zeros((10, 10))
-    for key in range(10_000):
-        places[np.arange(10), kernels.shuffle(10, key)] += 1
-    assert ((places - 1000) ** 2 / 1000).sum() < 134  # 81 degrees of freedom
+@pytest.mark.parametrize("n", [2**31 + 1, 10**13, 2**61 + 12345, 2**62])
+def test_huge_permutations_stay_in_range(n: int) -> None:
+    """No two of a few thousand elements alike, spread over the whole."""
+    kernel = Permutation(n, 3)
+    found = {kernel(index) for index in [*range(2000), *range(n - 2000, n)]}
+    assert len(found) == 4000 and 0 <= min(found) < n // 500 and n - n // 500 < max(found) < n
+    with pytest.raises(IndexError):
+        kernel(n)
 
 
-def test_shuffle_refuses_a_negative_count() -> None:
-    """Not an allocation of 2^64 bytes."""
-    with pytest.raises(ValueError, match="must not be negative"):
-        kernels.shuffle(-1, 0)
+@pytest.mark.parametrize(("n", "keys"), [(2, 4000), (3, 6000), (5, 10000), (8, 8000), (16, 8000)])
+def test_every_place_is_equally_likely(n: int, keys: int) -> None:
+    """Chi-square of (element, place) over keys, at six standard deviations."""
+    counts = np.zeros((n, n))
+    for key in range(keys):
+        kernel = Permutation(n, key)
+        for index in range(n):
+            counts[index, kernel(index)] += 1
+    degrees = (n - 1) ** 2
+    chi_square = ((counts - keys / n) ** 2 / (keys / n)).sum()
+    assert abs(chi_square - degrees) < 6 * np.sqrt(2 * degrees) + 6
 
 
-@settings(deadline=None)
-@given(st.lists(st.integers(0, 12), max_size=30), st.integers(1, 40), st.randoms(use_true_random=False))
-@example([0, 0], 3, None)
-def test_sample_index_equals_its_twin(lengths: list[int], seq_length: int, random: Any) -> None:
-    """Also with empty documents, and with documents longer than many samples."""
-    order = list(range(len(lengths)))
-    if random:
-        random.shuffle(order)
-    assert sample_index(lengths, order, seq_length) == reference.build_sample_index(
-        lengths, order, seq_length
-    )
+def test_neighbours_are_torn_apart() -> None:
+    """Distances of neighbours in a large permutation are as those of random pairs: chi-square over 50 bins."""
+    n = 10**6 + 3
+    kernel = Permutation(n, 11)
+    places = np.array([kernel(index) for index in range(200_000)])
+    counts = np.histogram(np.diff(places) % n, bins=50, range=(0, n))[0]
+    expected = counts.mean()
+    assert abs(((counts - expected) ** 2 / expected).sum() - 49) < 6 * np.sqrt(98)
 
 
-@pytest.fixture(scope="module")
-def megatron_helpers() -> Any:
-    """megatron-core's compiled helpers, loaded without megatron-core, whose import takes seconds."""
-    spec = importlib.util.find_spec("megatron.core")
-    assert spec is not None and spec.submodule_search_locations
-    (path,) = Path(spec.submodule_search_locations[0], "datasets").glob("helpers_cpp.*.so")
-    loader = importlib.machinery.ExtensionFileLoader("helpers_cpp", str(path))
-    helpers = importlib.util.module_from_spec(importlib.util.spec_from_loader("helpers_cpp", loader))
-    loader.exec_module(helpers)
-    return helpers
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(1, 50), KEYS)
-def test_sample_index_equals_megatron_cores(
-    megatron_helpers: Any, lengths: list[int], seq_length: int, key: int
+@settings(max_examples=150, deadline=None)
+@given(LENGTHS, st.integers(1, 12), KEYS, KEYS, st.integers(1, 3))
+def test_joined_epoch_is_the_documented_one(
+    lengths: list[int], seq_length: int, document_key: int, sample_key: int, threads: int
 ) -> None:
-    """One epoch of `build_sample_idx` over documents that have tokens; it needs at least one sample."""
-    assume(sum(lengths) > seq_length)
-    sizes, order = np.array(lengths, np.int32), kernels.shuffle(len(lengths), key)
-    theirs = megatron_helpers.build_sample_idx_int32(
-        sizes, order.astype(np.int32), seq_length, 1, sum(lengths), True, 1
+    """Spans, rows and accounts against the twin: every token but the first is a label once."""
+    if sum(lengths) < 2:
+        return
+    file = tokens_of(lengths)
+    epoch = JoinedEpoch(
+        file, joined_starts(file, document_key, threads), document_key, sample_key, seq_length
     )
-    assert kernels.build_sample_index(sizes, order, seq_length).tolist() == np.asarray(theirs).tolist()
+    expected = reference.joined(documents_of(lengths), seq_length, document_key, sample_key)
+    assert epoch.num_samples == len(expected)
+    starts = [document[0] for document in documents_of(lengths)]
+    stream = [
+        t for at in reference.permutation(len(lengths), document_key) for t in documents_of(lengths)[at]
+    ]
+    order_of = {token: place for place, token in enumerate(stream)}
+    inputs, labels, mask = read(epoch, seq_length, list(range(epoch.num_samples)))
+    for number, row in enumerate(expected):
+        count = len(row) - 1
+        assert inputs[number].tolist() == row[:-1] + [0] * (seq_length - count)
+        assert labels[number].tolist() == row[1:] + [0] * (seq_length - count)
+        assert mask[number].tolist() == [1.0] * count + [0.0] * (seq_length - count)
+        spans = [starts[d] + offset + i for d, offset, length in epoch.spans(number) for i in range(length)]
+        assert spans == row
+    seen = labels[mask == 1].tolist()
+    assert len(seen) == len(set(seen)) == sum(lengths) - 1
+    for number, row in enumerate(expected):
+        begins = row if row[-1] == max(expected, key=lambda r: order_of[r[-1]])[-1] else row[:-1]
+        assert epoch.count(np.array([number])) == (sum(token in starts for token in begins), len(row) - 1)
+    assert epoch.count(np.arange(epoch.num_samples)) == (len(lengths), sum(lengths) - 1)
 
 
-def test_sample_index_counts_beyond_32_bits() -> None:
-    """Three documents of 2^31 - 1 tokens: 6.4 billion tokens, by arithmetic alone."""
-    length, seq_length = 2**31 - 1, 2**20 - 3
-    rows = sample_index([length] * 3, [2, 0, 1], seq_length)
-    assert len(rows) == (3 * length - 1) // seq_length + 1
-    assert rows == [divmod(i * seq_length, length) for i in range(len(rows))]
-
-
-@pytest.mark.parametrize(
-    ("order", "seq_length", "error"), [([1], 4, IndexError), ([-1], 4, IndexError), ([0], 0, ValueError)]
-)
-def test_sample_index_refuses_nonsense(order: list[int], seq_length: int, error: type[Exception]) -> None:
-    """A document that does not exist is not read from beyond the array."""
-    with pytest.raises(error):
-        sample_index([9], order, seq_length)
-
-
-@pytest.mark.parametrize(
-    ("lengths", "order", "error"),
-    [
-        (np.array([2**32 + 5], np.int64), np.array([0], np.int64), TypeError),
-        (np.array([5.9]), np.array([0], np.int64), TypeError),
-        (np.array([9], np.int32), np.array([0.7]), TypeError),
-        (np.array([9, -5], np.int32), np.array([0, 1], np.int64), ValueError),
-    ],
-)
-def test_sample_index_refuses_what_it_would_misread(
-    lengths: np.ndarray, order: np.ndarray, error: type[Exception]
+@settings(max_examples=150, deadline=None)
+@given(LENGTHS, st.integers(1, 12), KEYS, KEYS)
+def test_packed_epoch_is_the_documented_one(
+    lengths: list[int], seq_length: int, document_key: int, sample_key: int
 ) -> None:
-    """A length beyond 32 bits is not wrapped, a fraction is not cut off, and no document ends before it begins."""
-    with pytest.raises(error):
-        kernels.build_sample_index(lengths, order, 2)
+    """No row cuts a document that fits; every token but a document's first is a label once."""
+    if max(lengths) < 2:
+        return
+    file = tokens_of(lengths)
+    epoch = PackedEpoch(
+        file, packed_starts(file, document_key, seq_length, 2), document_key, sample_key, seq_length
+    )
+    documents = documents_of(lengths)
+    rows = reference.best_fit(documents, seq_length, document_key)
+    order = reference.permutation(len(rows), sample_key)
+    assert epoch.num_samples == len(rows)
+    inputs, labels, mask = read(epoch, seq_length, list(range(epoch.num_samples)))
+    for number, at in enumerate(order):
+        assert [(d, offset, length - 1) for d, offset, length in epoch.spans(number)] == rows[at]
+        tokens = [documents[d][offset + i] for d, offset, count in rows[at] for i in range(count)]
+        assert inputs[number][: len(tokens)].tolist() == tokens
+        assert labels[number][: len(tokens)].tolist() == [token + 1 for token in tokens]
+        assert mask[number].tolist() == [1.0] * len(tokens) + [0.0] * (seq_length - len(tokens))
+    seen = labels[mask == 1].tolist()
+    assert Counter(seen) == Counter(token for document in documents for token in document[1:])
+    cut = [d for row in rows for d, _, count in row if count < len(documents[d]) - 1]
+    assert all(len(documents[d]) - 1 > seq_length for d in cut)
+    assert epoch.count(np.arange(epoch.num_samples)) == (sum(length > 1 for length in lengths), len(seen))
 
 
-def test_blend_refuses_fractional_weights() -> None:
-    """Shares below 1 would all be cut off to a weight of 0."""
+def test_windows_join_without_a_seam() -> None:
+    """Many windows of 64 and of 1,024 documents, and threads that share them."""
+    lengths = np.random.default_rng(1).integers(1, 30, 5000).tolist()
+    file = tokens_of(lengths)
+    one, many = joined_starts(file, 5, 1), joined_starts(file, 5, 7)
+    assert (one == many).all() and one[-1] == sum(lengths) and len(one) == -(-5000 // 64) + 1
+    epoch = JoinedEpoch(file, one, 5, 6, 16)
+    _, labels, mask = read(epoch, 16, list(range(epoch.num_samples)))
+    assert len(set(labels[mask == 1].tolist())) == sum(lengths) - 1
+    packed = PackedEpoch(file, packed_starts(file, 5, 16, 3), 5, 6, 16)
+    _, labels, mask = read(packed, 16, list(range(packed.num_samples)))
+    assert len(set(labels[mask == 1].tolist())) == sum(lengths) - 5000
+
+
+def test_ten_trillion_tokens() -> None:
+    """Offsets beyond 2^43 by a synthetic index; nothing overflows and nothing is built for it."""
+    lengths = [2**31 - 1 - i for i in range(5000)]
+    pointers = 2 * (np.cumsum(np.array(lengths, np.int64)) - np.array(lengths, np.int64))
+    file = Tokens(
+        np.array(lengths, "<i4").view(np.uint8), pointers.view(np.uint8), np.zeros(2, np.uint8), 2, NO_BYTES
+    )
+    total = sum(lengths)
+    assert total > 10**13
+    starts = joined_starts(file, 1, 2)
+    assert starts[-1] == total
+    epoch = JoinedEpoch(file, starts, 1, 2, 8192)
+    assert epoch.num_samples == -(-(total - 1) // 8192)
+    for sample in (0, 1, epoch.num_samples // 2, epoch.num_samples - 1):
+        assert sum(length for *_, length in epoch.spans(sample)) in (8193, (total - 1) % 8192 + 1)
+    with pytest.raises(IndexError, match=r"outside the \.bin"):
+        read(epoch, 8192, [0])
+
+
+def test_damage_and_misuse_are_errors() -> None:
+    """Pointers beyond the file, running sums of another order, ids beyond the vocabulary, wrong types and shapes."""
+    file = tokens_of([10, 10, 10], np.arange(25, dtype=np.int32))
+    epoch = JoinedEpoch(file, joined_starts(file, 1, 1), 1, 2, 8)
+    with pytest.raises(IndexError, match=r"outside the \.bin"):
+        read(epoch, 8, [0, 1, 2, 3])
+    negative = tokens_of([4], np.array([1, 2, -3, 4], np.int32))
+    epoch = JoinedEpoch(negative, joined_starts(negative, 1, 1), 1, 2, 8)
+    with pytest.raises(IndexError, match="token id -3 is outside the vocabulary of 10"):
+        read(epoch, 8, [0], vocab_size=10)
+    with pytest.raises(ValueError, match="starts"):
+        JoinedEpoch(file, np.array([0, 5, 3], np.int64), 1, 2, 8)
+    with pytest.raises(IndexError, match="disagree"):
+        JoinedEpoch(file, np.array([0, 99], np.int64), 1, 2, 8).spans(
+            next(i for i in range(13) if Permutation(13, 2)(i) == 12)
+        )
     with pytest.raises(TypeError):
-        kernels.draw_blend(np.array([0.9, 0.1]), np.zeros(2, np.int64), 5)
-
-
-@settings(deadline=None)
-@given(WEIGHTS, st.integers(0, 10**12), st.integers(0, 80), st.integers(0, 80))
-@example([2**32] * 40, 10**12, 80, 80)
-@example([1, 2**32], 10**12, 80, 80)
-def test_blend_equals_its_twin_and_resumes(weights: list[int], drawn: int, first: int, second: int) -> None:
-    """From any counts, and two calls give what one gives: the counts are the whole state."""
-    start = [weight * drawn // sum(weights) for weight in weights]
-    expected = reference.draw_blend(weights, start, first + second)
-    begun, between = draw(weights, start, first)
-    continued, after = draw(weights, between, second)
-    assert (begun + continued, after) == expected
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(0, 10**12), min_size=1, max_size=20), st.data())
-def test_blend_equals_its_twin_from_counts_far_from_the_shares(
-    counts: list[int], data: st.DataObject
-) -> None:
-    """Products of 2^32 and 10^12 leave 64 bits; the decision must not."""
-    sizes = st.lists(st.integers(1, 2**32), min_size=len(counts), max_size=len(counts))
-    weights = data.draw(sizes)
-    assert draw(weights, counts, 50) == reference.draw_blend(weights, counts, 50)
-
-
-@settings(deadline=None)
-@given(WEIGHTS)
-@example([1] * 40)
-@example([2**32, *[1] * 39])
-@example([2**32 // k for k in range(1, 41)])
-def test_no_source_strays_from_its_share(weights: list[int]) -> None:
-    """At every prefix no source is a whole sample ahead, nor further behind than the K-th harmonic number.
-
-    The latter is the bound of the cup game (K cups, one unit poured a round, the fullest emptied by one).
-    """
-    chosen, _ = draw(weights, [0] * len(weights), 1500)
-    counts = np.cumsum(np.array(chosen)[:, None] == np.arange(len(weights)), axis=0)
-    behind = np.arange(1, 1501)[:, None] * (np.array(weights) / sum(weights)) - counts
-    assert behind.min() > -1
-    assert behind.max() < sum(1 / k for k in range(1, len(weights) + 1)) + 1e-6
-
-
-@pytest.mark.parametrize("counts", [np.zeros(2, np.int32), np.zeros(3, np.int64)])
-def test_blend_refuses_counts_it_could_not_advance(counts: np.ndarray) -> None:
-    """A converted copy would be advanced in vain."""
-    with pytest.raises((TypeError, ValueError)):
-        kernels.draw_blend(np.ones(2, np.uint64), counts, 1)
-
-
-def test_blend_refuses_a_negative_number() -> None:
-    """As shuffle does."""
-    with pytest.raises(ValueError, match="negative"):
-        draw([1, 1], [0, 0], -1)
+        JoinedEpoch(file, np.array([0, 30], np.int32), 1, 2, 8)
+    with pytest.raises(ValueError, match="outputs must be"):
+        good = JoinedEpoch(file, joined_starts(file, 1, 1), 1, 2, 8)
+        good.read(np.array([0]), *[np.zeros((1, 9), np.int64)] * 2, np.zeros((1, 9), np.float32), 0)
+    with pytest.raises(IndexError, match="outside the epoch"):
+        good.spans(good.num_samples)
+    with pytest.raises(ValueError, match="a document, pointers 8"):
+        Tokens(np.zeros(4, np.uint8), np.zeros(4, np.uint8), NO_BYTES, 4, NO_BYTES)

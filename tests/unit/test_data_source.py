@@ -1,9 +1,8 @@
-"""One source: what its identity holds, which order its content has, and what it says it leaves out."""
+"""One source: what its identity holds, which order its content has, and which files it takes."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,75 +10,190 @@ from pathlib import Path
 import kernels_reference as reference
 import numpy as np
 import pytest
-from test_data_stream import SEQ, make_blend, write_tokens
+from data_world import SEQ, manifest_of, sample_labels, write_tokens
 
-from cptron.data.blend import Blend
-from cptron.data.ledger import Ledger
+from cptron.data.content import open_content
+from cptron.data.order import Packing
 from cptron.data.source import TokenSource
-from cptron.errors import ConfigError, DataError
+from cptron.errors import DataError
+from cptron.tokens.index_layout import Index
+from cptron.tokens.indexed import IndexedTokens
+from cptron.tokens.manifest import hash_file, write_manifest
+
+PACKINGS: list[Packing] = ["joined", "best_fit"]
 
 
-def test_other_document_borders_over_the_same_tokens_are_refused(tmp_path: Path) -> None:
-    """The `.bin` is the same, byte for byte; yet the cursor would go on in another order and repeat tokens."""
-    for name, lengths in (("one", [7] * 30), ("other", [70, 70, 70])):
-        write_tokens(tmp_path / name, lengths)
-    one, other = (str(tmp_path / name) for name in ("one", "other"))
-    assert Path(f"{one}.bin").read_bytes() == Path(f"{other}.bin").read_bytes()
-    saved = json.loads(json.dumps(Ledger.start(make_blend({"s": one}, {"s": 1.0})).to_dict()))
-    Ledger.resume(saved, make_blend({"s": one}, {"s": 1.0}))
-    with pytest.raises(DataError, match="source s has changed"):
-        Ledger.resume(saved, make_blend({"s": other}, {"s": 1.0}))
-
-
-@pytest.mark.parametrize("num_tokens", range(SEQ + 1, 3 * SEQ + 2))
-def test_dropped_tokens_are_those_that_no_sample_reads(tmp_path: Path, num_tokens: int) -> None:
-    """Counted by reading: 0 when the samples end with the stream, never a whole sample."""
-    write_tokens(tmp_path / "s", [num_tokens])
-    source = TokenSource("s", str(tmp_path / "s"), SEQ, seed=1)
-    read = {token for i in range(source.samples_per_epoch) for token in source.sample(i).tolist()}
-    assert source.tokens_dropped_per_epoch == num_tokens - len(read) < SEQ
-
-
-def test_order_is_the_documented_one(tmp_path: Path) -> None:
-    """Two epochs by plain Python from SHA-256 keys: another order would break every run that is resumed."""
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_order_is_the_documented_one(tmp_path: Path, packing: Packing) -> None:
+    """Three epochs by plain Python from SHA-256 keys: another order would break every run that is resumed."""
     lengths, seed = [3, 1, 30, 8, 8, 17, 2, 40], 11
     stream = write_tokens(tmp_path / "s", lengths)
-    content = hashlib.sha256(Path(f"{tmp_path / 's'}.bin").read_bytes()).hexdigest()
-    source = TokenSource("s", str(tmp_path / "s"), SEQ, seed)
-    documents = np.split(stream, np.cumsum(lengths)[:-1])
+    files = [hash_file(Path(f"{tmp_path / 's'}.{kind}")).sha256 for kind in ("bin", "idx")]
+    identity = hashlib.sha256("|".join(files).encode()).hexdigest()
+    source = TokenSource("s", str(tmp_path / "s"), SEQ, seed, packing=packing)
+    assert source.identity == identity
+    documents = [part.tolist() for part in np.split(stream, np.cumsum(lengths)[:-1])]
     expected = []
-    for epoch in range(2):
-
-        def shuffled(n: int, purpose: str, epoch: int = epoch) -> list[int]:
-            digest = hashlib.sha256(f"{seed}|{content}|{epoch}|{purpose}".encode()).digest()
-            return reference.shuffle(n, int.from_bytes(digest[:8], "little"))
-
-        joined = np.concatenate([documents[i] for i in shuffled(len(lengths), "documents")])
-        for i in shuffled((len(stream) - 1) // SEQ, "samples"):
-            expected.append(joined[i * SEQ : (i + 1) * SEQ + 1].tolist())
-    assert [source.sample(cursor).tolist() for cursor in range(len(expected))] == expected
-
-
-def test_splitmix64_gives_its_published_numbers() -> None:
-    """The first draws from key 0, as in the authors' implementation; kernel and twin could err together.
-
-    Fisher-Yates over 2 things takes the high bit of the first draw.
-    """
-    draws = (0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F)
-    order = [0, 1, 2, 3]
-    for i, draw in zip((3, 2, 1), draws, strict=True):
-        j = draw * (i + 1) >> 64
-        order[i], order[j] = order[j], order[i]
-    assert reference.shuffle(4, 0) == order
+    for epoch in range(3):
+        sample_key = reference.key(seed, identity, epoch, "samples")
+        document_key = reference.key(seed, identity, epoch if packing == "joined" else 0, "documents")
+        if packing == "joined":
+            expected += [row[1:] for row in reference.joined(documents, SEQ, document_key, sample_key)]
+        else:
+            rows = reference.best_fit(documents, SEQ, document_key)
+            order = reference.permutation(len(rows), sample_key)
+            expected += [[documents[d][o + 1 + i] for d, o, n in rows[at] for i in range(n)] for at in order]
+    assert [list(sample_labels(source, cursor)) for cursor in range(len(expected))] == expected
 
 
-@pytest.mark.parametrize("shares", [[float("nan"), 1.0], [1.0, float("nan")], [float("inf")], [1e308, 1e308]])
-def test_shares_without_a_finite_sum_are_refused(tmp_path: Path, shares: list[float]) -> None:
-    """A sum that overflows would make every share 0."""
-    write_tokens(tmp_path / "s", [50])
-    source = TokenSource("s", str(tmp_path / "s"), SEQ, 1)
-    with pytest.raises(ConfigError, match="finite sum"):
-        Blend([source] * len(shares), shares)
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_epochs_differ_and_each_is_whole(tmp_path: Path, packing: Packing) -> None:
+    """All labels of an epoch differ and are all there are; epochs and seeds have orders of their own."""
+    write_tokens(tmp_path / "s", np.random.default_rng(2).integers(1, 40, 60).tolist())
+    source = TokenSource("s", str(tmp_path / "s"), SEQ, seed=1, packing=packing)
+    n = source.samples_per_epoch
+    epochs = [[sample_labels(source, epoch * n + i) for i in range(n)] for epoch in range(3)]
+    for epoch in epochs:
+        seen = [token for row in epoch for token in row]
+        assert len(seen) == len(set(seen)) == source.predictions_per_epoch
+    assert epochs[0] != epochs[1] != epochs[2]
+    other = TokenSource("s", str(tmp_path / "s"), SEQ, seed=2, packing=packing)
+    assert epochs[0] != [sample_labels(other, i) for i in range(n)]
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_a_batch_across_epochs_in_any_order(tmp_path: Path, packing: Packing) -> None:
+    """Rows of several epochs in one batch, forwards and backwards, are those read one by one."""
+    write_tokens(tmp_path / "s", [50, 3, 20])
+    source = TokenSource("s", str(tmp_path / "s"), SEQ, 1, packing=packing)
+    cursors = [*range(25), *range(24, -1, -1), 90, 3, 1000]
+    batch = source.empty_batch(len(cursors))
+    source.read(np.array(cursors), batch)
+    for row, cursor in enumerate(cursors):
+        fresh = TokenSource("s", str(tmp_path / "s"), SEQ, 1, packing=packing)
+        inputs, found, mask = fresh.sample(cursor)
+        assert (batch.tokens_BS[row] == inputs).all()
+        assert (batch.labels_BS[row] == found).all()
+        assert (batch.loss_mask_BS[row] == mask).all()
+
+
+@pytest.mark.parametrize("num_tokens", [2, 3, SEQ, SEQ + 1, SEQ + 2, 3 * SEQ + 1])
+def test_small_sources(tmp_path: Path, num_tokens: int) -> None:
+    """From two tokens on: a source smaller than a sample is one sample, in every epoch."""
+    write_tokens(tmp_path / "s", [num_tokens])
+    source = TokenSource("s", str(tmp_path / "s"), SEQ, seed=1)
+    assert source.samples_per_epoch == -(-(num_tokens - 1) // SEQ)
+    assert source.predictions_per_sample <= SEQ
+    seen = [token for i in range(source.samples_per_epoch) for token in sample_labels(source, i)]
+    assert sorted(seen) == list(range(1, num_tokens))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "packing"), [([1], "joined"), ([1], "best_fit"), ([1, 1, 1], "best_fit")]
+)
+def test_nothing_to_predict_is_refused(tmp_path: Path, lengths: list[int], packing: Packing) -> None:
+    """One token; or documents of one token each, which predict nothing of one another."""
+    write_tokens(tmp_path / "s", lengths)
+    with pytest.raises(DataError, match="nothing to predict"):
+        TokenSource("s", str(tmp_path / "s"), SEQ, 1, packing=packing)
+
+
+def test_identity_is_of_the_content(tmp_path: Path) -> None:
+    """A copy elsewhere gives the same stream; shifted tokens have another identity."""
+    write_tokens(tmp_path / "a", [20, 31, 7])
+    for kind in ("bin", "idx", "manifest.json"):
+        (tmp_path / f"copy.{kind}").write_bytes(Path(f"{tmp_path / 'a'}.{kind}").read_bytes())
+    original = TokenSource("a", str(tmp_path / "a"), SEQ, 1)
+    copy = TokenSource("other", str(tmp_path / "copy"), SEQ, 1)
+    assert original.identity == copy.identity
+    assert all(sample_labels(original, i) == sample_labels(copy, i) for i in range(20))
+    write_tokens(tmp_path / "shifted", [20, 31, 7], first=1)
+    assert TokenSource("a", str(tmp_path / "shifted"), SEQ, 1).identity != original.identity
+
+
+def test_files_without_a_manifest(tmp_path: Path) -> None:
+    """Megatron's files: the identity comes from sizes and samples of the content, not from the path."""
+    write_tokens(tmp_path / "a", [20, 31, 7], manifest=False)
+    content = open_content(str(tmp_path / "a"))
+    assert content.manifest is None
+    for kind in ("bin", "idx"):
+        (tmp_path / f"copy.{kind}").write_bytes(Path(f"{tmp_path / 'a'}.{kind}").read_bytes())
+    assert open_content(str(tmp_path / "copy")).identity == content.identity
+    data = bytearray((tmp_path / "copy.bin").read_bytes())
+    data[100] ^= 1
+    (tmp_path / "copy.bin").write_bytes(data)
+    assert open_content(str(tmp_path / "copy")).identity != content.identity
+    write_tokens(tmp_path / "longer", [20, 31, 8], manifest=False)
+    assert open_content(str(tmp_path / "longer")).identity != content.identity
+    assert sample_labels(TokenSource("a", str(tmp_path / "a"), SEQ, 1), 0)
+
+
+def test_files_with_a_manifest_are_not_scanned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start must not read the whole index of a trillion tokens; a manifest that contradicts the files is found."""
+    write_tokens(tmp_path / "a", [20, 31, 7])
+
+    def scan(self: Index) -> int:
+        raise AssertionError("scanned")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Index, "check_sequences", scan)
+        source = TokenSource("a", str(tmp_path / "a"), SEQ, 1)
+        assert sample_labels(source, 0)
+        with pytest.raises(AssertionError, match="scanned"):
+            IndexedTokens(tmp_path / "a")
+    files = {kind: hash_file(Path(f"{tmp_path / 'a'}.{kind}")) for kind in ("bin", "idx")}
+    write_manifest(tmp_path / "a", manifest_of(files, 3, 59))
+    with pytest.raises(DataError, match="requires 236"):
+        TokenSource("a", str(tmp_path / "a"), SEQ, 1)
+
+
+def test_documents_of_several_sequences_and_of_none(tmp_path: Path) -> None:
+    """megatron-core's writer makes them: joined, and left out."""
+    import torch
+
+    import cptron.runtime.megatron_ready  # noqa: F401
+
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    builder = IndexedDatasetBuilder(str(tmp_path / "m.bin"), dtype=np.int32)
+    builder.add_document(torch.arange(30), [10, 20])
+    builder.end_document()
+    builder.add_document(torch.arange(30, 37), [7])
+    builder.finalize(str(tmp_path / "m.idx"))
+    source = TokenSource("m", str(tmp_path / "m"), SEQ, 1)
+    seen = [token for i in range(source.samples_per_epoch) for token in sample_labels(source, i)]
+    assert len(set(seen)) == 36
+    assert source.count(np.arange(source.samples_per_epoch)) == (2, 36)
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_loss_mask_of_the_files_counts(tmp_path: Path, packing: Packing) -> None:
+    """Labels whose mask is 0 do not count, whichever sample they come in."""
+    lengths = [20, 1, 31, 7, 50]
+    learned = np.random.default_rng(0).integers(0, 2, sum(lengths))
+    write_tokens(tmp_path / "s", lengths, learned=learned)
+    source = TokenSource("s", str(tmp_path / "s"), SEQ, 1, packing=packing)
+    seen = [token for i in range(source.samples_per_epoch) for token in sample_labels(source, i)]
+    starts = {0, 20, 21, 52, 59}
+    unpredicted = starts if packing == "best_fit" else set()
+    expected = {token for token in range(sum(lengths)) if learned[token] and token not in unpredicted}
+    assert expected - set(seen) <= starts and set(seen) <= expected
+    assert source.count(np.arange(source.samples_per_epoch))[1] == source.predictions_per_epoch
+
+
+def test_ids_beyond_the_vocabulary_and_damage_are_refused(tmp_path: Path) -> None:
+    """With the name of the source; a pointer beyond the file is an error and not a crash."""
+    write_tokens(tmp_path / "s", [40], first=90)
+    source = TokenSource("s", str(tmp_path / "s"), SEQ, 1, vocab_size=100)
+    with pytest.raises(DataError, match=r"source s .* token id \d+ is outside the vocabulary of 100"):
+        for cursor in range(source.samples_per_epoch):
+            source.sample(cursor)
+    assert TokenSource("s", str(tmp_path / "s"), SEQ, 1, vocab_size=130).sample(0)
+    index = bytearray((tmp_path / "s.idx").read_bytes())
+    index[34 + 4 : 34 + 12] = (2**40).to_bytes(8, "little")
+    (tmp_path / "s.idx").write_bytes(index)
+    with pytest.raises(DataError, match=r"source s .* outside the \.bin"):
+        TokenSource("s", str(tmp_path / "s"), SEQ, 1).sample(0)
 
 
 def test_missing_kernels_are_one_clear_error() -> None:
