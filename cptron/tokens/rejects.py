@@ -7,15 +7,20 @@ Invariant: every reject is raised or counted, and under `quarantine` written to 
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
+from tqdm import tqdm
+
 from cptron.errors import DataError
 from cptron.tokens.partial_file import PartialFile
 from cptron.tokens.records import Reject
+
+_SHOWN = 20
 
 OnError = Literal["stop", "skip", "quarantine"]
 
@@ -53,9 +58,20 @@ class Rejects:
                 f"{first.path}:{first.record} is damaged ({first.reason}): {first.detail}; correct the record, or "
                 "leave such records out with --on-error skip or quarantine"
             )
+        self._show(rejects)
         self._counts.update(reject.reason for reject in rejects)
         if self._file:
             self._file.write("".join(_line(reject) for reject in rejects).encode())
+
+    def _show(self, rejects: Sequence[Reject]) -> None:
+        """Name the first ones where people look; a corpus can have millions."""
+        left = _SHOWN - self._counts.total()
+        for reject in rejects[: max(0, left)]:
+            tqdm.write(
+                f"note: {reject.path}:{reject.record} left out ({reject.reason}): {reject.detail}", sys.stderr
+            )
+        if 0 < left < len(rejects):
+            tqdm.write("note: further damaged records are counted and not named", sys.stderr)
 
     @property
     def counts(self) -> dict[str, int]:

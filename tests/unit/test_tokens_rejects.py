@@ -206,3 +206,18 @@ def test_chat_flags_that_contradict_are_refused(
     words = ["--input", "none", "--output-prefix", str(tmp_path / "x"), "--tokenizer-model", str(tokenizer)]
     assert main([*words, *flags]) == 2
     assert part in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("on_error", ["skip", "quarantine"])
+def test_the_first_ones_are_named_with_file_and_line(
+    tmp_path: Path, tokenizer: Path, on_error: OnError, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twenty of them, over blocks, and then one line that there are more."""
+    lines = [line for _ in range(15) for line in (b'{"text": "ab"}', b"{", b'{"title": 1}')]
+    preprocess(options_for(tmp_path, tokenizer, lines, on_error), progress=False)
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert notes[0].startswith(f"note: {tmp_path / 'a.jsonl'}:2 left out (bad_json)")
+    assert [note.split(" left")[0].rsplit(":", 1)[1] for note in notes[:20]] == [
+        str(number) for number in range(2, 46) if number % 3 != 1
+    ][:20]
+    assert notes[20:] == ["note: further damaged records are counted and not named"]
