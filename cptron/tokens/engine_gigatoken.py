@@ -7,6 +7,7 @@ itself) is encoded by the reference.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -29,7 +30,7 @@ _SEPARATOR = "\U0010fffd\u0001cptron\u0001\U0010fffd"
 _MAX_PIECE_BYTES = 1 << 20
 _CHECK_BYTES = 16 << 20
 # For each core: each thread that encodes has a cache of its own.
-_MAX_GROWTH_BYTES = (192 << 20) * len(os.sched_getaffinity(0))
+_MAX_GROWTH_BYTES = (64 << 20) * len(os.sched_getaffinity(0))
 
 
 class GigatokenEngine:
@@ -74,6 +75,7 @@ class GigatokenEngine:
 
     def _load(self) -> None:
         self._backend: Any = None  # let go of the old one first
+        _give_memory_back()
         self._backend = self._library.load_hf_json(self._definition)
         self._resident, self._unchecked = _resident_bytes(), 0
 
@@ -87,6 +89,13 @@ class GigatokenEngine:
                 if _resident_bytes() - self._resident > _MAX_GROWTH_BYTES:
                     self._load()
             return self._backend
+
+
+def _give_memory_back() -> None:
+    """glibc keeps what is freed in pieces; a new cache would come on top of it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _resident_bytes() -> int:
