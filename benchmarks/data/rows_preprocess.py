@@ -15,11 +15,12 @@ from typing import Any
 
 from benchmarks.data.get_peers import Megatron
 from benchmarks.data.make_corpus import MEGABYTE, SEED_TEXTS, make_corpus
+from benchmarks.data.make_natural import make_natural
 from benchmarks.data.measure import ROOT, BenchmarkError, Rounds, Run, interleave, run_case, run_process
 from benchmarks.data.results import Row
 
 MOST_BYTES = 1_000_000_000
-FLAT = 1.25
+FLAT = 2.0
 """Peak memory at the largest input over that at the middle one; more is growth."""
 START_UP_GOAL_S = 1.5
 
@@ -40,6 +41,10 @@ class Settings:
     rounds: int = 3
     scale: float = 1.0
     """Of the sizes of the rows on indices; for trying out."""
+
+    def natural(self) -> Path:
+        """The text of the environment's packages."""
+        return make_natural(self.work_dir / f"natural_{self.megabytes:g}mb.jsonl", self.megabytes)
 
     def text(self, megabytes: float, directory: Path = SEED_TEXTS) -> Path:
         """The corpus of a size, made where it is not there."""
@@ -114,7 +119,7 @@ def whole_process(settings: Settings) -> list[Row]:
     rows = [_whole_process(settings, "1a", settings.text(settings.megabytes), settings.rounds)]
     if settings.corpus:
         rows.append(_whole_process(settings, "1b", settings.text(settings.megabytes, settings.corpus), 1))
-    return rows
+    return [*rows, _whole_process(settings, "1c", settings.natural(), settings.rounds)]
 
 
 def _whole_process(settings: Settings, name: str, text: Path, rounds: int) -> Row:
@@ -155,6 +160,7 @@ def steady_state(settings: Settings) -> list[Row]:
     texts = [("a", settings.text(settings.megabytes), settings.rounds)]
     if settings.corpus:
         texts.append(("b", settings.text(settings.megabytes, settings.corpus), 1))
+    texts.append(("c", settings.natural(), settings.rounds))
     return [row for part, text, rounds in texts for row in _steady_state(settings, part, text, rounds)]
 
 
