@@ -15,6 +15,9 @@ READY := $(VENV)/.cptron-ready
 MODEL := .cache/smollm2-135m
 SANITIZED := .cache/sanitized
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+SANITIZED_PYTHON = PYTHONPATH=$(SANITIZED):tests ASAN_OPTIONS=detect_leaks=0 \
+	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" $(VENV)/bin/python -P
 NEWEST := 0.19.2
 NEWEST_DIR := .cache/megatron-core-$(NEWEST)
 
@@ -66,9 +69,8 @@ sanitize: $(READY) ## the kernels' tests under AddressSanitizer and UndefinedBeh
 	rm -rf $(SANITIZED)
 	CXXFLAGS="$(SANITIZE) -g" LDFLAGS="$(SANITIZE)" $(VENV)/bin/python setup.py --quiet build --build-lib $(SANITIZED) \
 		--build-temp $(SANITIZED)/temp
-	PYTHONPATH=$(SANITIZED):tests ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-		LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
-		$(VENV)/bin/python -P -m pytest -q $(PYTEST_ARGS) $(wildcard tests/unit/test_data_*.py)
+	$(SANITIZED_PYTHON) -c 'import cptron._kernels as kernels; assert "sanitized" in kernels.__file__, kernels.__file__'
+	$(SANITIZED_PYTHON) -m pytest -q $(PYTEST_ARGS) $(wildcard tests/unit/test_data_*.py)
 
 test-gpu: ## the engine on one CUDA device, in the environment of PY: make test-gpu PY=python3
 	$(PY) -m pytest $(PYTEST_ARGS) -m gpu tests/gpu
