@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from cptron.config.load import load_config
-from cptron.data.ledger import Ledger
-from cptron.data.log import DATA_LOG, LoggedStep, read_log
+from cptron.data.ledger import Entry, Ledger
+from cptron.data.log import BEGINNING, DATA_LOG, LoggedStep, read_log
 from cptron.data.open import open_sources
+from cptron.data.replay import Replay
 from cptron.data.source import TokenSource
 from cptron.errors import DataError
 
@@ -75,29 +76,25 @@ def audit(run: Path) -> Audit:
             f"{run} has data.order=megatron, only cptron's own order can be recomputed; nothing to do"
         )
     sources = _all_sources(run)
-    deviations = dict.fromkeys(sources, 0.0)
-    last, mix_start = LoggedStep(0, {}, {}), LoggedStep(0, {}, {})
-    at_step: dict[int, LoggedStep] = {}
+    replay, counted = Replay(sources), _Counted(sources)
+    last, compared = BEGINNING, list[str]()
     saved = _saved_ledgers(run)
     for step in read_log(run / DATA_LOG):
-        if step.shares != last.shares:
-            mix_start = step if last.step else LoggedStep(0, {}, step.shares)
-        for name, deviation in _deviations(sources, mix_start, step).items():
-            deviations[name] = max(deviations[name], deviation)
+        _check_sources(run, sources, step)
+        replay.follow(step)
         if step.step in saved:
-            at_step[step.step] = step
+            path, ledger = saved[step.step]
+            _compare(counted, step, path, ledger)
+            compared.append(str(path))
         last = step
-    unknown = set(last.cursors) - set(sources)
-    if unknown:
+    beyond = [path for number, (path, _) in saved.items() if number > last.step]
+    if beyond:
         raise DataError(
-            f"{run} has drawn from {sorted(unknown)}, its config.yaml names no such source; restore it"
+            f"{run / DATA_LOG} ends with step {last.step}, before {beyond[0]}; "
+            "restore the log, or remove the checkpoint"
         )
-    accounts = [
-        _account(source, last.cursors.get(name, 0), deviations[name]) for name, source in sources.items()
-    ]
-    for number, step in at_step.items():
-        _compare(sources, step, *saved[number])
-    return Audit(last.step, accounts, [str(saved[number][0]) for number in at_step], sources)
+    accounts = [counted.account(name, last.cursors.get(name, 0), replay.deviations[name]) for name in sources]
+    return Audit(last.step, accounts, compared, sources)
 
 
 def _all_sources(run: Path) -> dict[str, TokenSource]:
@@ -115,26 +112,42 @@ def _all_sources(run: Path) -> dict[str, TokenSource]:
     return sources
 
 
-def _account(source: TokenSource, samples: int, deviation: float) -> Account:
-    documents, tokens = _count(source, samples)
-    return Account(source.name, samples, tokens, documents, samples / source.samples_per_epoch, deviation)
+def _check_sources(run: Path, sources: Mapping[str, TokenSource], step: LoggedStep) -> None:
+    unknown = set(step.cursors) - set(sources)
+    if unknown:
+        raise DataError(
+            f"{run} has drawn from {sorted(unknown)}, its config.yaml names no such source; restore it"
+        )
 
 
-def _count(source: TokenSource, samples: int) -> tuple[int, int]:
-    """Documents begun and tokens predicted by the first `samples` samples."""
-    documents = tokens = 0
-    for first in range(0, samples, _AT_ONCE):
-        found = source.count(np.arange(first, min(samples, first + _AT_ONCE)))
-        documents, tokens = documents + found[0], tokens + found[1]
-    return documents, tokens
+class _Counted:
+    """Documents begun and tokens predicted by the first samples of each source, however many; each is read
+    once, because a cursor only grows."""
 
+    def __init__(self, sources: Mapping[str, TokenSource]) -> None:
+        self._sources = sources
+        self._sums = {name: (0, 0, 0) for name in sources}
 
-def _deviations(sources: Mapping[str, TokenSource], start: LoggedStep, step: LoggedStep) -> dict[str, float]:
-    """|samples drawn - share of them| of each source since the shares of `start` were set."""
-    weights = {n: step.shares[n] / sources[n].predictions_per_sample for n in sources if step.shares.get(n)}
-    drawn = {name: step.cursors[name] - start.cursors.get(name, 0) for name in weights}
-    total, weight = sum(drawn.values()), sum(weights.values())
-    return {name: abs(drawn[name] - total * weights[name] / weight) for name in weights}
+    def entry(self, step: LoggedStep, name: str) -> Entry:
+        """What a ledger must hold of a source after a step."""
+        source, cursor = self._sources[name], step.cursors[name]
+        documents, tokens = self._upto(name, cursor)
+        since_mix, epochs = cursor - step.mix_start[name], cursor / source.samples_per_epoch
+        return Entry(source.identity, step.shares[name], cursor, since_mix, tokens, documents, epochs)
+
+    def account(self, name: str, samples: int, deviation: float) -> Account:
+        """What people are told of a source."""
+        documents, tokens = self._upto(name, samples)
+        epochs = samples / self._sources[name].samples_per_epoch
+        return Account(name, samples, tokens, documents, epochs, deviation)
+
+    def _upto(self, name: str, samples: int) -> tuple[int, int]:
+        counted, documents, tokens = self._sums[name]
+        for first in range(counted, samples, _AT_ONCE):
+            found = self._sources[name].count(np.arange(first, min(samples, first + _AT_ONCE)))
+            documents, tokens = documents + found[0], tokens + found[1]
+        self._sums[name] = samples, documents, tokens
+        return documents, tokens
 
 
 def _saved_ledgers(run: Path) -> dict[int, tuple[Path, Ledger]]:
@@ -149,16 +162,13 @@ def _saved_ledgers(run: Path) -> dict[int, tuple[Path, Ledger]]:
     return found
 
 
-def _compare(sources: Mapping[str, TokenSource], step: LoggedStep, path: Path, ledger: Ledger) -> None:
-    for name, entry in ledger.entries.items():
-        source = sources[name]
-        documents, tokens = _count(source, step.cursors[name])
-        expected = (source.identity, step.cursors[name], tokens, documents)
-        found = (entry.identity, entry.cursor, entry.tokens, entry.documents)
+def _compare(counted: _Counted, step: LoggedStep, path: Path, ledger: Ledger) -> None:
+    for name in sorted(ledger.entries.keys() | step.cursors.keys()):
+        expected = counted.entry(step, name) if name in step.cursors else None
+        found = ledger.entries.get(name)
         if found != expected:
             raise DataError(
-                f"{path} has source {name} at (identity, samples, tokens, documents) {found}, log and files give "
-                f"{expected}; do not go on from this checkpoint"
+                f"{path} has source {name} at {found}, log and files give {expected}; do not go on from this checkpoint"
             )
 
 

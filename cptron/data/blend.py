@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cptron.data import kernels
-from cptron.errors import ConfigError
+from cptron.errors import CheckpointError, ConfigError
 
 WEIGHT_SUM = 2**48
 """Shares become integers of this sum; so the order is the same on every platform."""
@@ -52,8 +52,14 @@ class Blend:
         self, counts: Sequence[int], num_samples: int
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """Source of each of the next `num_samples` samples, and which sample of its source it is, when `counts`
-        samples of each source were drawn before."""
-        if self._kernel.counts != list(counts):
-            self._kernel = kernels.Blend(self.weights, list(counts))
-        sources, numbers = self._kernel.draw(num_samples)
+        samples of each source were drawn before. Raises CheckpointError when these shares never lead there."""
+        try:
+            if self._kernel.counts != list(counts):
+                self._kernel = kernels.Blend(self.weights, list(counts))
+            sources, numbers = self._kernel.draw(num_samples)
+        except (RuntimeError, TypeError) as error:  # TypeError: beyond 64 bits
+            raise CheckpointError(
+                f"the ledger has drawn {list(counts)[:8]} samples of its sources, which their shares do not allow "
+                f"({str(error).splitlines()[0]}); use another checkpoint"
+            ) from None
         return sources, numbers

@@ -62,7 +62,11 @@ class IndexCache:
     def _building(self, path: Path) -> Iterator[None]:
         """Keep others on this file system from doing the same work; a lock that cannot be had, or is held too
         long, only costs doing it twice."""
-        descriptor = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            descriptor = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError:
+            yield
+            return
         try:
             deadline = time.monotonic() + _WAIT_S
             while not _try_lock(descriptor) and time.monotonic() < deadline and not path.exists():
@@ -104,7 +108,7 @@ def _load(path: Path) -> Int64Array | None:
     """The array of a file; None when there is none or it is damaged."""
     try:
         raw = np.memmap(path, dtype=np.uint8, mode="r")
-    except (FileNotFoundError, ValueError):  # ValueError: an empty file cannot be mapped
+    except (OSError, ValueError):  # ValueError: an empty file cannot be mapped
         return None
     if len(raw) < _HEADER.size:
         return None

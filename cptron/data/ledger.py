@@ -13,6 +13,8 @@ from typing import Any, Self
 
 from cptron.errors import CheckpointError, DataError
 
+_MOST = 2**62
+
 
 @dataclass
 class Entry:
@@ -47,8 +49,8 @@ class Ledger:
             entries = {name: Entry(**entry) for name, entry in saved["entries"].items()}
             for entry in entries.values():
                 numbers = (entry.cursor, entry.since_mix, entry.tokens, entry.documents)
-                if not all(type(number) is int and number >= 0 for number in numbers):
-                    raise TypeError(f"{entry} must count in integers from 0")
+                if not all(type(number) is int and 0 <= number < _MOST for number in numbers):
+                    raise TypeError(f"{entry} must count in integers from 0 to 2^62")
                 if not isinstance(entry.identity, str) or not isinstance(entry.share, (int, float)):
                     raise TypeError(f"{entry} must have an identity and a share")
         except (KeyError, TypeError, AttributeError) as error:

@@ -27,32 +27,39 @@ class LoggedStep:
     """Samples drawn of each source since the start of the run."""
     shares: dict[str, float]
     """Share of the tokens of each source, in force after the step."""
+    mix_start: dict[str, int]
+    """Samples drawn of each source when these shares were set."""
+
+
+BEGINNING = LoggedStep(0, {}, {}, {})
 
 
 def log_record(step: int, ledger: Ledger, shares_before: dict[str, float]) -> dict[str, Any]:
-    """The record of a step; shares are written where they changed."""
+    """The record of a step; shares, and the samples drawn since they were set, are written where they changed."""
     shares = {name: entry.share for name, entry in ledger.entries.items()}
     record: dict[str, Any] = {
         "kind": "data",
         "step": step,
         "cursors": {name: entry.cursor for name, entry in ledger.entries.items()},
     }
-    return record if shares == shares_before else record | {"shares": shares}
+    if shares == shares_before:
+        return record
+    since_mix = {name: entry.since_mix for name, entry in ledger.entries.items()}
+    return record | {"shares": shares, "since_mix": since_mix}
 
 
 def read_log(path: Path) -> Iterator[LoggedStep]:
-    """Steps in order. Raises DataError on a line that cannot be read, a step left out, or a cursor that goes
-    back."""
-    shares: dict[str, float] = {}
-    before = LoggedStep(0, {}, {})
+    """Steps in order; a last line that was cut off is left out, as a resume does. Raises DataError on a line
+    that cannot be read, a step left out, a cursor that goes back, or shares set at another time."""
+    before = BEGINNING
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
+                if not line.endswith(b"\n"):
+                    return
                 try:
-                    record = json.loads(line)
-                    shares = record.get("shares", shares)
-                    step = LoggedStep(int(record["step"]), dict(record["cursors"]), dict(shares))
-                except (ValueError, KeyError, TypeError) as error:
+                    step = _parsed(json.loads(line), before)
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
                     raise DataError(
                         f"{path}:{number} must be a record of a step ({error!r}); restore it"
                     ) from None
@@ -63,6 +70,17 @@ def read_log(path: Path) -> Iterator[LoggedStep]:
         raise DataError(f"{path} cannot be read ({error}); give a run directory of cptron train") from None
 
 
+def _parsed(record: dict[str, Any], before: LoggedStep) -> LoggedStep:
+    cursors: dict[str, int] = record["cursors"]
+    since_mix: dict[str, int] = record.get("since_mix", {})
+    for number in (record["step"], *cursors.values(), *since_mix.values()):
+        if type(number) is not int or number < 0:
+            raise TypeError(f"{number!r} must be an integer from 0")
+    mix_start = {name: cursors[name] - since for name, since in since_mix.items()}
+    shares = {name: float(share) for name, share in record.get("shares", before.shares).items()}
+    return LoggedStep(record["step"], dict(cursors), shares, mix_start or before.mix_start)
+
+
 def _check_follows(path: Path, number: int, before: LoggedStep, step: LoggedStep) -> None:
     if step.step != before.step + 1:
         raise DataError(
@@ -71,3 +89,10 @@ def _check_follows(path: Path, number: int, before: LoggedStep, step: LoggedStep
     back = [name for name, cursor in before.cursors.items() if step.cursors.get(name, -1) < cursor]
     if back:
         raise DataError(f"{path}:{number} has source {back[0]} behind where it was before; restore the file")
+    # shares are set between two steps, or within this one
+    same = (step.mix_start, step.shares) == (before.mix_start, before.shares)
+    earlier = any(start < before.cursors.get(name, 0) for name, start in step.mix_start.items())
+    if not step.cursors.keys() == step.shares.keys() == step.mix_start.keys() or (earlier and not same):
+        raise DataError(
+            f"{path}:{number} has shares set at samples {step.mix_start}, not after the step before; restore the file"
+        )

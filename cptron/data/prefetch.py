@@ -23,9 +23,13 @@ class Prefetcher(Generic[T]):
         self._stopped = threading.Event()
         self._depth = depth
         self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
 
     def next(self) -> T:
-        """The next item; raises what `produce` raised."""
+        """The next item; raises what `produce` raised, and again when asked again."""
+        if self._error is not None:
+            raise self._error
+        assert not self._stopped.is_set(), "closed: nobody makes a further item"
         if self._depth == 0:
             return self._produce()
         if self._thread is None:  # only now: who never asks leaves no thread behind
@@ -34,6 +38,7 @@ class Prefetcher(Generic[T]):
         item, error = self._ready.get()
         if error is not None:
             self.close()
+            self._error = error
             raise error
         return item  # type: ignore[return-value]  # None only beside an error
 

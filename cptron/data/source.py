@@ -56,8 +56,13 @@ class TokenSource:
         )
         if files.num_tokens < 2:
             raise nothing
-        masked = content.manifest is not None and "loss_mask" in content.manifest.files
-        learned = np.memmap(loss_mask_path(prefix), np.uint8, "r") if masked else np.zeros(0, np.uint8)
+        mask = content.manifest and content.manifest.files.get("loss_mask")
+        if mask and mask.bytes != files.num_tokens:
+            raise DataError(
+                f"{loss_mask_path(prefix)} has {mask.bytes} bytes, must have one for each of {files.num_tokens} "
+                "tokens; run preprocess again"
+            )
+        learned = np.memmap(loss_mask_path(prefix), np.uint8, "r") if mask else np.zeros(0, np.uint8)
         self._order = SourceOrder(content, learned.view(np.ndarray), seq_length, seed, packing, cache)
         if packing == "best_fit":
             self.predictions_per_epoch = files.num_tokens - files.num_documents

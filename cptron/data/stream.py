@@ -153,10 +153,14 @@ class SampleStream:
     def _remix(self) -> None:
         """Put the shares in force that the cursors leave: a source at its limit has none if others take over."""
         redistribute = self._mix.on_max_epochs == "redistribute"
+        # by name: the order in the configuration must not decide which source a rounded weight favours
+        by_name = sorted(range(len(self.sources)), key=lambda index: self.sources[index].name)
         self._active = [
             index
-            for index, limit in enumerate(self._limits)
-            if not (redistribute and limit and self._entries[index].cursor >= limit)
+            for index in by_name
+            if not (
+                redistribute and self._limits[index] and self._entries[index].cursor >= self._limits[index]
+            )
         ]
         for index in set(range(len(self.sources))) - set(self._active):
             if self._entries[index].share:
@@ -168,8 +172,9 @@ class SampleStream:
         shares = {self.sources[i].name: self._mix.token_shares[i] / total for i in self._active}
         self.ledger.set_shares(shares)
         if self._active:
+            # from the ledger's shares: the same ones in other words (9:1 and 0.9:0.1) give the same weights
             self._blend = Blend(
-                [self._mix.token_shares[i] / self.sources[i].predictions_per_sample for i in self._active]
+                [self._entries[i].share / self.sources[i].predictions_per_sample for i in self._active]
             )
 
     def _restore(self, before: Ledger) -> None:

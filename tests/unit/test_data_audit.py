@@ -1,0 +1,385 @@
+"""`cptron data ledger`: what a run has seen is recomputed, and nothing that was changed afterwards passes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data_world import SEQ, write_tokens
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cptron.config.load import resolved_yaml
+from cptron.config.schema import Config, DataConfig, OptimConfig, RunConfig, SourceConfig, TrainConfig
+from cptron.data import main as command
+from cptron.data.audit import audit
+from cptron.data.ledger import Ledger
+from cptron.data.log import DATA_LOG, log_record, read_log
+from cptron.data.open import mix_of, open_sources
+from cptron.data.order import Packing
+from cptron.data.stream import SampleStream
+from cptron.errors import CptronError, DataError
+
+LENGTHS = {"a": [3, 1, 30, 8, 8, 17, 2, 40], "b": [1, 100, 3, 1, 57], "c": [5, 5, 60]}
+SESSION = st.tuples(
+    st.dictionaries(st.sampled_from("abc"), st.sampled_from([1.0, 2.0, 0.1, 7.0]), min_size=1),
+    st.sampled_from([1, 4, 9]),
+    st.integers(1, 5),
+)
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three corpora; each token is found once."""
+    directory = tmp_path_factory.mktemp("tokens")
+    for number, (name, lengths) in enumerate(LENGTHS.items()):
+        write_tokens(directory / name, lengths, first=1000 * number)
+    return directory
+
+
+@dataclass
+class FakeRun:
+    """What training leaves behind, without a model: configuration, log and checkpoints."""
+
+    directory: Path
+    tokens: Path
+    packing: Packing = "joined"
+    max_epochs: float = 0.0
+    step: int = 0
+    ledger: Ledger = field(default_factory=Ledger)
+    drawn: list[tuple[str, int]] = field(default_factory=list)
+
+    def config(self, shares: dict[str, float], global_batch_size: int = 4) -> Config:
+        """The configuration of one session."""
+        sources = [
+            SourceConfig(
+                name=name,
+                path=str(self.tokens / name),
+                token_share=share,
+                max_epochs=0 if name == "c" else self.max_epochs,
+            )
+            for name, share in shares.items()
+        ]
+        return Config(
+            run=RunConfig(dir=str(self.directory)),
+            data=DataConfig(
+                seq_length=SEQ, sources=tuple(sources), packing=self.packing, on_max_epochs="redistribute"
+            ),
+            train=TrainConfig(steps=10, global_batch_size=global_batch_size),
+            optim=OptimConfig(lr=1e-3),
+        )
+
+    def train(self, shares: dict[str, float], num_steps: int, global_batch_size: int = 4) -> None:
+        """One session, up to its checkpoint."""
+        config = self.config(shares, global_batch_size)
+        path = self.directory / "config.yaml"
+        if self.step:
+            path.rename(self.directory / f"config.until_step_{self.step:08d}.yaml")
+        path.write_text(resolved_yaml(config))
+        stream = SampleStream(open_sources(config), mix_of(config), self.ledger)
+        shares_before: dict[str, float] = {}
+        with (self.directory / DATA_LOG).open("a") as log:
+            for _ in range(num_steps):
+                drawn = stream.draw(global_batch_size)
+                if not drawn:
+                    break
+                self.drawn += [(stream.sources[draw.source].name, draw.cursor) for draw in drawn]
+                self.step += 1
+                log.write(json.dumps(log_record(self.step, stream.ledger, shares_before)) + "\n")
+                shares_before = {name: entry.share for name, entry in stream.ledger.entries.items()}
+        self.ledger.assign(stream.ledger)
+        checkpoint = self.directory / "checkpoints" / f"step_{self.step:08d}"
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        state = {"step": self.step, "tokens_total": 0, "ledger": self.ledger.to_dict(), "random_states": []}
+        (checkpoint / "state.json").write_text(json.dumps(state))
+
+
+def make_run(directory: Path, tokens: Path, **options: Any) -> FakeRun:
+    """An empty run directory."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    return FakeRun(directory, tokens, **options)
+
+
+@pytest.fixture
+def run(tmp_path: Path, tokens: Path) -> FakeRun:
+    """Two sessions under the same shares, checkpoints at 6 and 12; step 3 and 9 lie between."""
+    made = make_run(tmp_path / "run", tokens)
+    made.train({"a": 0.7, "b": 0.3}, 6)
+    made.train({"a": 0.7, "b": 0.3}, 6)
+    return made
+
+
+def places_of(name: str) -> dict[int, tuple[int, int]]:
+    """Where each token of a corpus is: document and offset."""
+    number = list(LENGTHS).index(name)
+    places = itertools.chain.from_iterable(
+        ((document, offset) for offset in range(length)) for document, length in enumerate(LENGTHS[name])
+    )
+    return {1000 * number + at: place for at, place in enumerate(places)}
+
+
+def brute_force(run: FakeRun, name: str) -> tuple[set[tuple[int, int, int]], int, int]:
+    """(epoch, document, token) of all that was read of a source, and how many tokens were predicted and documents
+    begun: by the token ids of every sample."""
+    sources = open_sources(run.config({name: 1.0}))
+    places, seen, predicted = places_of(name), set(), 0
+    begun = Counter[int]()
+    for cursor in sorted(cursor for source, cursor in run.drawn if source == name):
+        inputs, labels, mask = sources[0].sample(cursor)
+        count = int(mask.sum())
+        epoch = cursor // sources[0].samples_per_epoch
+        seen |= {(epoch, *places[token]) for token in [*inputs[:count].tolist(), *labels[:count].tolist()]}
+        begun[epoch] += sum(places[token][1] == 0 for token in inputs[:count].tolist())
+        predicted += count
+    return seen, predicted, begun.total()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sessions=st.lists(SESSION, min_size=1, max_size=4),
+    packing=st.sampled_from(["joined", "best_fit"]),
+    max_epochs=st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_any_history_is_proven(
+    tmp_path_factory: pytest.TempPathFactory,
+    tokens: Path,
+    sessions: list[tuple[dict[str, float], int, int]],
+    packing: Packing,
+    max_epochs: float,
+) -> None:
+    """Accounts and ranges are those of brute force over the tokens, whatever was re-weighted, limited, dropped and
+    brought back; and after every step each source is within Tijdeman's bound of its share."""
+    directory = tmp_path_factory.getbasetemp() / "history"
+    run = make_run(directory, tokens, packing=packing, max_epochs=max_epochs)
+    for shares, global_batch_size, num_steps in sessions:
+        run.train(shares, num_steps, global_batch_size)
+    if not run.step:
+        return
+    found = audit(directory)
+    assert found.step == run.step
+    assert set(found.compared_with) == {str(path) for path in directory.glob("checkpoints/*/state.json")}
+    assert {account.name for account in found.accounts} == {
+        name for shares, *_ in sessions for name in shares
+    }
+    for account in found.accounts:
+        seen, predicted, begun = brute_force(run, account.name)
+        assert account.samples == sum(name == account.name for name, _ in run.drawn)
+        assert account.tokens == predicted
+        # a joined document may begin with the label that ends an epoch's last sample
+        assert 0 <= account.documents - begun <= (np.ceil(account.epochs) if packing == "joined" else 0)
+        assert account.largest_deviation_samples <= (0.75 if len(found.accounts) == 3 else 0.5) + 1e-9
+        ranges = list(found.seen(account.name))
+        read = Counter((r.epoch, r.document, at) for r in ranges for at in range(r.start, r.stop))
+        assert read == dict.fromkeys(seen, 1)
+        for one, other in itertools.pairwise(ranges):
+            apart = one.stop < other.start
+            assert (one.epoch, one.document) < (other.epoch, other.document) or (
+                (one.epoch, one.document) == (other.epoch, other.document) and apart
+            )
+
+
+def edit_line(run: FakeRun, step: int, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change one record of the log."""
+    path = run.directory / DATA_LOG
+    lines = path.read_text().splitlines()
+    record = json.loads(lines[step - 1])
+    change(record)
+    lines[step - 1] = json.dumps(record)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def move_a_sample(record: dict[str, Any]) -> None:
+    """One more of a, one less of b: the total stays."""
+    record["cursors"]["a"] += 1
+    record["cursors"]["b"] -= 1
+
+
+@pytest.mark.parametrize("step", [1, 3, 6, 9, 12])
+def test_one_moved_sample_in_the_log_is_found(run: FakeRun, step: int) -> None:
+    """Also between two checkpoints, where no ledger is: the blend would have drawn another one."""
+    audit(run.directory)
+    edit_line(run, step, move_a_sample)
+    with pytest.raises(DataError, match=rf"step {step} of the log has drawn|:{step} has shares set at"):
+        audit(run.directory)
+
+
+@pytest.mark.parametrize(
+    ("step", "change"),
+    [
+        (3, lambda record: record.update(shares={"a": 0.5, "b": 0.5})),
+        (3, lambda record: record.update(since_mix={"a": 0, "b": 0})),
+        (1, lambda record: record.update(since_mix={"a": 0, "b": 0})),
+        (7, lambda record: record["since_mix"].update(a=3)),
+        (1, lambda record: record["shares"].update(a=0.69)),
+        (1, lambda record: record["shares"].pop("a")),
+        (5, lambda record: record["cursors"].pop("a")),
+        (5, lambda record: record["cursors"].update(z=0)),
+        (12, lambda record: record["cursors"].update(a=record["cursors"]["a"] + 4)),
+    ],
+)
+def test_a_changed_record_is_found(run: FakeRun, step: int, change: Callable[[dict[str, Any]], None]) -> None:
+    """Shares, when they were set, and what was drawn must fit one another and the checkpoints."""
+    edit_line(run, step, change)
+    with pytest.raises(DataError):
+        audit(run.directory)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"5", b"[]", b"null", b"{}", b'{"step": 3}', b"\xff", b'{"step": 3, "cursors": {"a": "1", "b": 1}}',
+     b'{"step": 3, "cursors": {"a": 1.5, "b": 9}}', b'{"step": 3, "cursors": [1]}', b'{"step": true, "cursors": {}}',
+     b'{"step": 3, "cursors": {"a": 9, "b": 9}, "shares": 4}', b""],
+)  # fmt: skip
+def test_a_damaged_line_is_one_clear_error(run: FakeRun, line: bytes) -> None:
+    """With its number, and no traceback."""
+    path = run.directory / DATA_LOG
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([*lines[:2], line, *lines[3:]]) + b"\n")
+    with pytest.raises(DataError, match=r"data_log\.jsonl:3 must be a record of a step"):
+        audit(run.directory)
+
+
+def test_lines_left_out_or_swapped_are_found(run: FakeRun) -> None:
+    """Every step has its line, in order."""
+    path = run.directory / DATA_LOG
+    lines = path.read_text().splitlines(keepends=True)
+    for changed in (lines[1:], [*lines[:4], *lines[5:]], [*lines[:4], lines[5], lines[4], *lines[6:]]):
+        path.write_text("".join(changed))
+        with pytest.raises(DataError, match="none may be left out"):
+            audit(run.directory)
+
+
+def test_a_log_that_ends_before_a_checkpoint_is_found(run: FakeRun) -> None:
+    """A line cut off by a crash is none, as a resume sees it; what a checkpoint has counted must be in the log."""
+    path = run.directory / DATA_LOG
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(whole + b'{"kind": "data", "st')
+    assert audit(run.directory).step == 12
+    for log in (whole[:-5], b"".join(lines[:11]), b""):
+        path.write_bytes(log)
+        with pytest.raises(DataError, match=r"ends with step (11|0), before .*step_"):
+            audit(run.directory)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("cursor", 1),
+        ("tokens", 1),
+        ("tokens", -1),
+        ("documents", 1),
+        ("since_mix", 1),
+        ("share", 0.1),
+        ("epochs", 0.01),
+        ("identity", "0"),
+    ],
+)
+@pytest.mark.parametrize("step", [6, 12])
+def test_a_changed_ledger_is_found(run: FakeRun, step: int, name: str, value: float | str) -> None:
+    """Every number of it, in every checkpoint."""
+    path = run.directory / "checkpoints" / f"step_{step:08d}" / "state.json"
+    state = json.loads(path.read_text())
+    state["ledger"]["entries"]["b"][name] += value
+    path.write_text(json.dumps(state))
+    with pytest.raises(DataError, match=rf"step_{step:08d}/state\.json has source b at"):
+        audit(run.directory)
+
+
+def test_a_source_more_or_less_in_a_ledger_is_found(run: FakeRun) -> None:
+    """Left out of a checkpoint, it would begin anew."""
+    path = run.directory / "checkpoints" / "step_00000012" / "state.json"
+    state = json.loads(path.read_text())
+    entry = state["ledger"]["entries"].pop("b")
+    path.write_text(json.dumps(state))
+    with pytest.raises(DataError, match="has source b at None"):
+        audit(run.directory)
+    state["ledger"]["entries"] |= {"b": entry, "x": entry}
+    path.write_text(json.dumps(state))
+    with pytest.raises(DataError, match=r"has source x at .* give None"):
+        audit(run.directory)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "5", '{"step": 12}', '{"step": "x", "ledger": {"entries": {}}}'])
+def test_a_damaged_checkpoint_is_one_clear_error(run: FakeRun, text: str) -> None:
+    """It is named."""
+    (run.directory / "checkpoints" / "step_00000012" / "state.json").write_text(text)
+    with pytest.raises(DataError, match=r"step_00000012/state\.json cannot be read"):
+        audit(run.directory)
+
+
+def test_other_token_files_are_found(tmp_path: Path, tokens: Path) -> None:
+    """The identity in the checkpoints is that of the content."""
+    copies = tmp_path / "tokens"
+    shutil.copytree(tokens, copies)
+    run = make_run(tmp_path / "run", copies)
+    run.train({"a": 1.0}, 3)
+    audit(run.directory)
+    write_tokens(copies / "a", LENGTHS["a"], first=5)
+    with pytest.raises(DataError, match="has source a at"):
+        audit(run.directory)
+
+
+def test_a_dropped_source_is_opened_from_the_earlier_configuration(tmp_path: Path, tokens: Path) -> None:
+    """Without that file the run cannot be proven, and says so."""
+    run = make_run(tmp_path / "run", tokens)
+    run.train({"a": 0.5, "b": 0.5}, 3)
+    run.train({"c": 1.0}, 3)
+    found = audit(run.directory)
+    assert {account.name: account.samples for account in found.accounts} == {"c": 12, "a": 6, "b": 6}
+    (run.directory / "config.until_step_00000003.yaml").unlink()
+    with pytest.raises(DataError, match=r"has drawn from \['a', 'b'\]"):
+        audit(run.directory)
+
+
+def test_what_is_no_run_of_ours_is_refused(run: FakeRun, tmp_path: Path) -> None:
+    """No configuration, no log, another order."""
+    with pytest.raises(CptronError, match=r"config\.yaml"):
+        audit(tmp_path)
+    config = run.config({"a": 0.7, "b": 0.3})
+    (run.directory / DATA_LOG).rename(tmp_path / "log")
+    with pytest.raises(DataError, match=r"data_log\.jsonl cannot be read"):
+        audit(run.directory)
+    megatron = replace(config, data=replace(config.data, order="megatron"))
+    (run.directory / "config.yaml").write_text(resolved_yaml(megatron))
+    with pytest.raises(DataError, match=r"data\.order=megatron"):
+        audit(run.directory)
+
+
+def test_shares_are_logged_where_they_change(run: FakeRun) -> None:
+    """At the beginning of a session and at a change, so that the log of a long run stays small."""
+    lines = [json.loads(line) for line in (run.directory / DATA_LOG).read_text().splitlines()]
+    assert [line["step"] for line in lines if "shares" in line] == [1, 7]
+    steps = list(read_log(run.directory / DATA_LOG))
+    assert all(step.shares == {"a": 0.7, "b": 0.3} for step in steps)
+    assert all(step.mix_start == {"a": 0, "b": 0} for step in steps)
+
+
+def test_the_command_writes_what_was_proven(
+    run: FakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Table, JSON and ranges; a source or a file that cannot be is refused."""
+    found = audit(run.directory)
+    out = tmp_path / "seen.jsonl"
+    assert command.main(["ledger", str(run.directory), "--json", "--documents", str(out)]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["step"] == 12 and len(printed["checkpoints"]) == 2
+    assert printed["accounts"] == [asdict(account) for account in found.accounts]
+    ranges = [json.loads(line) for line in out.read_text().splitlines()]
+    assert ranges == [asdict(seen) for name in "ab" for seen in found.seen(name)]
+    assert command.main(["ledger", str(run.directory), "--documents", str(out), "--source", "b"]) == 0
+    assert len(out.read_text().splitlines()) == len(list(found.seen("b")))
+    assert "step 12, recomputed" in capsys.readouterr().out
+    with pytest.raises(DataError, match="--source z must be one of a, b"):
+        command.main(["ledger", str(run.directory), "--documents", str(out), "--source", "z"])
+    with pytest.raises(DataError, match="cannot be written"):
+        command.main(["ledger", str(run.directory), "--documents", str(tmp_path)])
