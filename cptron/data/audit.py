@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from cptron.config.load import load_config
+from cptron.config.stored import stored_configs
 from cptron.data.ledger import Entry, Ledger
 from cptron.data.log import BEGINNING, DATA_LOG, LoggedStep, read_log
 from cptron.data.open import open_sources
@@ -100,7 +101,7 @@ def audit(run: Path) -> Audit:
 def _all_sources(run: Path) -> dict[str, TokenSource]:
     """The sources of the run's configuration, and those that only an earlier one names."""
     sources: dict[str, TokenSource] = {}
-    for path in [run / "config.yaml", *sorted(run.glob("config.until_step_*.yaml"), reverse=True)]:
+    for path in stored_configs(run):
         config = load_config(path).config
         if config.data.order == "megatron":
             raise DataError(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from cptron.config.load import load_config, resolved_yaml
 from cptron.config.schema import Config
+from cptron.config.stored import store_config
 from cptron.errors import ConfigError
 from cptron.runtime.launcher import Ranks, launched_ranks
 from cptron.train.preflight import preflight
@@ -84,11 +85,10 @@ def run(config: Config, ranks: Ranks) -> int:
 def _open_reports(run: Run) -> Sequence[Hook]:
     """Store the configuration and open console and metrics: on rank 0; the others have no hooks."""
     from cptron.report.hooks import report_hooks
-    from cptron.train.setup import save_config
 
     try:
         if run.session.ranks.is_main:
-            save_config(run, resolved_yaml(run.config))
+            store_config(run.directory, resolved_yaml(run.config), run.state.step)
         return report_hooks(run)
     except OSError as error:
         raise ConfigError(

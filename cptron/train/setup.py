@@ -166,12 +166,3 @@ def _gate(run: Run) -> None:
             f"(tolerance {tolerance:g}): the weights are not the ones asked for; "
             "use another checkpoint, or convert the base model again"
         )
-
-
-def save_config(run: Run, resolved: str) -> None:
-    """Store the resolved configuration with the run; an earlier one is kept under the step it was used
-    until."""
-    path = run.directory / "config.yaml"
-    if path.exists() and path.read_text() != resolved:
-        path.rename(run.directory / f"config.until_step_{run.state.step:08d}.yaml")
-    path.write_text(resolved)
