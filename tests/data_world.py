@@ -5,22 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from tokens_world import write_known
 
 from cptron.data.ledger import Ledger
 from cptron.data.loader import Cut, TrainLoader
 from cptron.data.order import Packing
 from cptron.data.source import TokenSource
 from cptron.data.stream import Mix, OnMaxEpochs, SampleStream
-from cptron.tokens.index_layout import loss_mask_path
-from cptron.tokens.indexed_writer import IndexedWriter
-from cptron.tokens.manifest import (
-    FORMAT_VERSION,
-    FileRecord,
-    Manifest,
-    TokenizerRecord,
-    hash_file,
-    write_manifest,
-)
+from cptron.tokens.manifest import manifest_path
 
 SEQ = 8
 Rows = list[tuple[int, ...]]
@@ -36,42 +28,12 @@ def write_tokens(
 ) -> np.ndarray:
     """Token files whose tokens are all different; returns the stream in file order."""
     stream = np.arange(first, first + sum(lengths), dtype=np.int32)
-    with IndexedWriter(prefix, np.int32) as writer:
-        start = 0
-        for length in lengths:
-            writer.add(stream[start : start + length])
-            start += length
-        writer.finish()
-    files: dict[str, FileRecord] = {kind: hash_file(Path(f"{prefix}.{kind}")) for kind in ("bin", "idx")}
-    if learned is not None:
-        loss_mask_path(prefix).write_bytes(learned.astype(np.uint8).tobytes())
-        files["loss_mask"] = hash_file(loss_mask_path(prefix))
-    if manifest:
-        write_manifest(prefix, manifest_of(files, len(lengths), len(stream)))
+    mask = None if learned is None else learned.astype(np.uint8).tolist()
+    documents = np.split(stream, np.cumsum(lengths)[:-1])
+    write_known(prefix, documents, mask, dtype="int32")
+    if not manifest:
+        manifest_path(prefix).unlink()
     return stream
-
-
-def manifest_of(files: dict[str, FileRecord], documents: int, tokens: int) -> Manifest:
-    """What `cptron preprocess` would have written."""
-    return Manifest(
-        format_version=FORMAT_VERSION,
-        documents=documents,
-        tokens=tokens,
-        dtype="int32",
-        files=files,
-        tokenizer=TokenizerRecord(name="t", fingerprint="f", vocab_size=10**6, eos_id=0, bos_id=None),
-        append_eod=False,
-        prepend_bos=False,
-        key="text",
-        sources=(),
-        records_read=documents,
-        documents_empty_skipped=0,
-        documents_rejected={},
-        engine="test",
-        partition="",
-        options={},
-        cptron_version="test",
-    )
 
 
 def open_stream(

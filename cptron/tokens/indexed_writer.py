@@ -15,22 +15,11 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from cptron.durable import fsync_path
 from cptron.errors import DataError
-from cptron.tokens.index_layout import (
-    CHUNK,
-    CODE_OF_DTYPE,
-    HEADER,
-    MAGIC,
-    VERSION,
-    Int32Array,
-    Int64Array,
-    bin_path,
-    idx_path,
-    loss_mask_path,
-)
+from cptron.tokens.index_layout import CHUNK, CODE_OF_DTYPE, Int32Array, bin_path, idx_path, loss_mask_path
 from cptron.tokens.manifest import FileRecord
 from cptron.tokens.partial_file import PartialFile, partial_path
+from cptron.tokens.publish import publish, write_index
 
 
 def best_dtype(vocab_size: int) -> np.dtype[np.integer[Any]]:
@@ -143,7 +132,9 @@ class IndexedWriter:
     def seal(self) -> dict[str, FileRecord]:
         """Write the index and make everything durable; returns what a manifest says of each file."""
         self._files["idx"] = PartialFile(idx_path(self._prefix))
-        self._write_index(self._files["idx"])
+        write_index(
+            self._files["idx"], self._files["lengths"], self._dtype, self.num_documents, self._document_ends()
+        )
         self.sync()
         return {name: file.record for name, file in self._files.items() if name != "lengths"}
 
@@ -152,7 +143,7 @@ class IndexedWriter:
         if self.num_documents == 0:
             raise DataError(f"{self._prefix} would hold 0 documents, at least 1 is needed; check the input")
         self.seal()
-        publish(self._prefix)
+        publish_partials(self._prefix)
         self.discard()
 
     def close(self) -> None:
@@ -166,36 +157,15 @@ class IndexedWriter:
         for file in self._files.values():
             file.discard()
 
-    def _write_index(self, idx: PartialFile) -> None:
-        code = CODE_OF_DTYPE[self._dtype.name]
-        idx.write(HEADER.pack(MAGIC, VERSION, code, self.num_documents, self.num_documents + 1))
-        for piece in self._files["lengths"].read_back():
-            idx.write(piece)
-        num_bytes = 0
-        for lengths in self._lengths():
-            ends = num_bytes + np.cumsum(lengths) * self._dtype.itemsize
-            idx.write((ends - lengths * self._dtype.itemsize).astype("<i8").tobytes())
-            num_bytes = int(ends[-1])
-        for start in range(0, self.num_documents + 1, CHUNK):
-            stop = min(start + CHUNK, self.num_documents + 1)
-            idx.write(np.arange(start, stop, dtype="<i8").tobytes())
-
-    def _lengths(self) -> Iterator[Int64Array]:
-        for piece in self._files["lengths"].read_back(4 * CHUNK):
-            yield np.frombuffer(piece, "<i4").astype(np.int64)
+    def _document_ends(self) -> Iterator[bytes]:
+        """Each document is one sequence."""
+        for start in range(1, self.num_documents + 1, CHUNK):
+            yield np.arange(start, min(start + CHUNK, self.num_documents + 1), dtype="<i8").tobytes()
 
 
-def publish(prefix: str) -> None:
-    """Give sealed files their names, in place of older ones. May be called again after it was cut off."""
-    # Without the old index, a stop between the renames leaves nothing that looks whole.
-    if partial_path(bin_path(prefix)).exists():
-        idx_path(prefix).unlink(missing_ok=True)
-        loss_mask_path(prefix).unlink(missing_ok=True)
-    for name in ("bin", "loss_mask", "idx"):
-        final = _final(prefix, name)
-        if partial_path(final).exists():
-            partial_path(final).replace(final)
-    fsync_path(bin_path(prefix).parent)
+def publish_partials(prefix: str) -> None:
+    """Give sealed files their names. May be called again after it was cut off."""
+    publish(prefix, {name: partial_path(_final(prefix, name)) for name in ("bin", "idx", "loss_mask")})
     partial_path(_final(prefix, "lengths")).unlink(missing_ok=True)
 
 

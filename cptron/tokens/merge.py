@@ -21,7 +21,8 @@ from cptron.errors import ConfigError, DataError
 from cptron.tokens.index_layout import bin_path, idx_path
 from cptron.tokens.manifest import Manifest, hash_file, write_manifest
 from cptron.tokens.merge_manifest import merge_manifests, require_same_ids
-from cptron.tokens.sequence_writer import SequenceWriter, refuse_existing
+from cptron.tokens.publish import refuse_existing
+from cptron.tokens.sequence_writer import SequenceWriter
 from cptron.tokens.token_files import TokenFiles
 
 COPY_BYTES = 1 << 23
@@ -79,7 +80,8 @@ def merge(
     real = [Path(bin_path(prefix)).resolve() for prefix in prefixes]
     if bin_path(output_prefix).resolve() in real:
         raise DataError(f"{output_prefix} is an input and must not be replaced; use another --output-prefix")
-    refuse_existing([output_prefix], overwrite=overwrite)
+    if not overwrite:
+        refuse_existing([output_prefix])
     try:
         parts = [TokenFiles(prefix) for prefix in prefixes]
         notes = _check(parts, require_manifest)

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cptron.durable import fsync_path
-from cptron.errors import DataError
 from cptron.tokens.encode import Encoded
-from cptron.tokens.index_layout import bin_path, idx_path, loss_mask_path
-from cptron.tokens.indexed_writer import IndexedWriter, discard_partials, publish
+from cptron.tokens.indexed_writer import IndexedWriter, discard_partials, publish_partials
 from cptron.tokens.journal import Checkpoint
 from cptron.tokens.manifest import FileRecord, Manifest, load_manifest, manifest_path, write_manifest
 from cptron.tokens.partial_file import partial_path
+from cptron.tokens.publish import refuse_existing
 from cptron.tokens.records import Position
 from cptron.tokens.rejects import OnError, Rejects, quarantine_path
 
@@ -111,7 +109,7 @@ def publish_outputs(names: OutputNames, manifests: Sequence[Manifest]) -> None:
     for prefix in names.prefixes:
         manifest_path(prefix).unlink(missing_ok=True)
     for prefix in names.prefixes:
-        publish(prefix)
+        publish_partials(prefix)
     quarantine = quarantine_path(names.run)
     partial = partial_path(quarantine)
     if partial.exists() and partial.stat().st_size:
@@ -132,10 +130,6 @@ def discard_outputs(names: OutputNames) -> None:
     partial_path(quarantine_path(names.run)).unlink(missing_ok=True)
 
 
-def refuse_existing(names: OutputNames) -> None:
+def refuse_existing_outputs(names: OutputNames) -> None:
     """Raise DataError when a file of an earlier run would be replaced."""
-    kinds = (bin_path, idx_path, loss_mask_path, manifest_path)
-    existing = [kind(prefix) for prefix in names.prefixes for kind in kinds]
-    for path in [*existing, quarantine_path(names.run)]:
-        if Path(path).exists():
-            raise DataError(f"{path} exists and must not be lost; use --overwrite or another --output-prefix")
+    refuse_existing(names.prefixes, quarantine_path(names.run))

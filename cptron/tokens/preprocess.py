@@ -31,7 +31,7 @@ from cptron.tokens.manifest import (
     TokenizerRecord,
     parse_manifest,
 )
-from cptron.tokens.outputs import Outputs, discard_outputs, publish_outputs, refuse_existing
+from cptron.tokens.outputs import Outputs, discard_outputs, publish_outputs, refuse_existing_outputs
 from cptron.tokens.preprocess_options import PreprocessOptions, parse_options
 from cptron.tokens.preprocess_plan import Plan, make_plan, output_names, require_space
 from cptron.tokens.progress import Progress
@@ -57,7 +57,7 @@ def preprocess(options: PreprocessOptions, progress: bool = True) -> list[Manife
     names = output_names(options)
     journal = Journal(names.run)
     if not options.overwrite and not journal.path.exists():
-        refuse_existing(names)
+        refuse_existing_outputs(names)
     plan = make_plan(options)
     _note(plan.notes)
     try:
@@ -80,7 +80,7 @@ def _run(plan: Plan, journal: Journal, progress: bool) -> list[Manifest]:
         manifests = [parse_manifest(journal.path, content) for content in entry.publishing]
     else:
         if not plan.options.overwrite:
-            refuse_existing(plan.names)
+            refuse_existing_outputs(plan.names)
         manifests = _encode_all(plan, journal, entry.checkpoint if entry else None, progress)
     publish_outputs(plan.names, manifests)
     journal.remove()

@@ -7,29 +7,17 @@ Invariant: nothing has its final name before all of it is durable, and `.idx` co
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
-from cptron.durable import fsync_path
 from cptron.errors import DataError
-from cptron.tokens.index_layout import (
-    CHUNK,
-    CODE_OF_DTYPE,
-    HEADER,
-    MAGIC,
-    VERSION,
-    Int32Array,
-    Int64Array,
-    bin_path,
-    idx_path,
-    loss_mask_path,
-)
-from cptron.tokens.manifest import FileRecord, manifest_path
+from cptron.tokens.index_layout import Int32Array, Int64Array
+from cptron.tokens.manifest import FileRecord
 from cptron.tokens.partial_file import PartialFile
+from cptron.tokens.publish import publish, write_index
 
 
 class SequenceWriter:
@@ -48,7 +36,7 @@ class SequenceWriter:
         # Names of its own, so that two writers of one prefix cannot mix their bytes.
         self._tag = secrets.token_hex(4)
         self._files: dict[str, PartialFile] = {}
-        names = ("bin", "lengths", "documents", *(["loss_mask.bin"] if with_mask else []))
+        names = ("bin", "lengths", "documents", *(["loss_mask"] if with_mask else []))
         try:
             for name in names:
                 self._open(name)
@@ -79,7 +67,7 @@ class SequenceWriter:
 
     def add_mask(self, content: memoryview) -> None:
         """Append the loss mask of tokens, one byte each."""
-        self._files["loss_mask.bin"].write(content)
+        self._files["loss_mask"].write(content)
 
     def add_documents(self, sequence_lengths: Int32Array, sequence_counts: Int64Array) -> None:
         """Append documents: tokens of each sequence, and sequences of each document."""
@@ -99,51 +87,20 @@ class SequenceWriter:
                 f"{self.prefix} would hold 0 tokens in {self.num_documents} documents, at least 1 is needed; "
                 "choose other documents"
             )
-        self._write_index()
-        outputs = {"bin": "bin", "idx": "idx", "loss_mask": "loss_mask.bin"}
-        for name in outputs.values():
-            if name in self._files:
-                self._files[name].sync()
-        return {kind: self._files[name].record for kind, name in outputs.items() if name in self._files}
+        documents = self._files["documents"].read_back()
+        write_index(self._open("idx"), self._files["lengths"], self._dtype, self.num_documents, documents)
+        for file in self._published().values():
+            file.sync()
+        return {kind: file.record for kind, file in self._published().items()}
 
     def publish(self) -> None:
         """Give the finished files their names, in place of older ones; a manifest is for the caller to write."""
-        # Without manifest and index, a stop between the renames leaves nothing that looks whole.
-        for old in (manifest_path(self.prefix), idx_path(self.prefix), loss_mask_path(self.prefix)):
-            old.unlink(missing_ok=True)
-        self._files["bin"].path.replace(bin_path(self.prefix))
-        if "loss_mask.bin" in self._files:
-            self._files["loss_mask.bin"].path.replace(loss_mask_path(self.prefix))
-        self._files["idx"].path.replace(idx_path(self.prefix))
-        fsync_path(bin_path(self.prefix).parent)
+        publish(self.prefix, {kind: file.path for kind, file in self._published().items()})
 
     def discard(self) -> None:
         """Remove what has not been published."""
         for file in self._files.values():
             file.discard()
 
-    def _write_index(self) -> None:
-        idx = self._open("idx")
-        code = CODE_OF_DTYPE[self._dtype.name]
-        idx.write(HEADER.pack(MAGIC, VERSION, code, self._num_sequences, self.num_documents + 1))
-        for piece in self._files["lengths"].read_back(CHUNK):
-            idx.write(piece)
-        num_bytes = 0
-        for piece in self._files["lengths"].read_back(4 * CHUNK):
-            sizes = np.frombuffer(piece, "<i4").astype(np.int64) * self._dtype.itemsize
-            ends = num_bytes + np.cumsum(sizes)
-            idx.write((ends - sizes).astype("<i8").tobytes())
-            num_bytes = int(ends[-1])
-        idx.write(np.zeros(1, "<i8").tobytes())
-        for piece in self._files["documents"].read_back(CHUNK):
-            idx.write(piece)
-
-
-def refuse_existing(prefixes: Iterable[str], *, overwrite: bool) -> None:
-    """Raise DataError when a file of one of `prefixes` is there and must be kept."""
-    for prefix in prefixes:
-        for path in (bin_path(prefix), idx_path(prefix), loss_mask_path(prefix), manifest_path(prefix)):
-            if path.exists() and not overwrite:
-                raise DataError(
-                    f"{path} exists and must not be lost; use --overwrite or another --output-prefix"
-                )
+    def _published(self) -> dict[str, PartialFile]:
+        return {kind: self._files[kind] for kind in ("bin", "idx", "loss_mask") if kind in self._files}

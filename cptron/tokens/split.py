@@ -24,7 +24,8 @@ from cptron.errors import ConfigError, DataError
 from cptron.tokens.index_layout import Int64Array, bin_path, idx_path
 from cptron.tokens.indexed import TokenArray
 from cptron.tokens.manifest import FileRecord, Manifest, hash_file, write_manifest
-from cptron.tokens.sequence_writer import SequenceWriter, refuse_existing
+from cptron.tokens.publish import refuse_existing
+from cptron.tokens.sequence_writer import SequenceWriter
 from cptron.tokens.split_plan import LEFT_OUT, Plan, by_fractions, by_max_tokens, by_range
 from cptron.tokens.token_files import Piece, TokenFiles
 
@@ -66,7 +67,8 @@ def split(files: TokenFiles, output_prefix: str, plan: Plan, *, overwrite: bool 
     prefixes = [f"{output_prefix}{name}" for name in plan.names]
     if bin_path(files.prefix).resolve() in [bin_path(prefix).resolve() for prefix in prefixes]:
         raise DataError(f"{files.prefix} is the input and must not be replaced; use another --output-prefix")
-    refuse_existing(prefixes, overwrite=overwrite)
+    if not overwrite:
+        refuse_existing(prefixes)
     try:
         Path(output_prefix).parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from commands import call, kill_group, started
+from tokens_world import save_byte_tokenizer
 
 from cptron.tokens.manifest import verify
 
@@ -31,13 +32,7 @@ JOURNAL = "x.preprocess.journal.json"
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Some MB of text with a damaged record in every thousand, and a tokenizer that is slow on it."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    root = tmp_path_factory.mktemp("corpus")
-    vocab = {char: number for number, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.save(str(root / "tokenizer.json"))
+    root = save_byte_tokenizer(tmp_path_factory.mktemp("corpus"))
     draw = random.Random(5)
     with (root / "a.jsonl").open("w") as stream:
         for number in range(NUM_DOCUMENTS):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import kernels_reference as reference
 import numpy as np
 import pytest
-from data_world import SEQ, manifest_of, sample_labels, write_tokens
+from data_world import SEQ, sample_labels, write_tokens
+from tokens_world import manifest_of, write_by_megatron
 
 from cptron.data.content import open_content
 from cptron.data.order import Packing
@@ -142,24 +144,15 @@ def test_files_with_a_manifest_are_not_scanned(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(AssertionError, match="scanned"):
             IndexedTokens(tmp_path / "a")
     files = {kind: hash_file(Path(f"{tmp_path / 'a'}.{kind}")) for kind in ("bin", "idx")}
-    write_manifest(tmp_path / "a", manifest_of(files, 3, 59))
+    write_manifest(tmp_path / "a", replace(manifest_of(files, 3, 59), dtype="int32"))
     with pytest.raises(DataError, match="requires 236"):
         TokenSource("a", str(tmp_path / "a"), SEQ, 1)
 
 
 def test_documents_of_several_sequences_and_of_none(tmp_path: Path) -> None:
     """megatron-core's writer makes them: joined, and left out."""
-    import torch
-
-    import cptron.runtime.megatron_ready  # noqa: F401
-
-    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
-
-    builder = IndexedDatasetBuilder(str(tmp_path / "m.bin"), dtype=np.int32)
-    builder.add_document(torch.arange(30), [10, 20])
-    builder.end_document()
-    builder.add_document(torch.arange(30, 37), [7])
-    builder.finalize(str(tmp_path / "m.idx"))
+    documents = [[list(range(10)), list(range(10, 30))], [], [list(range(30, 37))]]
+    write_by_megatron(tmp_path / "m", documents, "int32")
     source = TokenSource("m", str(tmp_path / "m"), SEQ, 1)
     seen = [token for i in range(source.samples_per_epoch) for token in sample_labels(source, i)]
     assert len(set(seen)) == 36

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import pickle
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokens_world import write_by_megatron
 
 import cptron.runtime.megatron_ready  # noqa: F401
 
-from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
+from megatron.core.datasets.indexed_dataset import DType, IndexedDataset
 
 from cptron.errors import DataError
-from cptron.tokens import index_layout, indexed_writer
+from cptron.tokens import index_layout, indexed_writer, publish
 from cptron.tokens.indexed import IndexedTokens
-from cptron.tokens.indexed_writer import IndexedWriter, best_dtype, publish
+from cptron.tokens.indexed_writer import IndexedWriter, best_dtype, publish_partials
 from cptron.tokens.manifest import hash_file
 
 DTYPES = ["uint16", "int32"]
@@ -32,6 +32,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three entries at once, so that a dozen documents cross several chunk borders."""
     monkeypatch.setattr(index_layout, "CHUNK", 3)
     monkeypatch.setattr(indexed_writer, "CHUNK", 3)
+    monkeypatch.setattr(publish, "CHUNK", 3)
 
 
 def write(prefix: str | Path, documents: Documents, dtype: str) -> None:
@@ -40,15 +41,6 @@ def write(prefix: str | Path, documents: Documents, dtype: str) -> None:
         for ids in documents:
             writer.add(np.array(ids))
         writer.finish()
-
-
-def write_by_megatron(prefix: str | Path, documents: Sequence[Documents], dtype: str) -> None:
-    """Token files by megatron-core: documents of any number of sequences."""
-    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.dtype(dtype).type)
-    for sequences in documents:
-        ids = [token for sequence in sequences for token in sequence]
-        builder.add_document(np.array(ids, dtype=np.int64), [len(sequence) for sequence in sequences])
-    builder.finalize(f"{prefix}.idx")
 
 
 def contents(tokens: IndexedTokens) -> Documents:
@@ -268,8 +260,8 @@ def test_a_writer_goes_on_after_a_stop(
         writer.add_block(np.array(ids, dtype), np.array([len(ids)], np.int32), mask)
     files = writer.seal()
     writer.close()
-    publish(str(root / "t"))
-    publish(str(root / "t"))
+    publish_partials(str(root / "t"))
+    publish_partials(str(root / "t"))
     names = {"bin": "t.bin", "idx": "t.idx", "loss_mask": "t.loss_mask.bin"}
     assert files == {kind: hash_file(root / name) for kind, name in names.items()}
     assert [(root / f"t.{kind}").read_bytes() for kind in ("bin", "idx")] == [

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokens_world import Document, write_by_megatron, write_known
 
 import cptron.runtime.megatron_ready  # noqa: F401
 
@@ -22,23 +23,16 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatase
 from cptron.cli import main
 from cptron.errors import DataError
 from cptron.tokens import merge as merge_module
-from cptron.tokens import sequence_writer, token_files
+from cptron.tokens import publish, token_files
 from cptron.tokens.index_layout import bin_path, idx_path, loss_mask_path
-from cptron.tokens.indexed_writer import IndexedWriter
 from cptron.tokens.manifest import (
-    FORMAT_VERSION,
-    Manifest,
     SourceRecord,
-    TokenizerRecord,
-    hash_file,
     load_manifest,
     manifest_path,
     verify,
-    write_manifest,
 )
 from cptron.tokens.merge import merge, prefixes_in
 
-Document = list[list[int]]
 FILES = st.lists(
     st.lists(st.lists(st.lists(st.integers(0, 99), max_size=5), max_size=4), max_size=7),
     min_size=1,
@@ -51,53 +45,9 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces, copies and index chunks of a few entries, so that small files cross many borders."""
     monkeypatch.setattr(token_files, "DOCUMENTS_AT_ONCE", 3)
     monkeypatch.setattr(merge_module, "COPY_BYTES", 7)
-    monkeypatch.setattr(sequence_writer, "CHUNK", 8)
+    monkeypatch.setattr(publish, "CHUNK", 8)
     # `add_index` calls it each time, which takes a second where torch is loaded.
     monkeypatch.setattr(gc, "collect", lambda: 0)
-
-
-def write_by_megatron(prefix: Path, documents: list[Document], dtype: str) -> None:
-    """Token files by megatron-core, of documents of any number of sequences."""
-    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.dtype(dtype).type)
-    for sequences in documents:
-        ids = [token for sequence in sequences for token in sequence]
-        builder.add_document(np.array(ids, dtype=np.int64), [len(sequence) for sequence in sequences])
-    builder.finalize(f"{prefix}.idx")
-
-
-def write_known(
-    prefix: Path, documents: list[list[int]], mask: list[int] | None = None, **fields: object
-) -> Path:
-    """Token files with a manifest, as `cptron preprocess` leaves them; `fields` replace some of it."""
-    with IndexedWriter(prefix, "uint16") as writer:
-        for ids in documents:
-            writer.add(ids)
-        writer.finish()
-    files = {"bin": hash_file(bin_path(prefix)), "idx": hash_file(idx_path(prefix))}
-    if mask is not None:
-        loss_mask_path(prefix).write_bytes(bytes(mask))
-        files["loss_mask"] = hash_file(loss_mask_path(prefix))
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        documents=len(documents),
-        tokens=sum(map(len, documents)),
-        dtype="uint16",
-        files=files,
-        tokenizer=TokenizerRecord(name="tok", fingerprint="ab" * 32, vocab_size=99, eos_id=None, bos_id=1),
-        append_eod=False,
-        prepend_bos=False,
-        key="text",
-        sources=(SourceRecord(path=f"{prefix.name}.jsonl", bytes=7, sha256="cd" * 32),),
-        records_read=len(documents) + 3,
-        documents_empty_skipped=2,
-        documents_rejected={"bad_json": 1},
-        engine="tokenizers",
-        partition="",
-        options={"tokenizer": "tok"},
-        cptron_version="0",
-    )
-    write_manifest(prefix, replace(manifest, **fields))  # type: ignore[arg-type]
-    return prefix
 
 
 @pytest.mark.usefixtures("small_pieces")

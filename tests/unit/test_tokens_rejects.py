@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokens_world import save_byte_tokenizer
 
 from cptron.errors import DataError
 from cptron.tokens import read_lines
@@ -39,23 +40,14 @@ LINES: list[tuple[bytes, str]] = [
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Characters and special tokens, with a chat template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    directory = tmp_path_factory.mktemp("tokenizer")
-    vocab = {char: number for number, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(["</s>", "<|im_start|>", "<|im_end|>"])
-    backend.save(str(directory / "tokenizer.json"))
     template = (
         "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}{% if message['role'] == "
         "'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{% else %}"
         "{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"
     )
-    config = {"eos_token": "</s>", "chat_template": template}
-    (directory / "tokenizer_config.json").write_text(json.dumps(config))
-    return directory
+    special = ["</s>", "<|im_start|>", "<|im_end|>"]
+    directory = tmp_path_factory.mktemp("tokenizer")
+    return save_byte_tokenizer(directory, special, eos_token="</s>", chat_template=template)
 
 
 def options_for(root: Path, tokenizer: Path, lines: list[bytes], on_error: OnError) -> PreprocessOptions:

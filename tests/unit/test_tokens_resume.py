@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokens_world import save_byte_tokenizer
 
 from cptron.errors import DataError
 from cptron.tokens import checkpointer, encode, partial_file, preprocess_plan, read_lines
@@ -27,17 +28,7 @@ Files = dict[str, bytes]
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A byte-level BPE with EOS."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    directory = tmp_path_factory.mktemp("tokenizer")
-    vocab = {char: number for number, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(["</s>"])
-    backend.save(str(directory / "tokenizer.json"))
-    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
-    return directory
+    return save_byte_tokenizer(tmp_path_factory.mktemp("tokenizer"), ["</s>"], eos_token="</s>")
 
 
 @pytest.fixture(autouse=True)

@@ -11,33 +11,27 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokens_world import Document, write_by_megatron, write_known
 
 import cptron.runtime.megatron_ready  # noqa: F401
 
-from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from cptron.cli import main
 from cptron.errors import CptronError, DataError
 from cptron.tokens import split as split_module
 from cptron.tokens import token_files
 from cptron.tokens.index_layout import bin_path, idx_path, loss_mask_path
-from cptron.tokens.indexed_writer import IndexedWriter
 from cptron.tokens.manifest import (
-    FORMAT_VERSION,
-    Manifest,
-    SourceRecord,
-    TokenizerRecord,
     hash_file,
     manifest_path,
     verify,
-    write_manifest,
 )
 from cptron.tokens.merge import merge
 from cptron.tokens.split import split
 from cptron.tokens.split_plan import LEFT_OUT, Contiguous, by_fractions, by_max_tokens, by_range
 from cptron.tokens.token_files import TokenFiles
 
-Document = list[list[int]]
 DOCUMENTS = st.lists(st.lists(st.lists(st.integers(0, 99), max_size=6), max_size=4), min_size=1, max_size=14)
 
 
@@ -48,13 +42,9 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(split_module, "BLOCK_TOKENS", 5)
 
 
-def write_by_megatron(prefix: str, documents: list[Document]) -> None:
-    """Token files by megatron-core, of documents of any number of sequences."""
-    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
-    for sequences in documents:
-        ids = [token for sequence in sequences for token in sequence]
-        builder.add_document(np.array(ids, dtype=np.int64), [len(sequence) for sequence in sequences])
-    builder.finalize(f"{prefix}.idx")
+def lowest_bits(documents: list[list[int]]) -> list[int]:
+    """A loss mask that can be told from the tokens."""
+    return [token % 2 for ids in documents for token in ids]
 
 
 def documents_by_megatron(prefix: str) -> list[Document]:
@@ -62,41 +52,6 @@ def documents_by_megatron(prefix: str) -> list[Document]:
     dataset = IndexedDataset(prefix)
     bounds = dataset.document_indices.tolist()
     return [[dataset[number].tolist() for number in range(first, stop)] for first, stop in pairwise(bounds)]
-
-
-def write_known(
-    prefix: Path, documents: list[list[int]], *, masked: bool = False, partition: str = ""
-) -> Path:
-    """Token files with a manifest; a token's mask is its lowest bit."""
-    with IndexedWriter(prefix, "uint16") as writer:
-        for ids in documents:
-            writer.add(ids)
-        writer.finish()
-    files = {"bin": hash_file(bin_path(prefix)), "idx": hash_file(idx_path(prefix))}
-    if masked:
-        loss_mask_path(prefix).write_bytes(bytes(token % 2 for ids in documents for token in ids))
-        files["loss_mask"] = hash_file(loss_mask_path(prefix))
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        documents=len(documents),
-        tokens=sum(map(len, documents)),
-        dtype="uint16",
-        files=files,
-        tokenizer=TokenizerRecord(name="tok", fingerprint="ab" * 32, vocab_size=99, eos_id=None, bos_id=1),
-        append_eod=True,
-        prepend_bos=False,
-        key="text",
-        sources=(SourceRecord(path="c.jsonl", bytes=7, sha256="cd" * 32),),
-        records_read=len(documents) + 3,
-        documents_empty_skipped=2,
-        documents_rejected={"bad_json": 1},
-        engine="tokenizers",
-        partition=partition,
-        options={"tokenizer": "tok"},
-        cptron_version="0",
-    )
-    write_manifest(prefix, manifest)
-    return prefix
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -200,7 +155,7 @@ def test_shuffled_shares_are_near_and_repeatable() -> None:
 def test_manifest_and_mask_go_with_the_documents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Counts are the output's, the origin is named with its hash; the masks are those of the tokens."""
     documents = [[number] * (number % 4 + 1) for number in range(60)]
-    prefix = write_known(tmp_path / "in", documents, masked=True, partition="2/8")
+    prefix = write_known(tmp_path / "in", documents, lowest_bits(documents), append_eod=True, partition="2/8")
     words = ["split", "--input-prefix", str(prefix), "--output-prefix", str(tmp_path / "o" / "out")]
     assert main([*words, "--fractions", "0.4,0.3,0.3", "--shuffle-seed", "7"]) == 0
     assert "documents" in capsys.readouterr().out
@@ -223,7 +178,7 @@ def test_manifest_and_mask_go_with_the_documents(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize("kind", ["bin", "loss_mask.bin"])
 def test_damaged_input_gets_no_new_manifest(kind: str, tmp_path: Path) -> None:
     """A changed bit in the first output's part."""
-    prefix = write_known(tmp_path / "in", [[1, 2], [3], [4]], masked=True)
+    prefix = write_known(tmp_path / "in", [[1, 2], [3], [4]], [1, 0, 1, 0])
     path = Path(f"{prefix}.{kind}")
     content = bytearray(path.read_bytes())
     content[0] ^= 1
