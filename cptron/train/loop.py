@@ -24,7 +24,7 @@ def train(run: Run, hooks: Sequence[Hook]) -> str:
     config, state, steps = run.config, run.state, run.config.train.steps
     stop = StopRequest(run.session.device.torch_device)
     reason = f"finished {steps} steps"
-    saved_step = state.step
+    saved_step = evaluated_step = state.step
     try:
         for hook in hooks:
             hook.on_start(run)
@@ -37,6 +37,8 @@ def train(run: Run, hooks: Sequence[Hook]) -> str:
             batches = run.loader.next_step()
             if not batches:
                 reason = f"stopped after step {state.step}: {'; '.join(run.loader.notes)}"
+                if state.step != evaluated_step:
+                    evaluate_all(run, hooks)
                 break
 
             # 2. forward, backward, reduce, clip, update
@@ -61,7 +63,7 @@ def train(run: Run, hooks: Sequence[Hook]) -> str:
             # 4. validation
             last = state.step == steps
             if action != Action.SAVE_AND_STOP and (last or _due(state.step, config.eval.every_steps)):
-                action = max(action, evaluate_all(run, hooks))
+                action, evaluated_step = max(action, evaluate_all(run, hooks)), state.step
 
             # 5. checkpoint
             if last or action >= Action.SAVE or _due(state.step, config.checkpoint.every_steps):

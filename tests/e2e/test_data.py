@@ -16,6 +16,7 @@ from cptron.data.audit import audit
 from cptron.data.log import DATA_LOG
 from cptron.data.source import TokenSource
 from cptron.errors import DataError
+from cptron.report.sinks import METRICS_FILE, read_records
 
 
 def test_ledger_is_proven_from_the_log(world: World, whole_runs: dict[Layout, Path], tmp_path: Path) -> None:
@@ -66,12 +67,16 @@ def test_a_changed_log_or_ledger_is_found(whole_runs: dict[Layout, Path], tmp_pa
 def test_limits_stop_or_redistribute(world: World, tmp_path: Path) -> None:
     """A source at its limit ends the run with a checkpoint, or leaves its share to the other."""
     limit = "data.sources.general.max_epochs=0.25"
-    run = world.trained(tmp_path / "stop", ONE, limit, "data.on_max_epochs=stop", "train.steps=60")
+    run = world.trained(
+        tmp_path / "stop", ONE, limit, "data.on_max_epochs=stop", "train.steps=60", "eval.every_steps=0"
+    )
     last = steps(run)[-1]
     limit_samples = -(-TokenSource("general", str(world.tokens("general")), 32, 1234).samples_per_epoch // 4)
     assert last["step"] < 60
     assert limit_samples - 8 < audit(run).accounts[1].samples <= limit_samples
     assert (run / "checkpoints" / f"step_{last['step']:08d}").is_dir()
+    records = read_records(run / METRICS_FILE)
+    assert [record["step"] for record in records if record["kind"] == "eval"][-1:] == [last["step"]]
     run = world.trained(
         tmp_path / "go_on",
         ONE,
