@@ -42,7 +42,7 @@ def describe_tokens(
     facts: Facts = {"kind": "token files", **_statistics(files), "header": _header(files)}
     if files.manifest is None and not check_hashes:
         facts["manifest"] = (
-            "missing: not made, or not finished, by cptron preprocess; training refuses the files"
+            "missing: not made, or not finished, by cptron preprocess; its tokenizer is not proven"
         )
     else:
         manifest = verify(prefix) if check_hashes else files.manifest

@@ -71,6 +71,8 @@ class Audit:
 
 def audit(run: Path) -> Audit:
     """Recompute the ledger of `run`. Raises DataError when log, files and checkpoints disagree."""
+    if not (run / "config.yaml").is_file():
+        raise DataError(f"{run} holds no config.yaml, is no run; give a run directory of cptron train")
     config = load_config(run / "config.yaml").config
     if config.data.order == "megatron":
         raise DataError(

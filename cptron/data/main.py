@@ -21,7 +21,10 @@ from cptron.report.console import table
 
 def main(argv: Sequence[str]) -> int:
     """Run `cptron data prepare CONFIG [a.b=c ...]` or `cptron data ledger RUN`."""
-    args = _parser().parse_args(argv)
+    words = list(argv)
+    if words[:1] == ["prepare"]:  # argparse takes no further overrides once an option came between them
+        words = ["prepare", *sorted(words[1:], key=lambda word: not word.startswith("-"))]
+    args = _parser().parse_args(words)
     return _prepare(args) if args.action == "prepare" else _ledger(args)
 
 

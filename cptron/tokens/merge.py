@@ -218,6 +218,10 @@ def _prefixes(names: Sequence[str]) -> list[str]:
     for name in names:
         prefix = name.removesuffix(".idx").removesuffix(".bin")
         matches = [prefix] if idx_path(prefix).exists() else sorted(glob.glob(f"{prefix}.idx"))
+        if not matches and glob.has_magic(prefix):
+            raise DataError(
+                f"--inputs {name} matches 0 token files, at least 1 is needed; correct the pattern"
+            )
         found += [match.removesuffix(".idx") for match in matches] or [prefix]
     return found
 

@@ -77,6 +77,18 @@ def _require_whole_run(prefixes: Sequence[str], manifests: Sequence[Manifest]) -
                     f"{prefix} was made with {field} {has}, {prefixes[0]} with {must}, must be the same; give "
                     "--inputs of one run and one key"
                 )
+    for prefix, manifest in zip(prefixes, manifests, strict=True):
+        if not manifest.partition:
+            raise DataError(
+                f"{prefix} is no partition of a run, other inputs are; give all partitions of one run, in order, and "
+                "nothing else"
+            )
+    total = int(first.partition.partition("/")[2])
+    missing = sorted({f"{n}/{total}" for n in range(total)} - {manifest.partition for manifest in manifests})
+    if missing and count < total:
+        raise DataError(
+            f"{count} of {total} partitions are given, without {missing[0]}; give all partitions of one run, in order"
+        )
     for number, (prefix, manifest) in enumerate(zip(prefixes, manifests, strict=True)):
         expected = f"{number}/{count}"
         if manifest.partition != expected:

@@ -19,7 +19,8 @@ from types import FrameType
 from typing import NoReturn
 
 from cptron import __version__
-from cptron.errors import EXIT_CODE, CptronError, DataError
+from cptron.errors import DataError
+from cptron.report.console import table
 from cptron.tokens.checkpointer import Checkpointer
 from cptron.tokens.encode import Encoded, encode_blocks
 from cptron.tokens.journal import Checkpoint, Entry, Journal, locked
@@ -236,16 +237,13 @@ def _note(notes: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status. Errors a user can act on are one line on stderr."""
+    """Run `cptron preprocess`; returns the exit status, that of a shell where a signal ended it."""
     started_s = time.perf_counter()
     try:
         options, notes = parse_options(argv)
         _note(["; ".join(notes)] if notes else [])
         with _terminated_like_interrupted():
             manifests = preprocess(options)
-    except CptronError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_CODE
     except KeyboardInterrupt as error:
         number = error.args[0] if error.args else signal.SIGINT
         print("stopped: run the same command again to go on", file=sys.stderr)
@@ -273,9 +271,8 @@ def _terminated_like_interrupted() -> Iterator[None]:
 
 
 def _table(manifests: Sequence[Manifest], prefixes: Sequence[str], elapsed_s: float) -> str:
-    rows: list[tuple[str, ...]] = [
-        ("documents", "empty", "rejected", "tokens", "bin bytes", "tokens/s", "prefix")
-    ]
+    headers = ("documents", "empty", "rejected", "tokens", "bin bytes", "tokens/s", "prefix")
+    rows = []
     for manifest, prefix in zip(manifests, prefixes, strict=True):
         counts = (
             manifest.documents,
@@ -286,11 +283,7 @@ def _table(manifests: Sequence[Manifest], prefixes: Sequence[str], elapsed_s: fl
             round(manifest.tokens / elapsed_s),
         )
         rows.append((*(f"{count:,}" for count in counts), prefix))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    lines = [
-        "  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
-        for row in rows
-    ]
+    lines = [table(headers, rows)]
     if rejected := manifests[0].documents_rejected:
         lines.append("rejected: " + ", ".join(f"{count:,} {reason}" for reason, count in rejected.items()))
     return "\n".join(lines)

@@ -255,7 +255,7 @@ def _refuse(args: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="preprocess_data", description="Encode text corpora into Megatron .bin/.idx token files."
+        prog="cptron preprocess", description="Encode text corpora into Megatron .bin/.idx token files."
     )
     corpus = parser.add_argument_group("corpus")
     corpus.add_argument(
@@ -340,7 +340,6 @@ def _add_tokenizer_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number from 1")
+    return int(text)

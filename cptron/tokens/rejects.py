@@ -55,7 +55,7 @@ class Rejects:
         if self._on_error == "stop":
             first = min(rejects, key=lambda reject: reject.record)
             raise DamagedRecordError(
-                f"{first.path}:{first.record} is damaged ({first.reason}): {first.detail}; correct the record, or "
+                f"{first.path}:{first.record} is damaged ({first.reason}): {first.detail}; correct it, or "
                 "leave such records out with --on-error skip or quarantine"
             )
         self._show(rejects)

@@ -95,7 +95,7 @@ def test_prepared_cache_is_what_the_run_asks_for(world: World, tmp_path: Path) -
     """No further file is made by the run, and its losses are those of the run without a cache."""
     cache = tmp_path / "cache"
     words = [f"run.dir={tmp_path / 'run'}", f"data.cache_dir={cache}", "eval.every_steps=0"]
-    assert main(["data", "prepare", str(world.config), *words, "--verify"]) == 0
+    assert main(["data", "prepare", str(world.config), *words[:2], "--verify", *words[2:]]) == 0
     prepared = {path: path.stat().st_mtime_ns for path in cache.glob("*.index")}
     assert prepared
     run = world.trained(tmp_path / "run", Layout(2, tp=2), *words[1:])

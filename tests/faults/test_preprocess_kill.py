@@ -21,9 +21,9 @@ from cptron.tokens.manifest import verify
 PROGRAM = """
 import sys
 from cptron.tokens import checkpointer
-from cptron.tokens.preprocess import main
+from cptron.cli import main
 checkpointer._INTERVAL_S = 0.05
-sys.exit(main())
+sys.exit(main(["preprocess", *sys.argv[1:]]))
 """
 NUM_DOCUMENTS = 5000
 JOURNAL = "x.preprocess.journal.json"

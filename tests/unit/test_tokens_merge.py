@@ -123,11 +123,14 @@ def test_partitions_give_what_a_single_run_gives(lengths: list[int], cuts: list[
 @pytest.mark.parametrize(
     ("partitions", "message"),
     [
-        (["0/3", "1/3"], "'0/2'"),
+        (["0/3", "1/3"], "2 of 3 partitions are given, without 2/3"),
+        (["0/3", "2/3"], "without 1/3"),
         (["1/2", "0/2"], "'0/2'"),
         (["0/2", "0/2"], "'1/2'"),
-        (["0/2", ""], "'none'"),
-        (["0/2", "1/2", ""], "'0/3'"),
+        (["0/2", ""], "p1 is no partition of a run"),
+        (["", "0/2"], "p0 is no partition of a run"),
+        (["0/2", "1/2", ""], "p2 is no partition of a run"),
+        (["0/2", "1/2", "0/2"], "must be '0/3'"),
     ],
 )
 def test_partitions_must_be_all_of_one_run_in_order(

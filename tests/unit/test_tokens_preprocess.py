@@ -24,13 +24,14 @@ import cptron.runtime.megatron_ready  # noqa: F401
 
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
+from cptron.cli import main
 from cptron.errors import DataError
 from cptron.tokens import encode, preprocess_plan, read_lines
 from cptron.tokens.indexed import IndexedTokens
 from cptron.tokens.inputs import Input
 from cptron.tokens.manifest import load_manifest, manifest_path, verify
 from cptron.tokens.merge import merge
-from cptron.tokens.preprocess import PreprocessOptions, main, preprocess
+from cptron.tokens.preprocess import PreprocessOptions, preprocess
 from cptron.tokens.preprocess_options import parse_options
 from cptron.tokens.read_blocks import read_blocks
 from cptron.tokens.records import Position
@@ -148,7 +149,18 @@ def run(tmp_path: Path, tokenizer: Path) -> Callable[..., int]:
         paths = [str(tmp_path / name) for name in inputs]
         prefix = str(tmp_path / "out/x")
         model = str(tokenizer_model)
-        return main(["--input", *paths, "--output-prefix", prefix, "--tokenizer-model", model, *arguments])
+        return main(
+            [
+                "preprocess",
+                "--input",
+                *paths,
+                "--output-prefix",
+                prefix,
+                "--tokenizer-model",
+                model,
+                *arguments,
+            ]
+        )
 
     return run
 
@@ -478,7 +490,7 @@ def test_the_program_prints_what_it_made(tmp_path: Path, tokenizer: Path) -> Non
     command = [sys.executable, "-X", "importtime", str(PROGRAM), *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
     manifest = load_manifest(tmp_path / "x_text_document")
-    header, row = done.stdout.splitlines()
+    header, _, row = done.stdout.splitlines()
     assert header.split() == [
         "documents", "empty", "rejected", "tokens", "bin", "bytes", "tokens/s", "prefix"
     ]  # fmt: skip

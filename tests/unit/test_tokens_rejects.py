@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokens_world import save_byte_tokenizer
 
+from cptron.cli import main
 from cptron.errors import DataError
 from cptron.tokens import read_lines
 from cptron.tokens.index_layout import loss_mask_path
 from cptron.tokens.indexed import IndexedTokens
 from cptron.tokens.manifest import Manifest, verify
-from cptron.tokens.preprocess import PreprocessOptions, main, preprocess
+from cptron.tokens.preprocess import PreprocessOptions, preprocess
 from cptron.tokens.rejects import OnError, quarantine_path
 from cptron.tokens.tokenizer import load_tokenizer
 
@@ -124,13 +125,13 @@ def test_counts_are_printed(tokenizer: Path, tmp_path: Path, capsys: pytest.Capt
         "--tokenizer-model",
         str(tokenizer),
     ]
-    assert main([*words, "--on-error", "quarantine"]) == 0
+    assert main(["preprocess", *words, "--on-error", "quarantine"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split()[:3] == ["1", "0", "3"]
-    assert lines[2] == "rejected: 2 bad_json, 1 not_an_object"
+    assert lines[2].split()[:3] == ["1", "0", "3"]
+    assert lines[3] == "rejected: 2 bad_json, 1 not_an_object"
     assert quarantine_path(prefix).exists()
-    assert main([*words, "--on-error", "skip"]) == 2
-    assert main([*words, "--on-error", "skip", "--overwrite"]) == 0
+    assert main(["preprocess", *words, "--on-error", "skip"]) == 2
+    assert main(["preprocess", *words, "--on-error", "skip", "--overwrite"]) == 0
     assert not quarantine_path(prefix).exists()
 
 
@@ -159,8 +160,8 @@ def chat_manifests(tokenizer: Path, tmp_path: Path) -> list[Manifest]:
         "--append-eod",
     ]
     words += ["--on-error", "skip", "--output-prefix"]
-    assert main([*words, str(tmp_path / "plain")]) == 0
-    assert main([*words, str(tmp_path / "masked"), "--loss-mask", "assistant"]) == 0
+    assert main(["preprocess", *words, str(tmp_path / "plain")]) == 0
+    assert main(["preprocess", *words, str(tmp_path / "masked"), "--loss-mask", "assistant"]) == 0
     return [verify(tmp_path / f"{name}_messages_document") for name in ("plain", "masked")]
 
 
@@ -196,7 +197,7 @@ def test_chat_flags_that_contradict_are_refused(
 ) -> None:
     """Before anything is read."""
     words = ["--input", "none", "--output-prefix", str(tmp_path / "x"), "--tokenizer-model", str(tokenizer)]
-    assert main([*words, *flags]) == 2
+    assert main(["preprocess", *words, *flags]) == 2
     assert part in capsys.readouterr().err
 
 

@@ -15,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokens_world import save_byte_tokenizer
 
+from cptron.cli import main
 from cptron.errors import DataError
 from cptron.tokens import checkpointer, encode, partial_file, preprocess_plan, read_lines
 from cptron.tokens.engine import choose_engine
 from cptron.tokens.journal import Journal, locked
 from cptron.tokens.manifest import verify
-from cptron.tokens.preprocess import PreprocessOptions, main, preprocess
+from cptron.tokens.preprocess import PreprocessOptions, preprocess
 
 Files = dict[str, bytes]
 
@@ -275,10 +276,10 @@ def test_an_interrupt_is_one_line(
     arguments = ["--input", *options.inputs, "--output-prefix", options.output_prefix]
     arguments += ["--tokenizer-model", options.tokenizer, "--on-error", "skip"]
     stop_at_block(monkeypatch, 3, KeyboardInterrupt())
-    assert main(arguments) == 130
+    assert main(["preprocess", *arguments]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "stopped: run the same command again to go on"
     monkeypatch.undo()
-    assert main(arguments) == 0
+    assert main(["preprocess", *arguments]) == 0
     assert "going on after 9 records" in capsys.readouterr().err
 
 
