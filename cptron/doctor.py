@@ -30,6 +30,11 @@ BOUNDS: dict[str, tuple[str, str]] = {
     "tokenizers": ("0.21", ""),
     "numpy": ("1.26", ""),
     "safetensors": ("0.4.3", ""),
+    "sentencepiece": ("0.2", ""),
+    "pyyaml": ("6.0", ""),
+    "tqdm": ("4.66", ""),
+    "orjson": ("3.10", ""),
+    "zstandard": ("0.22", ""),
     "psutil": ("5.9", ""),
 }
 """Required: first version that works, and first that does not (empty: none known). As in pyproject.toml."""
@@ -105,7 +110,7 @@ def device_facts() -> dict[str, Any]:
     """The accelerator or the CPU that `runtime.device: auto` takes, and the machine's memory."""
     facts: dict[str, Any] = {"cpu": _cpu_model(), "cores": _num_cores(), "memory_gib": _memory_gib()}
     gpus: list[dict[str, Any]] = []
-    if find_spec("torch") is not None:
+    if find_spec("torch") is not None and not _torch_damage():
         import torch
 
         for i in range(torch.cuda.device_count()):
@@ -144,6 +149,8 @@ def _bounded(name: str, found: str) -> Finding:
     if _release(found) < _release(low) or (high and _release(found) >= _release(high)):
         remedy = f"install Python {wanted}" if name == "python" else f"run `pip install '{name}{wanted}'`"
         return Finding(name, found, wanted, f"{found} is outside {wanted}; {remedy}")
+    if name == "torch" and (damage := _torch_damage()):
+        return Finding(name, "broken", wanted, f"{found} fails to load ({damage}); install it again")
     return Finding(name, found, wanted)
 
 
@@ -172,6 +179,15 @@ def _kernels() -> Finding:
         problem = f"{reason}; run `pip install -e .` in the source tree, which needs a C++17 compiler"
         return Finding("cptron._kernels", found, "built", problem)
     return Finding("cptron._kernels", "built", "built")
+
+
+def _torch_damage() -> str:
+    """Why torch cannot be imported, as where a library of the machine is missing; empty if it can."""
+    try:
+        import_module("torch")
+    except Exception as error:  # a library that is not found is an OSError, others raise what they like
+        return " ".join(f"{type(error).__name__}: {error}".split())
+    return ""
 
 
 def _version(name: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cptron.errors import DataError
-from cptron.tokens.index_layout import CODE_OF_DTYPE, MAGIC, VERSION, bin_path, idx_path
+from cptron.tokens.index_layout import CODE_OF_DTYPE, MAGIC, VERSION, Int64Array, bin_path, idx_path
 from cptron.tokens.lengths import LengthCounts, log2_bins, quantile, share_longer
 from cptron.tokens.manifest import Manifest, check_tokenizer, manifest_path, verify
 from cptron.tokens.token_files import TokenFiles
@@ -34,11 +34,15 @@ def describe_tokens(
 ) -> Facts:
     """Counts, lengths and origin; with `document`, that one instead of the documents' beginnings.
 
-    Raises DataError when the files are damaged, hold no tokens, or were made with another tokenizer.
+    Raises DataError when the files are damaged, hold no tokens (which only a manifest can vouch for), or were made
+    with another tokenizer.
     """
+    prefix = _prefix_of(prefix)
     files = TokenFiles(prefix)
-    if files.num_tokens == 0:
+    if files.num_tokens == 0 and files.manifest is None:
         raise DataError(f"{bin_path(prefix)} holds 0 tokens, at least 1 is needed; run preprocess again")
+    if document is not None and files.num_documents == 0:
+        raise DataError(f"document {document} of {prefix} does not exist, it holds 0; leave --document out")
     facts: Facts = {"kind": "token files", **_statistics(files), "header": _header(files)}
     if files.manifest is None and not check_hashes:
         facts["manifest"] = (
@@ -68,7 +72,8 @@ def _header(files: TokenFiles) -> Facts:
 
 
 def _statistics(files: TokenFiles) -> Facts:
-    """Documents are those with tokens; Megatron's empty ones are counted apart."""
+    """Documents are those with tokens; Megatron's empty ones are counted apart. Of no tokens (an empty part of a
+    corpus) there are no statistics of lengths."""
     counter = LengthCounts()
     num_empty = 0
     for piece in files.pieces():
@@ -80,16 +85,22 @@ def _statistics(files: TokenFiles) -> Facts:
         "documents": int(counts.sum()),
         "empty_documents": num_empty,
         "tokens": files.num_tokens,
+        **(_length_statistics(files.num_tokens, lengths, counts) if files.num_tokens else {}),
+        "dtype": files.dtype.name,
+        "bytes": bin_path(files.prefix).stat().st_size + idx_path(files.prefix).stat().st_size,
+    }
+
+
+def _length_statistics(num_tokens: int, lengths: Int64Array, counts: Int64Array) -> Facts:
+    return {
         "document_length_tokens": {
             **{name: quantile(lengths, counts, share) for name, share in QUANTILES.items()},
-            "mean": files.num_tokens / int(counts.sum()),
+            "mean": num_tokens / int(counts.sum()),
         },
         "share_of_documents_longer_than": {
             str(limit): share_longer(lengths, counts, limit) for limit in SEQ_LENGTHS
         },
         "length_histogram": log2_bins(lengths, counts),
-        "dtype": files.dtype.name,
-        "bytes": bin_path(files.prefix).stat().st_size + idx_path(files.prefix).stat().st_size,
     }
 
 
@@ -174,5 +185,15 @@ def printable(text: str) -> str:
 
 
 def is_prefix(path: str) -> bool:
-    """Whether `path` names token files, or what is left of them."""
-    return idx_path(path).is_file() or bin_path(path).is_file() or manifest_path(path).is_file()
+    """Whether `path` names token files, or what is left of them, by their prefix or as `PREFIX.bin`, `PREFIX.idx`."""
+    return _has_files(_prefix_of(path))
+
+
+def _prefix_of(path: str) -> str:
+    if not _has_files(path) and path.endswith((".bin", ".idx")) and _has_files(path[:-4]):
+        return path[:-4]
+    return path
+
+
+def _has_files(prefix: str) -> bool:
+    return idx_path(prefix).is_file() or bin_path(prefix).is_file() or manifest_path(prefix).is_file()

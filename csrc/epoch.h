@@ -7,8 +7,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <future>
 #include <stdexcept>
-#include <thread>
+#include <utility>
 #include <vector>
 
 #include "permutation.h"
@@ -23,17 +24,18 @@ struct Span {
   int64_t count;
 };
 
-// Sums of `measure(window)` before each window, and the total: num_windows + 1 numbers.
+// Sums of `measure(window)` before each window, and the total: num_windows + 1 numbers. What `measure` throws on another thread
+// is thrown here.
 template <typename Measure>
 void running_sums(int64_t num_windows, int threads, int64_t* out, const Measure& measure) {
   const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, num_windows / 64));
-  std::vector<std::thread> pool;
+  std::vector<std::future<void>> others;  // a future of std::async waits for its thread when it is destroyed
   const auto work = [&](int64_t part) {
     for (int64_t w = num_windows * part / parts; w < num_windows * (part + 1) / parts; ++w) out[w + 1] = measure(w);
   };
-  for (int64_t part = 1; part < parts; ++part) pool.emplace_back(work, part);
+  for (int64_t part = 1; part < parts; ++part) others.push_back(std::async(std::launch::async, work, part));
   work(0);
-  for (std::thread& thread : pool) thread.join();
+  for (std::future<void>& other : others) other.get();
   out[0] = 0;
   for (int64_t w = 0; w < num_windows; ++w) out[w + 1] += out[w];
 }
@@ -116,11 +118,19 @@ class PackedDocuments {
 
   static int64_t num_windows(int64_t num_documents) { return (num_documents + kWindow - 1) / kWindow; }
 
+  // The samples of a window: first the pieces that fill one alone, then those put together.
+  struct Packed {
+    std::vector<Span> whole;
+    Rows rows;
+
+    int64_t size() const { return static_cast<int64_t>(whole.size() + rows.size()); }
+  };
+
   // Samples before each window of documents.
   static void starts(const TokenFile& file, uint64_t key, int64_t seq_length, int threads, int64_t* out) {
     const Permutation order(static_cast<uint64_t>(file.num_documents()), key);
     running_sums(num_windows(file.num_documents()), threads, out, [&](int64_t window) {
-      return static_cast<int64_t>(pack(file, order, seq_length, window).size());
+      return pack(file, order, seq_length, window).size();
     });
   }
 
@@ -135,16 +145,18 @@ class PackedDocuments {
 
   std::vector<Span> row(int64_t sample) const {
     const int64_t window = window_of(starts_, num_windows_, sample);
-    Rows rows = pack(file_, order_, seq_length_, window);
-    const int64_t number = sample - starts_[window];
-    if (number >= static_cast<int64_t>(rows.size())) {
+    Packed packed = pack(file_, order_, seq_length_, window);
+    const auto number = static_cast<size_t>(sample - starts_[window]);
+    if (static_cast<int64_t>(number) >= packed.size()) {
       throw std::out_of_range("the lengths in .idx and the packing built from them disagree");
     }
-    return std::move(rows[static_cast<size_t>(number)]);
+    if (number < packed.whole.size()) return {packed.whole[number]};
+    return std::move(packed.rows[number - packed.whole.size()]);
   }
 
  private:
-  static Rows pack(const TokenFile& file, const Permutation& order, int64_t seq_length, int64_t window) {
+  static Packed pack(const TokenFile& file, const Permutation& order, int64_t seq_length, int64_t window) {
+    Packed packed;
     std::vector<Span> pieces;
     const int64_t first = window * kWindow;
     const int64_t last = std::min<int64_t>(first + kWindow, file.num_documents());
@@ -155,12 +167,14 @@ class PackedDocuments {
       for (int64_t i = 0; i < count; ++i) {
         const int64_t predictions = file.length(documents[i]) - 1;
         for (int64_t offset = 0; offset < predictions; offset += seq_length) {
-          pieces.push_back({static_cast<int64_t>(documents[i]), offset, std::min(seq_length, predictions - offset)});
+          const Span piece{static_cast<int64_t>(documents[i]), offset, std::min(seq_length, predictions - offset)};
+          (piece.count == seq_length ? packed.whole : pieces).push_back(piece);
         }
       }
     }
     std::stable_sort(pieces.begin(), pieces.end(), [](const Span& a, const Span& b) { return a.count > b.count; });
-    return fit(pieces, seq_length);
+    packed.rows = fit(pieces, seq_length);
+    return packed;
   }
 
   // Best fit: each piece goes to the row with the least room that still holds it, among those the one opened first.

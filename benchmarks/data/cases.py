@@ -109,13 +109,13 @@ def ours_blend_lazy(num_sources: int, num_samples: int, batch: int) -> Answer:
     from cptron.data.blend import Blend
 
     weights = shares(num_sources)
-    answer: Answer = {}
+    first: Answer = {}
     Blend(weights).draw([0] * num_sources, 1)  # code is loaded on first use
-    with measured(answer):
+    with measured(first):
         blend = Blend(weights)
         chosen, _ = blend.draw([0] * num_sources, 1)
     counts = np.bincount(chosen, minlength=num_sources)
-    answer["first_s"] = answer["elapsed_s"]
+    answer: Answer = {"first_s": first["elapsed_s"], "first_peak_bytes": first["peak_bytes"]}
     with measured(answer):
         for _ in range(num_samples // batch):
             chosen, _ = blend.draw(counts.tolist(), batch)

@@ -8,6 +8,7 @@ cloned.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -74,18 +75,27 @@ class Megatron:
         }
 
 
+def _made(target: Path, words: list[str]) -> bool:
+    """Let a command, its last argument the folder, fill `target`; one that is killed leaves no half of it."""
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    if subprocess.run([*words, str(partial)], check=False).returncode != 0:
+        return False
+    partial.rename(target)
+    return True
+
+
 def main() -> int:
     """Clone and install what is not there yet."""
-    steps = []
-    if not MEGATRON_DIR.is_dir():
-        steps.append(["git", "clone", "--quiet", "--depth", "1", REPOSITORY, str(MEGATRON_DIR)])
-    if not PACKAGES_DIR.is_dir():
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet"]
-        wanted = ["--no-deps", "--target", str(PACKAGES_DIR), "-r", str(HERE / "requirements-peers.txt")]
-        steps.append([*pip, *wanted])
-    for step in steps:
-        if subprocess.run(step, check=False).returncode != 0:
-            print(f"error: {' '.join(step)} failed; check the network and run again", file=sys.stderr)
+    clone = ["git", "clone", "--quiet", "--depth", "1", REPOSITORY]
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet"]
+    wanted = ["--no-deps", "-r", str(HERE / "requirements-peers.txt"), "--target"]
+    for target, words in ((MEGATRON_DIR, clone), (PACKAGES_DIR, [*pip, *wanted])):
+        if not target.is_dir() and not _made(target, words):
+            print(
+                f"error: {' '.join(words)} did not fill {target}; check the network and run again",
+                file=sys.stderr,
+            )
             return 2
     reason = Megatron().why_not
     print(f"error: {reason}" if reason else f"peers: Megatron-LM {Megatron().version}")

@@ -44,6 +44,11 @@ class Rounds:
 
     values: tuple[float, ...]
 
+    @classmethod
+    def of(cls, answers: Sequence[Mapping[str, Any]], key: str, factor: float = 1.0) -> Rounds:
+        """What every answer has at `key`, times `factor`."""
+        return cls(tuple(answer[key] * factor for answer in answers))
+
     @property
     def median(self) -> float:
         """The middle value."""
@@ -87,6 +92,11 @@ def run_case(
     words = [sys.executable, "-W", "ignore", "-m", "benchmarks.data.cases", name, json.dumps(arguments)]
     answer: dict[str, Any] = json.loads(run_process(words, env).stdout.splitlines()[-1])
     return answer
+
+
+def peak_bytes(**sides: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """The largest peak of memory of each side, in the answers of `run_case`."""
+    return {side: max(answer["peak_bytes"] for answer in answers) for side, answers in sides.items()}
 
 
 def interleave(rounds: int, *sides: Callable[[], Any]) -> list[list[Any]]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data.measure import ROOT
+from cptron.durable import replace_text
 
 RESULTS = ROOT / "benchmarks" / "results" / "data.json"
 PACKAGES = (
@@ -68,21 +69,21 @@ class Row:
     row: str
     """Number of the row, and a letter for its parts."""
     work: str
-    peer: str
+    peer: str = "-"
     unit: str
     ours: float
-    peer_value: float | None
-    ratio: float | None
-    goal: str
-    met: bool | None
+    peer_value: float | None = None
+    ratio: float | None = None
+    goal: str = "none"
+    met: bool | None = None
     """None where the row has no goal."""
     input: str
     rounds: int
-    spread: dict[str, list[float]]
+    spread: dict[str, list[float]] = field(default_factory=dict)
     """Smallest and largest value of `ours` and of `peer`."""
-    memory: dict[str, int]
+    memory: dict[str, int] = field(default_factory=dict)
     """Peak bytes of `ours` and of `peer`; see README.md for what is counted in which row."""
-    peer_versions: dict[str, str]
+    peer_versions: dict[str, str] = field(default_factory=dict)
     note: str = ""
     machine: str = field(default_factory=machine)
     versions: dict[str, str] = field(default_factory=versions)
@@ -104,7 +105,7 @@ def merge(new: Sequence[Row], path: Path = RESULTS) -> list[dict[str, Any]]:
     rows |= {row.row: asdict(row) for row in new}
     ordered = [rows[name] for name in sorted(rows, key=_sort_key)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(ordered, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    replace_text(path, json.dumps(ordered, indent=2, ensure_ascii=False) + "\n")
     return ordered
 
 

@@ -5,9 +5,10 @@ Place in the flow: rows of `run`. Invariant: both sides get the same shares and 
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.metadata import version
 
-from benchmarks.data.measure import Rounds, interleave, run_case
+from benchmarks.data.measure import Rounds, interleave, peak_bytes, run_case
 from benchmarks.data.results import Row
 from benchmarks.data.rows_preprocess import Settings
 
@@ -32,23 +33,22 @@ def blend(settings: Settings) -> list[Row]:
         lambda: run_case("ours_blend_lazy", {**sources, "num_samples": num_samples, "batch": BATCH}),
         lambda: run_case("ours_blend_lazy", {**sources, "num_samples": 100_000, "batch": 1}),
     )
-    a = Rounds(tuple(answer["elapsed_s"] / num_samples * 1e9 for answer in mine))
-    b = Rounds(tuple(answer["elapsed_s"] / num_samples * 1e9 for answer in theirs))
-    first = Rounds(tuple(answer["first_s"] * 1e3 for answer in lazy))
-    far = Rounds(tuple(answer["far_s"] * 1e3 for answer in lazy))
-    each = Rounds(tuple(answer["each_s"] * 1e6 for answer in lazy))
-    alone = Rounds(tuple(answer["each_s"] * 1e6 for answer in single))
-    deviation = max(answer["deviation"] for answer in mine)
-    others = max(answer["deviation"] for answer in theirs)
-    peaks = {"ours": max(x["peak_bytes"] for x in mine), "peer": max(x["peak_bytes"] for x in theirs)}
-    lazy_peak = {"ours": max(answer["peak_bytes"] for answer in lazy)}
-    peer, what = "megatron-core build_blending_indices", f"{NUM_SOURCES} sources of unequal shares"
+    a, b = (Rounds.of(side, "elapsed_s", 1e9 / num_samples) for side in (mine, theirs))
+    first, far = (Rounds.of(lazy, key, 1e3) for key in ("first_s", "far_s"))
+    each, alone = (Rounds.of(side, "each_s", 1e6) for side in (lazy, single))
+    deviation, others = (max(answer["deviation"] for answer in side) for side in (mine, theirs))
+    what = f"{NUM_SOURCES} sources of unequal shares"
     built = f"{what}; {num_samples:.0e} samples"
+    row = partial(
+        Row,
+        peer="megatron-core build_blending_indices",
+        rounds=settings.rounds,
+        peer_versions=_versions(),
+    )
     return [
-        Row(
+        row(
             row="4a",
             work="blend, all samples at once",
-            peer=peer,
             unit="ns/sample",
             ours=a.median,
             peer_value=b.median,
@@ -56,33 +56,26 @@ def blend(settings: Settings) -> list[Row]:
             goal=">= 5x",
             met=b.median / a.median >= 5,
             input=built,
-            rounds=settings.rounds,
             spread={"ours": a.spread, "peer": b.spread},
-            memory=peaks,
-            peer_versions=_versions(),
+            memory=peak_bytes(ours=mine, peer=theirs),
             note="source and number in the source, in int16 and int64 as the peer's",
         ),
-        Row(
+        row(
             row="4b",
             work="blend, first sample, nothing built",
             peer="the peer must build all before",
             unit="ms",
             ours=first.median,
-            peer_value=None,
-            ratio=None,
             goal="< 1 ms",
             met=first.median < 1.0,
             input=what,
-            rounds=settings.rounds,
             spread={"ours": first.spread},
-            memory=lazy_peak,
-            peer_versions=_versions(),
+            memory={"ours": max(answer["first_peak_bytes"] for answer in lazy)},
             note=f"at sample 1e11 of a resumed run: {far.median:.3f} ms",
         ),
-        Row(
+        row(
             row="4c",
             work=f"blend, each further sample, drawn {BATCH} at a time",
-            peer=peer,
             unit="us/sample",
             ours=each.median,
             peer_value=b.median / 1e3,
@@ -90,16 +83,13 @@ def blend(settings: Settings) -> list[Row]:
             goal="< 2 us",
             met=each.median < 2.0,
             input=built,
-            rounds=settings.rounds,
             spread={"ours": each.spread},
-            memory=lazy_peak,
-            peer_versions=_versions(),
+            memory=peak_bytes(ours=lazy),
             note=f"drawn one at a time, a Python call each: {alone.median:.2f} us",
         ),
-        Row(
+        row(
             row="4d",
             work="blend, largest distance from a share at any prefix",
-            peer=peer,
             unit="samples",
             ours=deviation,
             peer_value=others,
@@ -107,10 +97,6 @@ def blend(settings: Settings) -> list[Row]:
             goal="< 1",
             met=deviation < 1.0,
             input=f"{what}; every prefix of the first million samples",
-            rounds=settings.rounds,
-            spread={},
-            memory={},
-            peer_versions=_versions(),
         ),
     ]
 
@@ -125,64 +111,52 @@ def sample_index(settings: Settings) -> list[Row]:
         lambda: run_case("peer_index", arguments),
         lambda: run_case("ours_index", {**arguments, "locate": True}),
     )
-    a, b, c = (Rounds(tuple(x["elapsed_s"] for x in side)) for side in (mine, theirs, located))
-    peaks = {"ours": max(x["peak_bytes"] for x in mine), "peer": max(x["peak_bytes"] for x in theirs)}
+    a, b, c = (Rounds.of(side, "elapsed_s") for side in (mine, theirs, located))
+    peaks = peak_bytes(ours=mine, peer=theirs)
     memory_ratio = peaks["peer"] / max(1, peaks["ours"])
-    num_samples = theirs[0]["num_samples"]
-    what = (
-        f"{num_documents:.0e} documents, {NUM_EPOCHS} epochs, sequence {SEQ_LENGTH}, {num_samples:,} samples"
+    row = partial(
+        Row,
+        peer="GPTDataset's document, sample and shuffle index",
+        input=f"{num_documents:.0e} documents, {NUM_EPOCHS} epochs, sequence {SEQ_LENGTH}, "
+        f"{theirs[0]['num_samples']:,} samples",
+        rounds=settings.rounds,
+        peer_versions=_versions(),
     )
-    peer = "GPTDataset's document, sample and shuffle index"
     return [
-        Row(
+        row(
             row="5a",
             work="sample index and shuffles",
-            peer=peer,
             unit="s",
             ours=a.median,
             peer_value=b.median,
             ratio=b.median / a.median,
             goal=">= 5x",
             met=b.median >= 5 * a.median,
-            input=what,
-            rounds=settings.rounds,
             spread={"ours": a.spread, "peer": b.spread},
             memory=peaks,
-            peer_versions=_versions(),
             note="ours sums windows of documents, on all cores, and finds samples when they are read; see 5c and 6",
         ),
-        Row(
+        row(
             row="5b",
             work="the same, memory added at the peak",
-            peer=peer,
             unit="MB",
             ours=peaks["ours"] / 1e6,
             peer_value=peaks["peer"] / 1e6,
             ratio=memory_ratio,
             goal="<= 1/4",
             met=memory_ratio >= 4,
-            input=what,
-            rounds=settings.rounds,
-            spread={},
             memory=peaks,
-            peer_versions=_versions(),
             note="document lengths, an input of both, are not counted",
         ),
-        Row(
+        row(
             row="5c",
             work="the same, and every sample found once",
-            peer=peer,
             unit="s",
             ours=c.median,
             peer_value=b.median,
             ratio=b.median / c.median,
-            goal="none",
-            met=None,
-            input=what,
-            rounds=settings.rounds,
             spread={"ours": c.spread, "peer": b.spread},
-            memory={**peaks, "ours": max(x["peak_bytes"] for x in located)},
-            peer_versions=_versions(),
+            memory=peak_bytes(ours=located, peer=theirs),
             note="what ours puts off until reading, done at once on one core",
         ),
     ]

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.data.measure import Rounds, interleave, run_case
+from benchmarks.data.measure import Rounds, interleave, peak_bytes, run_case
 from benchmarks.data.results import Row
 from benchmarks.data.rows_preprocess import Settings, ours
 from cptron import __version__
@@ -30,12 +31,14 @@ NUM_FILES, FILE_TOKENS, FILE_DOCUMENTS = 1_000, 1_000_000_000, 100_000
 def _token_files(settings: Settings) -> str:
     """Prefix of the token files of the corpus, made by our own preprocessing."""
     text = settings.text(settings.megabytes)
-    prefix = settings.work_dir / f"read_{settings.megabytes:g}mb"
-    if not prefix.with_suffix(".idx").is_file():
+    prefix = str(settings.work_dir / f"read_{settings.megabytes:g}mb")
+    if not Path(f"{prefix}.idx").is_file():
         ours(settings, text)
-        for kind in ("bin", "idx"):
-            shutil.copyfile(settings.work_dir / f"ours_text_document.{kind}", prefix.with_suffix(f".{kind}"))
-    return str(prefix)
+        for kind in ("bin", "idx"):  # the index last: files are there when it is
+            copied = Path(f"{prefix}.{kind}.partial")
+            shutil.copyfile(settings.work_dir / f"ours_text_document.{kind}", copied)
+            copied.replace(f"{prefix}.{kind}")
+    return prefix
 
 
 def random_reads(settings: Settings) -> list[Row]:
@@ -49,37 +52,39 @@ def random_reads(settings: Settings) -> list[Row]:
         lambda: run_case("peer_read", {**arguments, "cache": cache}),
         lambda: run_case("ours_read_batch", arguments),
     )
-    theirs_rate = Rounds(tuple(answer["samples_per_s"] for answer in theirs))
-    rows = []
-    for part, side, what in (
-        ("6a", mine, "both make new arrays for each sample"),
-        ("6b", again, "ours into arrays that are used again, as a loader with page-locked memory does"),
-    ):
-        rate = Rounds(tuple(answer["samples_per_s"] for answer in side))
-        rows.append(
-            Row(
-                row=part,
-                work=f"read a random sample, sequence {SEQ_LENGTH}"
-                + (", arrays kept" if side is again else ""),
-                peer="megatron-core GPTDataset.__getitem__, create_attention_mask=False",
-                unit="samples/s",
-                ours=rate.median,
-                peer_value=theirs_rate.median,
-                ratio=rate.median / theirs_rate.median,
-                goal=">= 2x" if part == "6a" else "none",
-                met=rate.median >= 2 * theirs_rate.median if part == "6a" else None,
-                input=f"token files of {settings.megabytes:g} MB of text, {num_reads:,} reads, page cache warm",
-                rounds=settings.rounds,
-                spread={"ours": rate.spread, "peer": theirs_rate.spread},
-                memory={
-                    "ours": max(x["peak_bytes"] for x in side),
-                    "peer": max(x["peak_bytes"] for x in theirs),
-                },
-                peer_versions={"megatron-core": version("megatron-core"), "torch": version("torch")},
-                note=f"{what}; ours also computes where the sample is",
-            )
-        )
-    return rows
+    a, b, kept = (Rounds.of(side, "samples_per_s") for side in (mine, theirs, again))
+    work, also = f"read a random sample, sequence {SEQ_LENGTH}", "ours also computes where the sample is"
+    row = partial(
+        Row,
+        peer="megatron-core GPTDataset.__getitem__, create_attention_mask=False",
+        unit="samples/s",
+        peer_value=b.median,
+        input=f"token files of {settings.megabytes:g} MB of text, {num_reads:,} reads, page cache warm",
+        rounds=settings.rounds,
+        peer_versions={"megatron-core": version("megatron-core"), "torch": version("torch")},
+    )
+    return [
+        row(
+            row="6a",
+            work=work,
+            ours=a.median,
+            ratio=a.median / b.median,
+            goal=">= 2x",
+            met=a.median >= 2 * b.median,
+            spread={"ours": a.spread, "peer": b.spread},
+            memory=peak_bytes(ours=mine, peer=theirs),
+            note=f"both make new arrays for each sample; {also}",
+        ),
+        row(
+            row="6b",
+            work=f"{work}, arrays kept",
+            ours=kept.median,
+            ratio=kept.median / b.median,
+            spread={"ours": kept.spread, "peer": b.spread},
+            memory=peak_bytes(ours=again, peer=theirs),
+            note=f"ours into arrays that are used again, as a loader with page-locked memory does; {also}",
+        ),
+    ]
 
 
 def loader(settings: Settings) -> list[Row]:
@@ -94,8 +99,7 @@ def loader(settings: Settings) -> list[Row]:
         lambda: run_case("ours_loader", {**batches, "prefix": prefix, "num_steps": steps}),
         lambda: run_case("ours_first_batch", {**batches, "prefixes": prefixes}),
     )
-    a = Rounds(tuple(answer["tokens_per_s"] for answer in fed))
-    b = Rounds(tuple(answer["elapsed_s"] for answer in first))
+    a, b = Rounds.of(fed, "tokens_per_s"), Rounds.of(first, "elapsed_s")
     return [
         Row(
             row="7a",
@@ -110,25 +114,20 @@ def loader(settings: Settings) -> list[Row]:
             input=f"token files of {settings.megabytes:g} MB of text, {steps} steps of {BATCH} samples",
             rounds=settings.rounds,
             spread={"ours": a.spread},
-            memory={"ours": max(answer["peak_bytes"] for answer in fed)},
-            peer_versions={},
+            memory=peak_bytes(ours=fed),
         ),
         Row(
             row="7b",
             work="time to the first batch",
-            peer="-",
             unit="s",
             ours=b.median,
-            peer_value=None,
-            ratio=None,
             goal=f"< {FIRST_BATCH_GOAL_S:g} s",
             met=b.median < FIRST_BATCH_GOAL_S,
             input=f"{num_files:,} files, {num_files * FILE_TOKENS:.0e} tokens in documents of "
             f"{FILE_TOKENS // FILE_DOCUMENTS:,} on average (real .idx, sparse .bin), batch of {BATCH} samples",
             rounds=settings.rounds,
             spread={"ours": b.spread},
-            memory={"ours": max(answer["peak_bytes"] for answer in first)},
-            peer_versions={},
+            memory=peak_bytes(ours=first),
             note="no index in a cache; imports included",
         ),
     ]

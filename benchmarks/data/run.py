@@ -17,7 +17,7 @@ from benchmarks.data import rows_index, rows_preprocess, rows_read
 from benchmarks.data.get_peers import MEGATRON_DIR, Megatron
 from benchmarks.data.get_tokenizers import DEFAULT_DIR, TokenizerFetchError, fetch
 from benchmarks.data.measure import ROOT, BenchmarkError
-from benchmarks.data.results import RESULTS, Row, merge, table
+from benchmarks.data.results import RESULTS, Row, merge, read, table
 from benchmarks.data.rows_preprocess import Settings
 
 ROWS: dict[int, tuple[str, Callable[[Settings], Sequence[Row]]]] = {
@@ -32,8 +32,8 @@ ROWS: dict[int, tuple[str, Callable[[Settings], Sequence[Row]]]] = {
 }
 
 
-def parse(argv: Sequence[str] | None) -> tuple[list[int], Settings, Path]:
-    """Rows to measure, their settings, and where results go."""
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description="Measure the data path against its peers.")
     parser.add_argument(
         "--rows", default=",".join(str(number) for number in ROWS), help="e.g. 4,5 (default: all)"
@@ -56,9 +56,13 @@ def parse(argv: Sequence[str] | None) -> tuple[list[int], Settings, Path]:
         "--work-dir", type=Path, default=ROOT / ".cache" / "bench-data", help="inputs and outputs"
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file to merge into")
-    arguments = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """What the rows need, the tokenizer fetched. Raises TokenizerFetchError."""
     arguments.work_dir.mkdir(parents=True, exist_ok=True)
-    settings = Settings(
+    return Settings(
         megatron=Megatron(arguments.megatron_lm.resolve()),
         tokenizer=fetch("llama3", arguments.tokenizers.resolve()),
         work_dir=arguments.work_dir.resolve(),
@@ -70,19 +74,12 @@ def parse(argv: Sequence[str] | None) -> tuple[list[int], Settings, Path]:
         rounds=arguments.rounds,
         scale=arguments.scale,
     )
-    numbers = [] if arguments.show else [int(number) for number in arguments.rows.split(",")]
-    return numbers, settings, arguments.results
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; the exit status is 1 when a row could not be measured."""
-    try:
-        numbers, settings, results = parse(argv)
-    except TokenizerFetchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    failed = []
+def measure_rows(numbers: Sequence[int], settings: Settings, results: Path) -> tuple[list[str], list[str]]:
+    """Measure rows and put them on record; returns the names of those measured, and a line for each that failed."""
     measured: list[str] = []
+    failed: list[str] = []
     for number in numbers:
         title, measure = ROWS[number]
         print(f"row {number}: {title}", file=sys.stderr, flush=True)
@@ -94,8 +91,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         measured += [row.row for row in rows]
         merge(rows, results)  # at once: a later row that is interrupted costs only itself
-    everything = merge([], results)
-    print(table([row for row in everything if row["row"] in measured or not numbers]))
+    return measured, failed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; the exit status is 1 when a row could not be measured."""
+    arguments = parse(argv)
+    numbers = [int(number) for number in arguments.rows.split(",") if number.isdecimal()]
+    if not numbers or set(numbers) - set(ROWS) or len(numbers) != len(arguments.rows.split(",")):
+        print(
+            f"error: --rows {arguments.rows} must be numbers of {sorted(ROWS)}; correct it", file=sys.stderr
+        )
+        return 2
+    if arguments.show:
+        print(table(read(arguments.results)))
+        return 0
+    try:
+        settings = settings_of(arguments)
+    except TokenizerFetchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    measured, failed = measure_rows(numbers, settings, arguments.results)
+    print(table([row for row in read(arguments.results) if row["row"] in measured]))
     for line in failed:
         print(line)
     return 1 if failed else 0

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from cptron.durable import fsync_path, fsync_tree
+from cptron.durable import fsync_path, fsync_tree, replace_text
 from cptron.errors import CheckpointError
 from cptron.model.architecture import Architecture
 
@@ -95,11 +95,8 @@ def publish(working: Path, final: Path, manifest: Manifest) -> Manifest:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON and force it to disk."""
-    with path.open("w") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write JSON, durably and in one step."""
+    replace_text(path, json.dumps(value, indent=1))
 
 
 def read_hugging_face(directory: Path) -> dict[str, bytes]:

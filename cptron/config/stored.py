@@ -9,6 +9,8 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+from cptron.durable import fsync_path, replace_text
+
 _CURRENT = "config.yaml"
 
 
@@ -17,11 +19,14 @@ def store_config(run: Path, resolved: str, step: int) -> None:
     kept as `config.until_step_STEP.yaml`, or `..._2.yaml` where a run was resumed there more than once.
     Raises OSError."""
     path = run / _CURRENT
+    new = run / f"{_CURRENT}.new"
+    replace_text(new, resolved)  # first: a full disk leaves the one in force
     if path.exists() and path.read_text() != resolved:
         stem = f"config.until_step_{step:08d}"
         names = itertools.chain([f"{stem}.yaml"], (f"{stem}_{number}.yaml" for number in itertools.count(2)))
         path.rename(next(run / name for name in names if not (run / name).exists()))
-    path.write_text(resolved)
+    new.replace(path)
+    fsync_path(run)
 
 
 def stored_configs(run: Path) -> list[Path]:

@@ -7,6 +7,7 @@ Invariant: nothing is taken on trust from a checkpoint: its ledger is recomputed
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from cptron.config.load import load_config
+from cptron.config.schema import Config
 from cptron.config.stored import stored_configs
 from cptron.data.ledger import Entry, Ledger
 from cptron.data.log import BEGINNING, DATA_LOG, LoggedStep, read_log
 from cptron.data.open import open_sources
 from cptron.data.replay import Replay
 from cptron.data.source import TokenSource
-from cptron.errors import DataError
+from cptron.errors import CheckpointError, DataError
 
 _AT_ONCE = 1 << 16
 
@@ -73,17 +75,11 @@ def audit(run: Path) -> Audit:
     """Recompute the ledger of `run`. Raises DataError when log, files and checkpoints disagree."""
     if not (run / "config.yaml").is_file():
         raise DataError(f"{run} holds no config.yaml, is no run; give a run directory of cptron train")
-    config = load_config(run / "config.yaml").config
-    if config.data.order == "megatron":
-        raise DataError(
-            f"{run} has data.order=megatron, only cptron's own order can be recomputed; nothing to do"
-        )
-    sources = _all_sources(run)
+    sources = _drawn_sources(run)
     replay, counted = Replay(sources), _Counted(sources)
     last, compared = BEGINNING, list[str]()
     saved = _saved_ledgers(run)
     for step in read_log(run / DATA_LOG):
-        _check_sources(run, sources, step)
         replay.follow(step)
         if step.step in saved:
             path, ledger = saved[step.step]
@@ -96,31 +92,38 @@ def audit(run: Path) -> Audit:
             f"{run / DATA_LOG} ends with step {last.step}, before {beyond[0]}; "
             "restore the log, or remove the checkpoint"
         )
-    accounts = [counted.account(name, last.cursors.get(name, 0), replay.deviations[name]) for name in sources]
+    accounts = [counted.account(name, last.cursors[name], replay.deviations[name]) for name in sources]
     return Audit(last.step, accounts, compared, sources)
 
 
-def _all_sources(run: Path) -> dict[str, TokenSource]:
-    """The sources of the run's configuration, and those that only an earlier one names."""
-    sources: dict[str, TokenSource] = {}
+def _drawn_sources(run: Path) -> dict[str, TokenSource]:
+    """The sources that the log names, in the order of the run's configuration and then of earlier ones; those of
+    an attempt that took no step are not opened."""
+    configured = _configured(run)
+    last = deque(read_log(run / DATA_LOG), maxlen=1)  # a source never leaves the log again
+    drawn = last[0].cursors if last else {}
+    unknown = set(drawn) - set(configured)
+    if unknown:
+        raise DataError(
+            f"{run} has drawn from {sorted(unknown)}, its config.yaml names no such source; restore it"
+        )
+    wanted = [config for name, config in configured.items() if name in drawn]
+    return {source.name: source for config in wanted for source in open_sources(config)}
+
+
+def _configured(run: Path) -> dict[str, Config]:
+    """Source name -> the newest configuration of the run that names it, with this source alone."""
+    configured: dict[str, Config] = {}
     for path in stored_configs(run):
         config = load_config(path).config
         if config.data.order == "megatron":
             raise DataError(
                 f"{run} has data.order=megatron, only cptron's own order can be recomputed; nothing to do"
             )
-        new = tuple(item for item in config.data.sources if item.name not in sources)
-        only_new = replace(config, data=replace(config.data, sources=new))
-        sources |= {source.name: source for source in open_sources(only_new)}
-    return sources
-
-
-def _check_sources(run: Path, sources: Mapping[str, TokenSource], step: LoggedStep) -> None:
-    unknown = set(step.cursors) - set(sources)
-    if unknown:
-        raise DataError(
-            f"{run} has drawn from {sorted(unknown)}, its config.yaml names no such source; restore it"
-        )
+        for item in config.data.sources:
+            only_this = replace(config, data=replace(config.data, sources=(item,)))
+            configured.setdefault(item.name, only_this)
+    return configured
 
 
 class _Counted:
@@ -162,6 +165,8 @@ def _saved_ledgers(run: Path) -> dict[int, tuple[Path, Ledger]]:
             found[int(state["step"])] = path, Ledger.from_dict(state["ledger"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} cannot be read ({error!r}); remove the damaged checkpoint") from None
+        except CheckpointError as error:
+            raise DataError(f"{path}: {error}") from None
     return found
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cptron.tokens.indexed import IndexedTokens, bin_path, idx_path
+from cptron.errors import DataError
+from cptron.tokens.index_layout import bin_path, idx_path, loss_mask_path
+from cptron.tokens.indexed import IndexedTokens
 from cptron.tokens.manifest import Manifest, load_manifest, manifest_path
 
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
@@ -36,6 +38,11 @@ def open_content(prefix: str) -> Content:
     Files with a manifest are not scanned: their counts are in it. Files without one are scanned once here.
     """
     if not manifest_path(prefix).is_file():
+        if loss_mask_path(prefix).exists():
+            raise DataError(
+                f"{loss_mask_path(prefix)} has no manifest beside it that says what it belongs to; make the files "
+                "again, or remove it to learn all tokens"
+            )
         return Content(IndexedTokens(prefix), None, _sampled_identity(prefix))
     manifest = load_manifest(prefix)
     files = manifest.files

@@ -7,6 +7,7 @@ across restarts, changed shares and longer runs no sample is repeated or skipped
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
@@ -35,6 +36,14 @@ class Entry:
     epochs: float = 0.0
     """Passes over the source."""
 
+    def advance(self, num_samples: int, tokens: int, documents: int, samples_per_epoch: float) -> None:
+        """Enter the next `num_samples` samples, which predict `tokens` tokens and begin `documents` documents."""
+        self.cursor += num_samples
+        self.since_mix += num_samples
+        self.tokens += tokens
+        self.documents += documents
+        self.epochs = self.cursor / samples_per_epoch
+
 
 @dataclass
 class Ledger:
@@ -48,11 +57,7 @@ class Ledger:
         try:
             entries = {name: Entry(**entry) for name, entry in saved["entries"].items()}
             for entry in entries.values():
-                numbers = (entry.cursor, entry.since_mix, entry.tokens, entry.documents)
-                if not all(type(number) is int and 0 <= number < _MOST for number in numbers):
-                    raise TypeError(f"{entry} must count in integers from 0 to 2^62")
-                if not isinstance(entry.identity, str) or not isinstance(entry.share, (int, float)):
-                    raise TypeError(f"{entry} must have an identity and a share")
+                _check(entry)
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"the checkpoint's data ledger is damaged ({error!r}); use another checkpoint"
@@ -92,3 +97,20 @@ class Ledger:
     def to_dict(self) -> dict[str, Any]:
         """JSON form; `from_dict` inverts it."""
         return asdict(self)
+
+
+def _check(entry: Entry) -> None:
+    """Raise TypeError unless the numbers of `entry` are such that a run can have counted them."""
+    numbers = (entry.cursor, entry.since_mix, entry.tokens, entry.documents)
+    if not all(type(number) is int and 0 <= number < _MOST for number in numbers):
+        raise TypeError(f"{entry} must count in integers from 0 to 2^62")
+    if entry.since_mix > entry.cursor:
+        raise TypeError(f"{entry} must not have a since_mix beyond its cursor")
+    if not isinstance(entry.identity, str) or not _is_number(entry.share) or not 0 <= entry.share <= 1:
+        raise TypeError(f"{entry} must have an identity and a share from 0 to 1")
+    if not _is_number(entry.epochs) or not 0 <= entry.epochs < math.inf:
+        raise TypeError(f"{entry} must have a finite number of epochs from 0")
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cptron.config.schema import Config
@@ -50,14 +51,19 @@ def prepare(config: Config, *, check_hashes: bool) -> list[Prepared]:
         for item, s in zip(config.data.sources, sources, strict=True)
     ]
     weights = integer_weights(shares)
-    samples = config.train.steps * config.train.global_batch_size
+    redistribute = config.data.on_max_epochs == "redistribute"
+    limits = [
+        math.ceil(item.max_epochs * s.samples_per_epoch) if redistribute and item.max_epochs else math.inf
+        for item, s in zip(config.data.sources, sources, strict=True)
+    ]
+    samples = _given(config.train.steps * config.train.global_batch_size, weights, limits)
     prepared = []
-    for source, weight, item in zip(sources, weights, config.data.sources, strict=True):
+    for source, given, item in zip(sources, samples, config.data.sources, strict=True):
         started_s = time.perf_counter()
         if check_hashes and manifest_path(source.prefix).is_file():
             verify(source.prefix)
         tokens = IndexedTokens(source.prefix)
-        epochs = max(1, math.ceil((samples * weight / sum(weights) + 1) / source.samples_per_epoch))
+        epochs = max(1, math.ceil((given + 1) / source.samples_per_epoch))
         if item.max_epochs and config.data.on_max_epochs != "warn":
             epochs = min(epochs, math.ceil(item.max_epochs))
         source.prepare(epochs)
@@ -73,3 +79,19 @@ def prepare(config: Config, *, check_hashes: bool) -> list[Prepared]:
             )
         )
     return prepared
+
+
+def _given(samples: int, weights: Sequence[int], limits: Sequence[float]) -> list[float]:
+    """How many of `samples` each source gives, when one that reaches its limit hands its share to the others."""
+    given = [0.0] * len(weights)
+    active = list(range(len(weights)))
+    left = float(samples)
+    while active and left > 0:
+        total = sum(weights[i] for i in active)
+        first = min(active, key=lambda i: (limits[i] - given[i]) / weights[i])
+        taken = min(left, (limits[first] - given[first]) * total / weights[first])
+        for i in active:
+            given[i] += taken * weights[i] / total
+        left -= taken
+        active.remove(first)
+    return given

@@ -10,18 +10,54 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
 
 from cptron.data.batch import MicroBatch
 from cptron.data.cache import IndexCache
-from cptron.data.content import open_content
+from cptron.data.content import Content, open_content
 from cptron.data.order import Packing, SourceOrder, Span
 from cptron.errors import DataError
 from cptron.tokens.index_layout import loss_mask_path
 
 Int64Array = npt.NDArray[np.int64]
+
+
+@contextmanager
+def named(where: str) -> Iterator[None]:
+    """Give the IndexError of a read, by the kernels or by `check_ids`, the name of the files: a DataError."""
+    try:
+        yield
+    except IndexError as error:
+        raise DataError(
+            f"{where} is damaged or not of this model: {error}; copy the files "
+            "again or preprocess with the model's tokenizer"
+        ) from None
+
+
+def check_ids(ids: Int64Array, vocab_size: int) -> None:
+    """What the kernels check of their own reads. Raises IndexError when an id has no embedding; 0 checks
+    nothing."""
+    if not vocab_size or not ids.size:
+        return
+    largest = int(ids.flat[ids.astype(np.uint64).argmax()])  # a negative id becomes a huge one
+    if not 0 <= largest < vocab_size:
+        raise IndexError(f"token id {largest} is outside the vocabulary of {vocab_size}")
+
+
+def open_learned(prefix: str, content: Content) -> npt.NDArray[np.uint8]:
+    """The loss mask, a number for each token of `.bin`; empty where the files have none. Raises DataError."""
+    mask = content.manifest and content.manifest.files.get("loss_mask")
+    if not mask:
+        return np.zeros(0, np.uint8)
+    if mask.bytes != content.tokens.num_tokens:
+        raise DataError(
+            f"{loss_mask_path(prefix)} has {mask.bytes} bytes, must have one for each of "
+            f"{content.tokens.num_tokens} tokens; run preprocess again"
+        )
+    return np.memmap(loss_mask_path(prefix), np.uint8, "r").view(np.ndarray)
 
 
 class TokenSource:
@@ -56,14 +92,8 @@ class TokenSource:
         )
         if files.num_tokens < 2:
             raise nothing
-        mask = content.manifest and content.manifest.files.get("loss_mask")
-        if mask and mask.bytes != files.num_tokens:
-            raise DataError(
-                f"{loss_mask_path(prefix)} has {mask.bytes} bytes, must have one for each of {files.num_tokens} "
-                "tokens; run preprocess again"
-            )
-        learned = np.memmap(loss_mask_path(prefix), np.uint8, "r") if mask else np.zeros(0, np.uint8)
-        self._order = SourceOrder(content, learned.view(np.ndarray), seq_length, seed, packing, cache)
+        learned = open_learned(prefix, content)
+        self._order = SourceOrder(content, learned, seq_length, seed, packing, cache)
         if packing == "best_fit":
             self.predictions_per_epoch = files.num_tokens - files.num_documents
             if self.predictions_per_epoch == 0:
@@ -93,13 +123,8 @@ class TokenSource:
         for epoch, samples, rows in self._by_epoch(cursors):
             part = batch.rows(rows.start, rows.stop)
             outputs = part.tokens_BS, part.labels_BS, part.loss_mask_BS
-            try:
+            with named(f"source {self.name} ({self.prefix})"):
                 self._order.epoch(epoch).read(samples, *outputs, self._vocab_size)
-            except IndexError as error:
-                raise DataError(
-                    f"source {self.name} ({self.prefix}) is damaged or not of this model: {error}; copy the files "
-                    "again or preprocess with the model's tokenizer"
-                ) from None
 
     def sample(self, cursor: int) -> tuple[Int64Array, Int64Array, npt.NDArray[np.float32]]:
         """Inputs, labels and loss mask `[seq_length]` of the `cursor`-th sample since the start of the run."""

@@ -144,11 +144,7 @@ class SampleStream:
         documents, predictions = source.count(cursors)
         if entry.cursor <= limit < entry.cursor + num_samples and limit:
             self.notes.append(f"source {source.name} begins to repeat beyond {self._limit_text(index)}")
-        entry.cursor += num_samples
-        entry.since_mix += num_samples
-        entry.tokens += predictions
-        entry.documents += documents
-        entry.epochs = entry.cursor / source.samples_per_epoch
+        entry.advance(num_samples, predictions, documents, source.samples_per_epoch)
 
     def _remix(self) -> None:
         """Put the shares in force that the cursors leave: a source at its limit has none if others take over."""

@@ -63,7 +63,8 @@ def _evaluate_checkpoint(args: argparse.Namespace) -> list[tuple[str, float, int
 
     checkpoint = layout.resolve(args.checkpoint)
     manifest = layout.read_manifest(checkpoint)
-    sets = [ValidSet(p, p, args.seq_length, args.max_tokens, args.micro_batch_size, 0, 1) for p in args.data]
+    cut = {"dp_rank": 0, "dp_size": 1, "vocab_size": manifest.arch.vocab_size}
+    sets = [ValidSet(p, p, args.seq_length, args.max_tokens, args.micro_batch_size, **cut) for p in args.data]
     results = []
     with open_session() as session:
         model = build_model(manifest.arch, precision="fp32" if session.device.kind == "cpu" else "bf16")

@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cptron.tokens.records import CHAT_LISTS, CHAT_NOT_RENDERED
+
 Message = dict[str, Any]
 """`role` and, unless an assistant only calls tools, `content` (text); no value is None."""
 
@@ -36,9 +38,6 @@ SHAREGPT_ROLES: Mapping[str, str] = {
     "bard": "assistant",
     "tool": "tool",
 }
-_LISTS = ("messages", "conversations")
-# They belong in the rendered text, beside the messages.
-_NOT_RENDERED = ("tools", "functions", "documents", "toolConfig")
 
 
 class ChatError(ValueError):
@@ -75,12 +74,12 @@ def _open(value: Sequence[Any] | Mapping[str, Any]) -> tuple[Sequence[Any], Any]
     items: Any = value
     system = None
     if isinstance(value, Mapping):
-        found = [key for key in _LISTS if value.get(key) is not None]
+        found = [key for key in CHAT_LISTS if value.get(key) is not None]
         if len(found) != 1:
             raise ChatError(
-                f"the object has {found or 'neither'} of {', '.join(_LISTS)}, must have exactly one"
+                f"the object has {found or 'neither'} of {', '.join(CHAT_LISTS)}, must have exactly one"
             )
-        for key in _NOT_RENDERED:
+        for key in CHAT_NOT_RENDERED:
             if value.get(key):
                 raise ChatError(f"the object has {key!r}, which cannot be rendered")
         items, system = value[found[0]], value.get("system")

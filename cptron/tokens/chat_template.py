@@ -168,7 +168,14 @@ def _special_tokens(directory: Path, config: dict[str, Any], names: set[str], pa
     tokens = {key: value for key, value in config.items() if key.endswith("_token")}
     if isinstance(config.get("extra_special_tokens"), dict):
         tokens |= config["extra_special_tokens"]
-    texts = {key: value["content"] if isinstance(value, dict) else value for key, value in tokens.items()}
+    texts = {key: value.get("content") if isinstance(value, dict) else value for key, value in tokens.items()}
+    unusable = [
+        key for key, value in tokens.items() if isinstance(value, dict) and not isinstance(texts[key], str)
+    ]
+    if unusable:
+        raise DataError(
+            f"{directory} has {unusable[0]} {tokens[unusable[0]]}, must be a text; copy tokenizer_config.json again"
+        )
     return {key: value for key, value in texts.items() if isinstance(value, str)}
 
 

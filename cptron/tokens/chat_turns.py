@@ -100,10 +100,11 @@ class AssistantTurns:
                 continue
             prompt = self._template.render(messages[:number], add_generation_prompt=True)
             start = len(prompt)
-            end = text.find(self._end, start) + len(self._end)
+            found = text.find(self._end, start)
+            end = found + len(self._end)
             if not text.startswith(prompt) or start < before:
                 raise ChatError(f"the text before message {number} changes with what follows it")
-            if end < start or self._headers.search(text, start, end):
+            if found < 0 or self._headers.search(text, start, end):
                 raise ChatError(f"message {number} does not end with {self._end}")
             if number == len(messages) - 1 and text[end:] != self._tail:
                 raise ChatError(f"message {number} ends with {self._end} too early")

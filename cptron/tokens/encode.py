@@ -80,7 +80,7 @@ class Encoder:
         rejects, text_bytes = parsed.rejects, parsed.text_bytes
         if self.chats:
             records, rejects = self.chats.render(block.path, parsed)
-            text_bytes = sum(len(text.text) for record in records for text in record)
+            text_bytes = block.num_bytes  # what of it is rendered is not held on to
         columns = [[record[number] for record in records] for number in range(len(self.keys))]
         outputs = [
             self._chat_documents(column) if self.chats else self._documents(column) for column in columns
@@ -168,11 +168,9 @@ def _map_in_order(
     pool = ThreadPoolExecutor(workers, "encode")
     waiting: deque[tuple[Future[Encoded], int]] = deque()
     ahead_bytes = 0
-    before = Position(0, 0, 0)
     try:
         for block in blocks:
-            num_bytes = block.end.byte - before.byte if block.end.file == before.file else 0
-            before = block.end
+            num_bytes = block.num_bytes
             waiting.append((pool.submit(function, block), num_bytes))
             ahead_bytes += num_bytes
             del block

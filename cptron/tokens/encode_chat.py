@@ -6,13 +6,13 @@ Invariant: a record is rendered for all of its keys or rejected once.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 
 from cptron.tokens.chat import ChatEncoder
 from cptron.tokens.chat_formats import ChatError
@@ -48,7 +48,7 @@ class ChatBlocks:
             try:
                 records.append([self._render(value) for value in values])
             except ChatError as error:
-                raw = orjson.dumps([_plain(value) for value in values])[:MAX_RAW_BYTES]
+                raw = _raw(values)[:MAX_RAW_BYTES]
                 rejects.append(Reject(path, parsed.numbers[number], "bad_chat", str(error), raw))
         return records, sorted(rejects, key=lambda reject: reject.record)
 
@@ -66,5 +66,11 @@ class ChatBlocks:
         return Rendered(ids=encoded.ids, mask=encoded.mask, eod_mask=encoded.eod_mask)
 
 
-def _plain(value: Value) -> Any:
-    return value.decode() if isinstance(value, bytes) else value
+def _raw(values: Sequence[Value]) -> bytes:
+    """For people, as JSON; tables hold values that JSON has no form for."""
+    plain = [value.decode() if isinstance(value, bytes) else value for value in values]
+    try:
+        text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"), default=repr)
+    except RecursionError:
+        text = "nested too deeply to be shown"
+    return text.encode("utf-8", "backslashreplace")

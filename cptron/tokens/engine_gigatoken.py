@@ -23,7 +23,8 @@ from cptron.tokens.tokenizer import Tokenizer
 
 # Texts are joined into one call by an added token of our own, because a call for each text holds the GIL and a
 # ragged result imports awkward, for seconds. Private code points: no tokenizer's own tokens begin or end with them.
-_SEPARATOR = "\U0010fffd\u0001cptron\u0001\U0010fffd"
+# No beginning of it is an end of it, so it cannot overlap itself: part of it in a text moves no border.
+_SEPARATOR = "\U0010fffd\u0001cptron\u0001\U0010fffc"
 
 # Up to here `parallel` means no more than that threads do not wait for one another. Above it gigatoken would cut a
 # text for its own threads, and exactness at its cuts cannot be compared before the start: one thread takes the text.

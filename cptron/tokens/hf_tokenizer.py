@@ -90,7 +90,21 @@ def _tokenizer_config(directory: Path) -> dict[str, Any]:
     config = _read_json(directory / "tokenizer_config.json")
     if "added_tokens_decoder" not in config:
         config.update(_read_json(directory / "special_tokens_map.json"))
+    _require_sound(config, directory / "tokenizer_config.json")
     return config
+
+
+def _require_sound(config: dict[str, Any], path: Path) -> None:
+    stated = config.get("added_tokens_decoder") or {}
+    if not isinstance(stated, dict) or not all(key.isascii() and key.isdigit() for key in stated):
+        shown = list(stated)[:5] if isinstance(stated, dict) else stated
+        raise DataError(f"{path} has added_tokens_decoder {shown}, must go by ids; copy the file again")
+    for key in _EXTRA:
+        if not isinstance(config.get(key) or [], list | dict):
+            raise DataError(f"{path} has {key} {config[key]!r}, must be a list; copy the file again")
+    for token in (*stated.values(), *_special_tokens(config)):
+        if not isinstance(token.get("content") if isinstance(token, dict) else token, str):
+            raise DataError(f"{path} has the token {token!r}, must be a text; copy the file again")
 
 
 def _add_configured_tokens(backend: Backend, config: dict[str, Any], path: Path) -> None:

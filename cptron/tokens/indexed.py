@@ -124,4 +124,6 @@ class IndexedTokens:
                 f"tokens [{offset}, {offset + length}) must lie in document {document} of {available} tokens"
             )
         start = int(self._start_bytes[document]) // self._dtype.itemsize + offset
+        if not 0 <= start <= start + length <= len(self._tokens):
+            raise DataError(f"{self._prefix} puts document {document} outside its .bin; {REMEDY}")
         return self._tokens[start : start + length]

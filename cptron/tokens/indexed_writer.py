@@ -6,7 +6,7 @@ Invariant: a `.idx` is published only after the `.bin` it describes, and neither
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,10 +15,11 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from cptron.durable import partial_path
 from cptron.errors import DataError
 from cptron.tokens.index_layout import CHUNK, CODE_OF_DTYPE, Int32Array, bin_path, idx_path, loss_mask_path
 from cptron.tokens.manifest import FileRecord
-from cptron.tokens.partial_file import PartialFile, partial_path
+from cptron.tokens.partial_file import PartialFile
 from cptron.tokens.publish import publish, write_index
 
 
@@ -143,7 +144,7 @@ class IndexedWriter:
         if self.num_documents == 0:
             raise DataError(f"{self._prefix} would hold 0 documents, at least 1 is needed; check the input")
         self.seal()
-        publish_partials(self._prefix)
+        publish_partials(self._prefix, [name for name in self._files if name != "lengths"])
         self.discard()
 
     def close(self) -> None:
@@ -163,10 +164,10 @@ class IndexedWriter:
             yield np.arange(start, min(start + CHUNK, self.num_documents + 1), dtype="<i8").tobytes()
 
 
-def publish_partials(prefix: str) -> None:
-    """Give sealed files their names. May be called again after it was cut off."""
-    publish(prefix, {name: partial_path(_final(prefix, name)) for name in ("bin", "idx", "loss_mask")})
-    partial_path(_final(prefix, "lengths")).unlink(missing_ok=True)
+def publish_partials(prefix: str, kinds: Iterable[str]) -> None:
+    """Give sealed files of `kinds` their names, and remove the others. May be called again after it was cut off."""
+    publish(prefix, {kind: partial_path(_final(prefix, kind)) for kind in kinds})
+    discard_partials(prefix)
 
 
 def discard_partials(prefix: str) -> None:

@@ -106,8 +106,16 @@ def _expand(pattern: str) -> list[Input]:
     if Path(pattern).exists():
         return _named(Path(pattern))
     matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
-    files = [path for path in matches if path.is_file()]  # `**` finds directories beside the files in them
-    found = [source for path in files or matches for source in _named(path)]
+    files = [path for path in matches if path.is_file()]
+    inside = {
+        parent for path in files for parent in path.parents
+    }  # `**` finds directories beside their files
+    found: list[Input] = []
+    for path in matches:
+        if not files or not path.is_dir():
+            found += _named(path)
+        elif path not in inside:
+            found += _below(path)  # perhaps nothing: an empty directory beside files is no mistake
     if not found:
         raise DataError(f"input {pattern} matches 0 files, at least 1 is needed; check the path")
     return found
@@ -176,6 +184,8 @@ def _read_json(path: Path, *keys: str, default: list[object] | None = None) -> l
 
 def _input(path: Path) -> Input | None:
     """None for a suffix that tells nothing."""
+    if path.is_symlink() and not path.exists():
+        raise DataError(f"{path} is a link to nothing, must be a file; remove it or restore its target")
     compression = _compression(path)
     inner = path.with_suffix("") if compression != "none" else path
     suffix = inner.suffix.lower()

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cptron.durable import fsync_path
+from cptron.durable import partial_path, replace_text
 from cptron.errors import DataError
 from cptron.tokens.indexed_writer import WriterState
 from cptron.tokens.records import Position
@@ -58,13 +58,7 @@ class Journal:
 
     def save(self, entry: Entry) -> None:
         """Replace the journal in one step; what it tells of must be durable already."""
-        partial = self.path.with_name(self.path.name + ".partial")
-        with partial.open("w", encoding="utf-8") as stream:
-            json.dump({"format_version": FORMAT_VERSION, **asdict(entry)}, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(self.path)
-        fsync_path(self.path.parent)
+        replace_text(self.path, json.dumps({"format_version": FORMAT_VERSION, **asdict(entry)}))
 
     def load(self) -> Entry | None:
         """The journal of a run that was cut off, if there is one. Raises DataError when it is damaged."""
@@ -93,7 +87,7 @@ class Journal:
     def remove(self) -> None:
         """The run is done, or given up."""
         self.path.unlink(missing_ok=True)
-        self.path.with_name(self.path.name + ".partial").unlink(missing_ok=True)
+        partial_path(self.path).unlink(missing_ok=True)
 
     def require_identity(self, entry: Entry, identity: Mapping[str, Any]) -> None:
         """Raise DataError when `entry` is of another command than the one with `identity`.

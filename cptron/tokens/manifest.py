@@ -2,25 +2,26 @@
 
 Place in the flow: `preprocess` writes it after `.bin` and `.idx` are durable; a run reads it to prove that
 its data is whole and was made with its tokenizer. Invariant: the manifest is written last and atomically,
-so its presence proves that preprocessing completed; it holds no time and no machine, so equal inputs give
-equal manifests.
+so its presence proves that preprocessing completed; it holds no time and no host, so the same command on equal
+inputs gives an equal manifest.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from cptron.durable import fsync_path
+from cptron.durable import replace_text
 from cptron.errors import DataError
 from cptron.tokens.index_layout import bin_path, idx_path, loss_mask_path
 
 FORMAT_VERSION = 2
+PARTITION_OF = "partition_of"
+"""Option of a part: the hash of the list of inputs that was cut."""
 _REMEDY = "run preprocess again"
 
 
@@ -109,15 +110,8 @@ def manifest_path(prefix: str | Path) -> Path:
 
 def write_manifest(prefix: str | Path, manifest: Manifest) -> None:
     """Publish `manifest` beside its files, durably and in one step."""
-    path = manifest_path(prefix)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        json.dump(asdict(manifest), stream, indent=2, ensure_ascii=False)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
-    fsync_path(path.parent)
+    text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False)
+    replace_text(manifest_path(prefix), text + "\n")
 
 
 def load_manifest(prefix: str | Path) -> Manifest:

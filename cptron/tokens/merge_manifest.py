@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from cptron.errors import DataError
-from cptron.tokens.manifest import FORMAT_VERSION, Manifest
+from cptron.tokens.manifest import FORMAT_VERSION, PARTITION_OF, Manifest
 
 
 def merge_manifests(prefixes: Sequence[str], manifests: Sequence[Manifest]) -> Manifest:
@@ -23,7 +23,7 @@ def merge_manifests(prefixes: Sequence[str], manifests: Sequence[Manifest]) -> M
     first = manifests[0]
     if any(manifest.partition for manifest in manifests):
         _require_whole_run(prefixes, manifests)
-        options = first.options
+        options = {name: value for name, value in first.options.items() if name != PARTITION_OF}
     else:
         options = _joined_options(prefixes, manifests)
     rejected: Counter[str] = Counter()
@@ -67,24 +67,11 @@ def require_same_ids(prefixes: Sequence[str], manifests: Sequence[Manifest]) -> 
 
 
 def _require_whole_run(prefixes: Sequence[str], manifests: Sequence[Manifest]) -> None:
+    _require_same_corpus(prefixes, manifests)
     first, count = manifests[0], len(manifests)
-    # Before the numbers: the files of two keys lie in one directory, and their numbers would only confuse.
-    for prefix, manifest in zip(prefixes, manifests, strict=True):
-        for field in ("key", "options"):
-            has, must = getattr(manifest, field), getattr(first, field)
-            if has != must:
-                raise DataError(
-                    f"{prefix} was made with {field} {has}, {prefixes[0]} with {must}, must be the same; give "
-                    "--inputs of one run and one key"
-                )
-    for prefix, manifest in zip(prefixes, manifests, strict=True):
-        if not manifest.partition:
-            raise DataError(
-                f"{prefix} is no partition of a run, other inputs are; give all partitions of one run, in order, and "
-                "nothing else"
-            )
     total = int(first.partition.partition("/")[2])
-    missing = sorted({f"{n}/{total}" for n in range(total)} - {manifest.partition for manifest in manifests})
+    given = {manifest.partition for manifest in manifests}
+    missing = [part for part in (f"{number}/{total}" for number in range(total)) if part not in given]
     if missing and count < total:
         raise DataError(
             f"{count} of {total} partitions are given, without {missing[0]}; give all partitions of one run, in order"
@@ -93,9 +80,33 @@ def _require_whole_run(prefixes: Sequence[str], manifests: Sequence[Manifest]) -
         expected = f"{number}/{count}"
         if manifest.partition != expected:
             raise DataError(
-                f"{prefix} is partition {manifest.partition or 'none'!r}, must be {expected!r} as input {number + 1} "
+                f"{prefix} is partition {manifest.partition!r}, must be {expected!r} as input {number + 1} "
                 f"of {count}; give all partitions of one run, in order, and nothing else"
             )
+
+
+def _require_same_corpus(prefixes: Sequence[str], manifests: Sequence[Manifest]) -> None:
+    """Parts of one corpus, made by one command. Before the numbers: the files of two keys lie in one directory, and
+    their numbers would only confuse."""
+    first = manifests[0]
+    for prefix, manifest in zip(prefixes, manifests, strict=True):
+        if not manifest.partition:
+            raise DataError(
+                f"{prefix} is no partition of a run, other inputs are; give all partitions of one run, in order, and "
+                "nothing else"
+            )
+        if manifest.options.get(PARTITION_OF) != first.options.get(PARTITION_OF):
+            raise DataError(
+                f"{prefix} is a part of other input files than {prefixes[0]}, some came, went or changed between the "
+                "parts; preprocess all parts again"
+            )
+        for field in ("key", "options"):
+            has, must = getattr(manifest, field), getattr(first, field)
+            if has != must:
+                raise DataError(
+                    f"{prefix} was made with {field} {has}, {prefixes[0]} with {must}, must be the same; give "
+                    "--inputs of one run and one key"
+                )
 
 
 def _joined_options(prefixes: Sequence[str], manifests: Sequence[Manifest]) -> dict[str, str]:

@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from cptron.durable import fsync_path
+from cptron.durable import fsync_path, partial_path
 from cptron.tokens.encode import Encoded
 from cptron.tokens.indexed_writer import IndexedWriter, discard_partials, publish_partials
 from cptron.tokens.journal import Checkpoint
 from cptron.tokens.manifest import FileRecord, Manifest, load_manifest, manifest_path, write_manifest
-from cptron.tokens.partial_file import partial_path
 from cptron.tokens.publish import refuse_existing
 from cptron.tokens.records import Position
 from cptron.tokens.rejects import OnError, Rejects, quarantine_path
@@ -108,15 +107,16 @@ def publish_outputs(names: OutputNames, manifests: Sequence[Manifest]) -> None:
     """
     for prefix in names.prefixes:
         manifest_path(prefix).unlink(missing_ok=True)
-    for prefix in names.prefixes:
-        publish_partials(prefix)
+    for prefix, manifest in zip(names.prefixes, manifests, strict=True):
+        publish_partials(prefix, manifest.files)
     quarantine = quarantine_path(names.run)
     partial = partial_path(quarantine)
-    if partial.exists() and partial.stat().st_size:
+    # What the manifest tells of, not what lies there: it may be of an earlier run of this name.
+    if not manifests[0].documents_rejected or manifests[0].options["on_error"] != "quarantine":
+        quarantine.unlink(missing_ok=True)
+    elif partial.exists():
         partial.replace(quarantine)
         fsync_path(quarantine.parent)
-    elif not manifests[0].documents_rejected or manifests[0].options["on_error"] != "quarantine":
-        quarantine.unlink(missing_ok=True)  # of an earlier run of this name
     partial.unlink(missing_ok=True)
     for prefix, manifest in zip(names.prefixes, manifests, strict=True):
         write_manifest(prefix, manifest)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from cptron.durable import partial_path
 from cptron.errors import DataError
 from cptron.tokens.manifest import FileRecord
 
@@ -81,8 +82,3 @@ class PartialFile:
     def record(self) -> FileRecord:
         """Size and hash of all that was written."""
         return FileRecord(bytes=self.num_bytes, sha256=self._sha256.hexdigest())
-
-
-def partial_path(final: Path) -> Path:
-    """Where `final` is written before it gets its name; always the same, so that a resume finds it."""
-    return final.with_name(final.name + ".partial")

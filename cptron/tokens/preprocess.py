@@ -26,6 +26,7 @@ from cptron.tokens.encode import Encoded, encode_blocks
 from cptron.tokens.journal import Checkpoint, Entry, Journal, locked
 from cptron.tokens.manifest import (
     FORMAT_VERSION,
+    PARTITION_OF,
     FileRecord,
     Manifest,
     SourceRecord,
@@ -151,7 +152,7 @@ def _stream(
         Progress(inputs, options.log_interval, enabled=progress) as bar,
     ):
         if start.file < len(inputs):
-            bar.resume(start.file, max(0, start.byte - inputs[start.file].start_byte))
+            bar.resume(start.file, 0)
         for block in encode_blocks(blocks, plan.encoder, plan.workers):
             outputs.add(block)
             checkpointer.block_done(block.text_bytes)
@@ -206,6 +207,7 @@ def _manifests(
                 "tokenizer_kind": options.tokenizer_kind,
                 "on_error": options.on_error,
                 "max_document_bytes": str(options.max_document_bytes),
+                **({PARTITION_OF: plan.partition_of} if plan.partition else {}),
                 **(
                     {"chat_template": plan.chat_template, "loss_mask": options.loss_mask}
                     if options.chat

@@ -145,8 +145,8 @@ def parse_options(argv: Sequence[str] | None = None) -> tuple[PreprocessOptions,
         notes.append(
             f"--engine {args.engine} has no effect: only the reference tells where tokens lie in a chat"
         )
-    partition = _partition(args.partition, args.partitions)
-    if args.partitions > 1 and partition is None:
+    partition, partitions = _partition(args.partition, args.partitions)
+    if (args.partitions or 1) > 1 and partition is None:
         notes.append(
             f"--partitions {args.partitions} without --partition has no effect: one process encodes everything in order"
         )
@@ -169,7 +169,7 @@ def parse_options(argv: Sequence[str] | None = None) -> tuple[PreprocessOptions,
         verify=args.verify,
         on_error=args.on_error,
         max_document_bytes=args.max_document_bytes,
-        partitions=args.partitions if partition is not None else 1,
+        partitions=partitions,
         partition=partition,
         overwrite=args.overwrite,
         restart=args.restart,
@@ -196,29 +196,43 @@ def _tiktoken(args: argparse.Namespace) -> TiktokenConfig:
 
 
 def _whole_number(name: str, text: str) -> int:
-    if not text.isdigit():
+    if not text.isdecimal():
         raise ConfigError(f"{name} {text!r} must be a whole number; correct it")
     return int(text)
 
 
-def _partition(text: str | None, count: int) -> int | None:
-    """Number of the part that this process encodes."""
+def _partition(text: str | None, count: int | None) -> tuple[int | None, int]:
+    """Number of the part that this process encodes, and how many parts there are."""
     if text is None:
-        return None
+        return None, 1
     if text == "slurm":
-        values = [os.environ.get(f"SLURM_ARRAY_TASK_{name}", "") for name in ("ID", "MIN")]
-        if not all(value.isdigit() for value in values):
+        index, in_array = _array_task()
+        count = count or in_array
+        if count is None:
             raise ConfigError(
-                f"--partition slurm needs SLURM_ARRAY_TASK_ID and _MIN, they are {values}; start it in a job array"
+                "--partition slurm in an array of other tasks than 0-(N-1) must have --partitions N; add the N of the "
+                "first submission"
             )
-        index = int(values[0]) - int(values[1])
-    elif text.isdigit():
-        index = int(text)
+    elif text.isdecimal():
+        index, count = int(text), count or 1
     else:
         raise ConfigError(f"--partition {text} must be a number from 0 or slurm; correct it")
     if index >= count:
         raise ConfigError(f"--partition {index} must be below --partitions {count}; correct one of them")
-    return index
+    return index, count
+
+
+def _array_task() -> tuple[int, int | None]:
+    """Number of this task, and of all tasks if they are 0 to N-1: some of them, submitted again, are not."""
+    names = ("ID", "MIN", "MAX", "COUNT")
+    values = [os.environ.get(f"SLURM_ARRAY_TASK_{name}", "") for name in names]
+    if not all(value.isdecimal() for value in values):
+        raise ConfigError(
+            f"--partition slurm needs SLURM_ARRAY_TASK_ID, _MIN, _MAX and _COUNT, they are {values}; start it in a "
+            "job array"
+        )
+    index, first, last, count = map(int, values)
+    return index, count if (first, last) == (0, count - 1) else None
 
 
 def _refuse(args: argparse.Namespace) -> None:
@@ -297,9 +311,7 @@ def _parser() -> argparse.ArgumentParser:
     output.add_argument("--restart", action="store_true", help="discard what an unfinished run left")
     runtime = parser.add_argument_group("runtime")
     runtime.add_argument("--workers", type=_positive, default=0, help="encoding threads (default: all cores)")
-    runtime.add_argument(
-        "--partitions", type=_positive, default=1, help="parts of the corpus, see --partition"
-    )
+    runtime.add_argument("--partitions", type=_positive, help="parts of the corpus, see --partition")
     runtime.add_argument("--partition", help="the part to encode, from 0, or `slurm` in a job array")
     runtime.add_argument("--log-interval", type=_positive, default=1000, help="documents between updates")
     unused = parser.add_argument_group("accepted for Megatron command lines, without effect")

@@ -6,6 +6,8 @@ Invariant: what cannot work (tokenizer, special tokens, inputs, space on the dis
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -50,6 +52,8 @@ class Plan:
     """For the manifest: the engine, and how it was checked."""
     identity: Mapping[str, Any]
     """Everything that decides the output, for the journal."""
+    partition_of: str
+    """Hash of the list of inputs that is cut into parts; empty without parts."""
     chat_template: str
     """Hash of the chat template; empty where the values are no chats."""
     least_bytes: int
@@ -83,7 +87,9 @@ def output_names(options: PreprocessOptions) -> OutputNames:
 def make_plan(options: PreprocessOptions) -> Plan:
     """Look at inputs and tokenizer. Raises DataError when something in them is unusable."""
     inputs: Sequence[Input] = expand_inputs(options.inputs)
+    partition_of = ""
     if options.partition is not None:
+        partition_of = _corpus_hash(inputs)
         inputs = partition_inputs(inputs, options.partition, options.partitions)
     tokenizer = _tokenizer(options)
     notes: list[str] = []
@@ -117,10 +123,17 @@ def make_plan(options: PreprocessOptions) -> Plan:
         engine=name,
         identity=_identity(options, inputs, tokenizer, name, prepend_bos)
         | {"chat_template": chats[1] if chats else None, "loss_mask": options.loss_mask},
+        partition_of=partition_of,
         chat_template=chats[1] if chats else "",
         least_bytes=int(_text_bytes(inputs, text_share) / _TEXT_BYTES_PER_TOKEN * dtype.itemsize),
         notes=[*notes, *engine_notes],
     )
+
+
+def _corpus_hash(inputs: Sequence[Input]) -> str:
+    """Parts belong together only if all were cut from the same files: others may have come or grown in between."""
+    files = [(os.fsdecode(source.path), source.stored_bytes) for source in inputs]
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
 def _tokenizer(options: PreprocessOptions) -> Tokenizer:
@@ -200,7 +213,7 @@ def _sample(
                 num_bytes += len(texts[-1])
     begin = inputs[0].start_byte if inputs else 0
     block_bytes = block.end.byte - begin
-    return texts, min(1.0, parsed.text_bytes / block_bytes) if block_bytes > 0 else 1.0
+    return texts, min(1.0, parsed.text_bytes / block_bytes) if block_bytes > 0 else 0.0
 
 
 def _text_bytes(inputs: Sequence[Input], text_share: float) -> float:

@@ -61,6 +61,11 @@ class LineBlock:
         """File of the lines."""
         return str(self.source.path)
 
+    @property
+    def num_bytes(self) -> int:
+        """See `RawBlock`."""
+        return len(self.data)
+
     def parse(self, keys: Sequence[str], *, chat: bool) -> Parsed:
         """See `RawBlock`."""
         lines = self.data.split(b"\n")

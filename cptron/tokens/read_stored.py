@@ -23,6 +23,7 @@ _ZSTD_STEP_BYTES = 512
 _ZSTD_MAX_WINDOW_BYTES = 1 << 31
 """What `zstd --long=31` needs; public dumps are packed so."""
 _GZIP = 16 + zlib.MAX_WBITS
+_GZIP_MAGIC = b"\x1f\x8b"
 
 
 class DamagedError(Exception):
@@ -69,6 +70,8 @@ def _gunzip(file: BinaryIO) -> Iterator[bytes]:
     data = file.read(_GZIP_STEP_BYTES)
     if not data:
         raise DamagedError("an empty file is not gzip")
+    if not _GZIP_MAGIC.startswith(data[: len(_GZIP_MAGIC)]):
+        raise DamagedError("this is not gzip, though its name says so; rename or compress it")
     while data:
         member = zlib.decompressobj(_GZIP)
         while not member.eof:

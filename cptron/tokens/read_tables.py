@@ -24,6 +24,7 @@ from cptron.tokens.records import (
     chat_columns,
     check_chat,
     check_utf8,
+    nested_bytes,
     whole_chat,
 )
 
@@ -47,6 +48,11 @@ class TableBlock:
     stored_bytes_read: int
     max_record_bytes: int
 
+    @property
+    def num_bytes(self) -> int:
+        """See `RawBlock`."""
+        return int(self.rows.nbytes)
+
     def parse(self, keys: Sequence[str], *, chat: bool) -> Parsed:
         """See `RawBlock`. Raises DataError when a column is missing or cannot hold texts."""
         check_columns(self.path, keys, self.rows.schema.names)
@@ -57,7 +63,8 @@ class TableBlock:
         rejects: list[Reject] = []
         for number, row in enumerate(zip(*columns, strict=True), start=self.rows_before + 1):
             try:
-                record = self._record(keys, row[: len(keys)])
+                self._check_length(row)
+                record = tuple([_value(key, value) for key, value in zip(keys, row, strict=False)])
                 if beside:
                     siblings = dict(zip(beside, map(_plain, row[len(keys) :]), strict=True))
                     record = tuple(
@@ -74,14 +81,13 @@ class TableBlock:
         text_bytes = sum(len(value) for record in values for value in record if isinstance(value, bytes))
         return Parsed(values, numbers, rejects, len(values) + len(rejects), text_bytes)
 
-    def _record(self, keys: Sequence[str], row: tuple[Any, ...]) -> tuple[Value, ...]:
-        num_bytes = sum(len(value) for value in row if isinstance(value, bytes))
+    def _check_length(self, row: tuple[Any, ...]) -> None:
+        num_bytes = sum(map(nested_bytes, row))
         if num_bytes > self.max_record_bytes:
             limit = self.max_record_bytes
             raise BadRecordError(
                 "too_long", f"the row has {num_bytes} bytes, more than the {limit} a record may have"
             )
-        return tuple([_value(key, value) for key, value in zip(keys, row, strict=True)])
 
 
 def read_parquet(

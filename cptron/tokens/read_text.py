@@ -26,6 +26,11 @@ class TextBlock:
     end: Position
     stored_bytes_read: int
 
+    @property
+    def num_bytes(self) -> int:
+        """See `RawBlock`."""
+        return len(self.data)
+
     def parse(self, keys: Sequence[str], *, chat: bool) -> Parsed:
         """See `RawBlock`. Raises DataError for several keys."""
         if len(keys) != 1:

@@ -6,7 +6,7 @@ Invariant: every record of an input ends as exactly one good record or exactly o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, overload
 
@@ -81,6 +81,10 @@ class RawBlock(Protocol):
         """Where reading goes on after this block."""
 
     @property
+    def num_bytes(self) -> int:
+        """Memory that the records take."""
+
+    @property
     def stored_bytes_read(self) -> int:
         """Bytes of the input as stored (of its part, if split) that have been read to get to `end`."""
 
@@ -98,7 +102,10 @@ class BadRecordError(Exception):
 
 
 CHAT_LISTS = ("messages", "conversations")
-CHAT_SIBLINGS = ("system", "tools", "functions", "documents", "toolConfig")
+"""Keys under which an object holds its list of messages."""
+CHAT_NOT_RENDERED = ("tools", "functions", "documents", "toolConfig")
+"""Keys beside the messages that belong in the rendered text, which cptron cannot put there."""
+CHAT_SIBLINGS = ("system", *CHAT_NOT_RENDERED)
 """Keys of a record that belong to the chat beside them."""
 
 
@@ -155,17 +162,31 @@ def whole_chat(key: str, value: list[Any] | dict[str, Any], beside: Mapping[str,
 
 def check_chat(value: list[Any] | dict[str, Any]) -> list[Any] | dict[str, Any]:
     """`value`, whose strings are held to the same rules as texts."""
+    for text in _strings(value, with_keys=True):
+        check_text(encode_text(text))
+    return value
+
+
+def nested_bytes(value: Any) -> int:
+    """Size in UTF-8 of a text, or of all strings in a chat; keys are a table's schema and do not count."""
+    if isinstance(value, bytes):
+        return len(value)
+    texts = _strings(value, with_keys=False)
+    return sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
+
+
+def _strings(value: Any, *, with_keys: bool) -> Iterator[str]:
+    """Every string in lists and objects (and in the pairs of tables' maps)."""
     waiting: list[Any] = [value]
     while waiting:
         item = waiting.pop()
         if isinstance(item, dict):
-            waiting.extend(item.keys())
+            waiting.extend(item.keys() if with_keys else ())
             waiting.extend(item.values())
-        elif isinstance(item, list):
+        elif isinstance(item, list | tuple):
             waiting.extend(item)
         elif isinstance(item, str):
-            check_text(encode_text(item))
-    return value
+            yield item
 
 
 def encode_text(text: str) -> bytes:

@@ -34,7 +34,7 @@ def tokenizer_adds_bos(path: str, bos_id: int | None) -> bool:
     for name, actual in (("add_bos_token", adds_bos), ("add_eos_token", False)):
         if config.get(name) not in (None, actual):
             raise DataError(
-                f"{file.parent}/tokenizer_config.json has {name} {config[name]}, tokenizer.json adds "
+                f"{file.parent}/tokenizer_config.json has {name} {config[name]}, {file.name} adds "
                 f"{'it' if actual else 'none'}, so it is open what is meant; {_REMEDY}"
             )
     return adds_bos
@@ -62,6 +62,8 @@ def _around(file: Path) -> tuple[list[int], list[int]]:
 
 def _post_processor(file: Path) -> Any:
     """The value of that key; parsing all of a large vocabulary for it would take a tenth of a second."""
+    if file.suffix in (".model", ".tiktoken"):
+        return None  # only a tokenizer.json has one
     text = file.read_bytes() if file.is_file() else b"{}"
     _, key, rest = text.partition(b'"post_processor"')
     # inside a string the quotes would be escaped, so what stands there once is the key
@@ -77,5 +79,8 @@ def _post_processor(file: Path) -> Any:
 def _load(file: Path) -> dict[str, Any]:
     import orjson
 
-    content = orjson.loads(file.read_bytes()) if file.is_file() else {}
+    try:
+        content = orjson.loads(file.read_bytes()) if file.is_file() else {}
+    except orjson.JSONDecodeError as error:
+        raise DataError(f"{file} must be JSON ({one_line(error)}); copy the file again") from error
     return content if isinstance(content, dict) else {}

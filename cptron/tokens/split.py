@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import resource
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from cptron.errors import ConfigError, DataError
 from cptron.tokens.index_layout import Int64Array, bin_path, idx_path
 from cptron.tokens.indexed import TokenArray
-from cptron.tokens.manifest import FileRecord, Manifest, hash_file, write_manifest
+from cptron.tokens.manifest import PARTITION_OF, FileRecord, Manifest, hash_file, write_manifest
 from cptron.tokens.publish import refuse_existing
 from cptron.tokens.sequence_writer import SequenceWriter
 from cptron.tokens.split_plan import LEFT_OUT, Plan, by_fractions, by_max_tokens, by_range
@@ -69,6 +70,7 @@ def split(files: TokenFiles, output_prefix: str, plan: Plan, *, overwrite: bool 
         raise DataError(f"{files.prefix} is the input and must not be replaced; use another --output-prefix")
     if not overwrite:
         refuse_existing(prefixes)
+    _raise_open_files_limit()
     try:
         Path(output_prefix).parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
@@ -82,16 +84,22 @@ def split(files: TokenFiles, output_prefix: str, plan: Plan, *, overwrite: bool 
             records = [writer.finish() for writer in writers]
             for writer in writers:
                 writer.publish()
+            if files.manifest:
+                for number, (writer, record) in enumerate(zip(writers, records, strict=True)):
+                    name = Path(files.prefix).name
+                    write_manifest(
+                        writer.prefix, _manifest(files.manifest, name, plan.describe(number), writer, record)
+                    )
     except OSError as error:
         where = error.filename or output_prefix
         raise DataError(f"{where} cannot be used ({error.strerror}); fix that and run again") from error
-    if files.manifest:
-        for number, (writer, record) in enumerate(zip(writers, records, strict=True)):
-            name = Path(files.prefix).name
-            write_manifest(
-                writer.prefix, _manifest(files.manifest, name, plan.describe(number), writer, record)
-            )
     return [Output(writer.prefix, writer.num_documents, writer.num_tokens) for writer in writers]
+
+
+def _raise_open_files_limit() -> None:
+    """Each output holds several files open, and there may be hundreds of outputs."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _distribute(files: TokenFiles, plan: Plan, writers: Sequence[SequenceWriter]) -> None:
@@ -176,7 +184,7 @@ def _manifest(
         documents_empty_skipped=0,
         documents_rejected={},
         partition="",
-        options={**origin.options, **lineage},
+        options={**{k: v for k, v in origin.options.items() if k != PARTITION_OF}, **lineage},
     )
 
 

@@ -27,7 +27,15 @@ PATTERNS = {
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
 MEGATRON_SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<mask>", "<pad>", "<cls>", "<sep>")
-_KEYS = {"pattern", "special_tokens", "eos_token", "bos_token", "num_special_tokens", "vocab_size"}
+_MEGATRON_KEYS = ("num_special_tokens", "vocab_size")
+_KEYS = {"pattern", "special_tokens", "eos_token", "bos_token", *_MEGATRON_KEYS}
+_WANTED = {
+    "pattern": "v1, v2 or a regular expression",
+    "special_tokens": "an object of texts and ids, or a list of texts",
+    **dict.fromkeys(("eos_token", "bos_token"), "one of the special tokens"),
+    **dict.fromkeys(_MEGATRON_KEYS, "a whole number"),
+}
+_MAX_ID = (1 << 32) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +81,8 @@ def megatron_config(
 def read_tiktoken_config(path: Path) -> TiktokenConfig:
     """Read `{"pattern": ..., "special_tokens": {text: id}, "eos_token": ..., "bos_token": ...}`.
 
-    With special tokens as a list, or `num_special_tokens`, the file states Megatron's flags (`megatron_config`).
-    Raises DataError when it is missing or damaged.
+    With special tokens as a list, `num_special_tokens` or `vocab_size`, the file states Megatron's flags
+    (`megatron_config`). Raises DataError when it is missing, damaged, or states both.
     """
     try:
         content = orjson.loads(path.read_bytes())
@@ -89,13 +97,31 @@ def read_tiktoken_config(path: Path) -> TiktokenConfig:
         raise DataError(
             f"{path} must be a JSON object with a pattern and no keys but {sorted(_KEYS)}; correct it"
         )
-    special = content.get("special_tokens")
-    if isinstance(special, list) or "num_special_tokens" in content:
-        flags = {key: value for key, value in content.items() if key not in ("eos_token", "bos_token")}
-        return megatron_config(**flags)
-    return TiktokenConfig(
-        content["pattern"], special or {}, content.get("eos_token"), content.get("bos_token")
-    )
+    given = {key: value for key, value in content.items() if value is not None}
+    for key in content:
+        if not _is_sound(key, given.get(key)):
+            raise DataError(f"{path} has {key} {content[key]!r}, must be {_WANTED[key]}; correct it")
+    special = given.get("special_tokens")
+    if isinstance(special, list) or any(key in given for key in _MEGATRON_KEYS):
+        if isinstance(special, dict) or "eos_token" in given or "bos_token" in given:
+            raise DataError(
+                f"{path} states Megatron's flags and also eos_token, bos_token or ids; keep one of the two forms"
+            )
+        return megatron_config(**given)
+    return TiktokenConfig(given["pattern"], special or {}, given.get("eos_token"), given.get("bos_token"))
+
+
+def _is_sound(key: str, value: Any) -> bool:
+    """Whether the value of a configuration's key is of its type; only a pattern must be there."""
+    if value is None:
+        return key != "pattern"
+    if key in _MEGATRON_KEYS:
+        return type(value) is int
+    if key != "special_tokens":
+        return isinstance(value, str)
+    if isinstance(value, dict):
+        return all(type(token_id) is int and 0 <= token_id < _MAX_ID for token_id in value.values())
+    return isinstance(value, list) and all(isinstance(token, str) for token in value)
 
 
 class TiktokenTokenizer:
@@ -117,7 +143,7 @@ class TiktokenTokenizer:
             self._encoding = tiktoken.Encoding(
                 path.stem, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
             )
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise DataError(
                 f"{path} with the pattern {pattern!r} must be a tiktoken encoding ({one_line(error)}); "
                 "correct tiktoken_config.json"
@@ -139,8 +165,14 @@ class TiktokenTokenizer:
         return [self.encode(text) for text in texts]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of one text."""
-        return self._encoding.encode(text, allowed_special="all")
+        """Ids of one text. Raises DataError for one that the pattern cannot cut, such as a million spaces."""
+        try:
+            return self._encoding.encode(text, allowed_special="all")
+        except ValueError as error:
+            raise DataError(
+                f"a text of {len(text.encode())} bytes, beginning {text[:30]!r}, cannot be cut by the pattern of "
+                f"{self.name} ({one_line(error)}), must be shorter; leave such texts out with --max-document-bytes"
+            ) from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens included."""

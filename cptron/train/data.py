@@ -6,13 +6,15 @@ the same samples: they have opened the same content, at the same place, under th
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
 
 from cptron.checkpoint import layout
 from cptron.config.schema import Config
-from cptron.data.ledger import Ledger
+from cptron.data.ledger import Entry, Ledger
 from cptron.data.loader import Cut, TrainLoader
 from cptron.data.open import mix_of, open_sources
 from cptron.data.stream import SampleStream, Stream
@@ -26,50 +28,82 @@ from cptron.train.state import TrainState, read_state, set_random_state
 Opened = tuple[TrainState, TrainLoader, list[ValidSet]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What this rank has opened on its own."""
+
+    state: TrainState
+    random_states: list[dict[str, str]]
+    sources: Ledger
+    """An account for each source that says no more than its content."""
+    stream: Callable[[], Stream]
+    """Makes the stream of the sources; collective in Megatron's order."""
+    valid_sets: list[ValidSet]
+
+
 def open_data(config: Config, plan: Plan, session: Session) -> Opened:
     """State, training batches and validation sets of this rank; collective. Raises the same error on every
-    rank."""
-    opened = agree(lambda: _open(config, plan, session))
-    _check_same_content(opened[0].ledger)
-    return opened
+    rank.
+
+    Whatever can go wrong on one rank alone does so before the ranks build anything together: the others would
+    wait for it in a collective.
+    """
+    found = agree(lambda: _find(config, plan, session))
+    _check_same_content(found.sources)
+    loader = agree(lambda: _load(config, session, found))
+    _check_same_content(found.state.ledger)
+    return found.state, loader, found.valid_sets
 
 
-def _open(config: Config, plan: Plan, session: Session) -> Opened:
-    data, train = config.data, config.train
+def _find(config: Config, plan: Plan, session: Session) -> _Found:
+    """Rank-local."""
+    data = config.data
     saved = read_state(plan.resume_from / layout.STATE) if plan.resume_from else None
     ledger = Ledger.from_dict(saved["ledger"]) if saved else Ledger()
-    stream = _open_stream(config, plan, ledger)
     state = TrainState(saved["step"] if saved else 0, saved["tokens_total"] if saved else 0, ledger)
-    if saved:
-        random_states = saved["random_states"]
-        if len(random_states) == session.ranks.world_size:
-            set_random_state(random_states[session.ranks.rank])
-    cut = {"dp_rank": session.dp_rank, "dp_size": session.topology.dp}
-    loader = TrainLoader(
+    identities, stream = _find_sources(config, plan, ledger)
+    sources = Ledger({name: Entry(identity, 0.0) for name, identity in identities.items()})
+    micro = config.eval.micro_batch_size or config.train.micro_batch_size
+    cut = {"dp_rank": session.dp_rank, "dp_size": session.topology.dp, "vocab_size": plan.arch.vocab_size}
+    valid_sets = [ValidSet(v.name, v.path, data.seq_length, v.max_tokens, micro, **cut) for v in data.valid]
+    return _Found(state, saved["random_states"] if saved else [], sources, stream, valid_sets)
+
+
+def _find_sources(
+    config: Config, plan: Plan, ledger: Ledger
+) -> tuple[Mapping[str, str], Callable[[], Stream]]:
+    """Content of each source by its name, and what makes the stream of them."""
+    if config.data.order == "megatron":
+        from cptron.train.megatron_order import MegatronStream, open_files
+
+        files = open_files(config)
+        identities = {name: content.identity for name, content in files.contents.items()}
+        return identities, lambda: MegatronStream(config, ledger, files, plan.arch.vocab_size)
+    sources = open_sources(config, plan.arch.vocab_size)
+    identities = {source.name: source.identity for source in sources}
+    return identities, lambda: SampleStream(sources, mix_of(config), ledger)
+
+
+def _load(config: Config, session: Session, found: _Found) -> TrainLoader:
+    """Collective in Megatron's order; what comes after that may again fail on one rank."""
+    stream = found.stream()
+    if len(found.random_states) == session.ranks.world_size:
+        set_random_state(found.random_states[session.ranks.rank])
+    return TrainLoader(
         stream,
-        ledger,
+        found.state.ledger,
         Cut(
-            train.global_batch_size,
-            train.micro_batch_size,
-            **cut,
+            config.train.global_batch_size,
+            config.train.micro_batch_size,
+            session.dp_rank,
+            session.topology.dp,
             reads=session.reads_data,
             hands_on=session.hands_data_on,
         ),
-        workers=data.workers,
-        prefetch_steps=data.prefetch_steps,
+        workers=config.data.workers,
+        prefetch_steps=config.data.prefetch_steps,
         allocate=session.device.host_array,
     )
-    micro = config.eval.micro_batch_size or train.micro_batch_size
-    valid_sets = [ValidSet(v.name, v.path, data.seq_length, v.max_tokens, micro, **cut) for v in data.valid]
-    return state, loader, valid_sets
-
-
-def _open_stream(config: Config, plan: Plan, ledger: Ledger) -> Stream:
-    if config.data.order == "megatron":
-        from cptron.train.megatron_order import MegatronStream
-
-        return MegatronStream(config, ledger)
-    return SampleStream(open_sources(config, plan.arch.vocab_size), mix_of(config), ledger)
 
 
 def _check_same_content(ledger: Ledger) -> None:

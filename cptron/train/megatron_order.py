@@ -9,7 +9,10 @@ of these is part of the sources' identity, because in Megatron each of them deci
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,14 +23,59 @@ import cptron.runtime.megatron_ready  # noqa: F401
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
-from cptron.config.schema import Config
+from cptron.config.schema import Config, SourceConfig
 from cptron.data.batch import MicroBatch
-from cptron.data.content import open_content
+from cptron.data.content import Content, open_content
 from cptron.data.ledger import Ledger
+from cptron.data.source import check_ids, named
 from cptron.data.stream import Draw
-from cptron.errors import ConfigError
+from cptron.errors import ConfigError, DataError
 
 Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class MegatronFiles:
+    """What the datasets are built from: all of it found on this rank alone, before they are built together."""
+
+    contents: dict[str, Content]
+    """By name of the source, in the order of the configuration."""
+    index_directory: Path
+    """Exists, can be written, and is of these contents only."""
+
+
+def open_files(config: Config) -> MegatronFiles:
+    """Open the sources and make the directory of their index files; rank-local.
+
+    megatron-core names its index files by path and options, not by content: files made again under the same
+    path would silently get the old order. So each content has a directory of its own. Raises ConfigError or
+    DataError.
+    """
+    data = config.data
+    contents = {item.name: _open_content(item) for item in data.sources}
+    identities = "|".join(content.identity for content in contents.values())
+    root = Path(data.cache_dir or Path(data.sources[0].path).parent / ".megatron_index")
+    directory = root / hashlib.sha256(identities.encode()).hexdigest()[:16]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise DataError(
+            f"{directory} cannot be written ({error}), but data.order=megatron keeps its index files there; "
+            "set data.cache_dir to a directory that all nodes share and can write"
+        ) from None
+    return MegatronFiles(contents, directory)
+
+
+def _open_content(item: SourceConfig) -> Content:
+    content = open_content(item.path)
+    if content.manifest and "loss_mask" in content.manifest.files:
+        raise ConfigError(
+            f"source {item.name} ({item.path}) has a loss mask, which Megatron's order does not know; "
+            "use data.order=cptron"
+        )
+    return content
 
 
 class _NoTokenizer:
@@ -42,21 +90,28 @@ class MegatronSource:
     """One token file as megatron-core's `GPTDataset` orders it."""
 
     def __init__(
-        self, name: str, dataset: Any, identity: str, seq_length: int, tokens_per_epoch: int
+        self, item: SourceConfig, dataset: Any, identity: str, seq_length: int, vocab_size: int
     ) -> None:
-        self.name = name
+        self.name = item.name
         self.identity = identity
         self.seq_length = seq_length
-        self.samples_per_epoch = (tokens_per_epoch - 1) / seq_length
+        lengths = dataset.dataset.sequence_lengths
+        self.samples_per_epoch = (int(np.sum(lengths[dataset.indices], dtype=np.int64)) - 1) / seq_length
+        self._where = f"source {item.name} ({item.path})"
         self._dataset = dataset
+        self._vocab_size = vocab_size
 
     def read(self, cursors: Int64Array, batch: MicroBatch) -> None:
-        """Write the samples `cursors` [B] to the arrays of `batch`."""
+        """Write the samples `cursors` [B] to the arrays of `batch`. Raises DataError on an id that the model
+        has not."""
         for row, cursor in enumerate(cursors.tolist()):
             sample = self._dataset[cursor]
             batch.tokens_BS[row] = sample["tokens"].numpy()
             batch.labels_BS[row] = sample["labels"].numpy()
             batch.loss_mask_BS[row] = sample["loss_mask"].numpy()
+            with named(self._where):
+                check_ids(batch.tokens_BS[row], self._vocab_size)
+                check_ids(batch.labels_BS[row], self._vocab_size)
 
     def count(self, cursors: Int64Array) -> tuple[int, int]:
         """Documents that begin in the samples `cursors`, and tokens that they predict."""
@@ -70,8 +125,11 @@ class MegatronSource:
 class MegatronStream:
     """Draws samples in Megatron's order and keeps the account of them; made like a `SampleStream`."""
 
-    def __init__(self, config: Config, ledger: Ledger) -> None:
-        """Build the datasets as Megatron does; collective. Raises ConfigError when the order is not stated."""
+    def __init__(self, config: Config, ledger: Ledger, files: MegatronFiles, vocab_size: int = 0) -> None:
+        """Build the datasets as Megatron does; collective. Raises ConfigError when the order is not stated.
+
+        Token ids from `vocab_size` on are refused when they are read; 0 checks nothing.
+        """
         data = config.data
         if data.megatron_samples < 1:
             raise ConfigError(
@@ -79,13 +137,16 @@ class MegatronStream:
                 "run (train_samples, or train_iters * global_batch_size), which decides its order; set it"
             )
         self.notes: list[str] = []
-        top = _build(config)
+        top = _build(config, files.index_directory)
         single = isinstance(top, GPTDataset)
         self._size = data.megatron_samples
         self._source_of = np.zeros(self._size, np.int16) if single else top.dataset_index
         self._sample_of = np.arange(self._size) if single else top.dataset_sample_index
         self.sources = [
-            _open(config, index, dataset) for index, dataset in enumerate([top] if single else top.datasets)
+            MegatronSource(item, dataset, _identity(config, content), data.seq_length, vocab_size)
+            for item, content, dataset in zip(
+                data.sources, files.contents.values(), [top] if single else top.datasets, strict=True
+            )
         ]
         self.ledger = Ledger()
         self.ledger.assign(ledger)
@@ -119,7 +180,7 @@ class MegatronStream:
             entry.epochs = entry.cursor / source.samples_per_epoch
 
 
-def _build(config: Config) -> Any:
+def _build(config: Config, index_directory: Path) -> Any:
     """The training dataset that Megatron builds for `--data-path`: weights only beside several sources."""
     data = config.data
     paths: Sequence[str] = [item.path for item in data.sources]
@@ -129,7 +190,7 @@ def _build(config: Config) -> Any:
         sequence_length=data.seq_length,
         blend=(list(paths), weights),
         split=data.megatron_split,
-        path_to_cache=data.cache_dir or None,
+        path_to_cache=str(index_directory),
         tokenizer=_NoTokenizer(),
         reset_position_ids=False,
         reset_attention_mask=False,
@@ -145,11 +206,7 @@ def _build(config: Config) -> Any:
     return train
 
 
-def _open(config: Config, index: int, dataset: Any) -> MegatronSource:
-    item = config.data.sources[index]
-    lengths = dataset.dataset.sequence_lengths
-    tokens_per_epoch = int(np.sum(lengths[dataset.indices], dtype=np.int64))
+def _identity(config: Config, content: Content) -> str:
     shares = [source.token_share for source in config.data.sources]
     order = f"{config.data.megatron_samples}|{config.data.megatron_split}|{shares}"
-    identity = hashlib.sha256(f"{open_content(item.path).identity}|megatron|{order}".encode()).hexdigest()
-    return MegatronSource(item.name, dataset, identity, config.data.seq_length, tokens_per_epoch)
+    return hashlib.sha256(f"{content.identity}|megatron|{order}".encode()).hexdigest()

@@ -15,6 +15,7 @@ from cptron.checkpoint import layout
 from cptron.config.check import check_architecture, check_config
 from cptron.config.schema import Config
 from cptron.data.content import open_content
+from cptron.durable import partial_path
 from cptron.errors import CheckpointError, ConfigError, DataError
 from cptron.model.architecture import Architecture
 from cptron.model.families import family_of
@@ -130,9 +131,9 @@ def _existing_run(directory: Path, identity: dict[str, Any]) -> tuple[Path | Non
     else."""
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"run.dir={directory} is a file; choose another run.dir")
-    if not directory.exists() or not any(directory.iterdir()):
-        return None, ()
     path = directory / RUN_FILE
+    if not directory.exists() or set(directory.iterdir()) <= {partial_path(path)}:
+        return None, ()
     if not path.is_file():
         raise ConfigError(f"run.dir={directory} is not empty and holds no run; choose another run.dir")
     try:

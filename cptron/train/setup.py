@@ -133,12 +133,11 @@ def _claim_directory(config: Config, plan: Plan) -> None:
     directory = Path(config.run.dir)
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        if not (directory / RUN_FILE).exists():
+            name = config.run.name or directory.name
+            layout.write_json(directory / RUN_FILE, {"identity": plan.identity, "name": name})
     except OSError as error:
         raise ConfigError(f"run.dir={directory} cannot be made ({error}); choose another run.dir") from None
-    if not (directory / RUN_FILE).exists():
-        layout.write_json(
-            directory / RUN_FILE, {"identity": plan.identity, "name": config.run.name or directory.name}
-        )
 
 
 def probe_loss(run: Run) -> float:

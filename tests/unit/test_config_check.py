@@ -63,8 +63,13 @@ def accepts(config: Config, world_size: int = 1) -> bool:
     return True
 
 
+MEGATRON = {"data__order": "megatron", "data__megatron_samples": 85, "data__megatron_consumed_samples": 5}
+"""Just as many samples as 10 steps of 8 need after the 5 that were consumed."""
+
+
 def test_a_good_configuration_passes() -> None:
     check_config(GOOD, 1)
+    check_config(changed(**MEGATRON), 1)
     check_config(changed(data__valid=(), eval__at_start=False), 4)
     check_config(changed(start__mode="random", start__checkpoint="", model__architecture="tiny.json"), 8)
     check_config(changed(optim__warmup_steps=9, optim__decay_steps=10, optim__lr_min=1e-4), 1)
@@ -160,6 +165,12 @@ def test_architecture_messages() -> None:
         ({"data__seq_length": 0}, "data.seq_length=0 must be at least 1"),
         ({"train__micro_batch_size": -1}, "train.micro_batch_size=-1 must be at least 1"),
         ({"train__global_batch_size": 0}, "train.global_batch_size=0 must be at least 1"),
+        ({"data__workers": 0}, "data.workers=0 must be at least 1"),
+        ({"data__megatron_samples": -1}, "data.megatron_samples=-1 must not be negative"),
+        ({"data__megatron_consumed_samples": -1}, "data.megatron_consumed_samples=-1 must not be negative"),
+        ({**MEGATRON, "data__megatron_samples": 84}, "data.megatron_samples=84 must cover .*=5 .* = 80"),
+        ({**MEGATRON, "data__packing": "best_fit"}, "data.order=megatron with data.packing=best_fit"),
+        ({**MEGATRON, "data__sources": (source(max_epochs=1.0),)}, r"max_epochs of \['a'\] must follow"),
         ({"log__every_steps": 0}, "log.every_steps=0 must be at least 1"),
         ({"checkpoint__keep_last": -1}, "checkpoint.keep_last=-1 must not be negative"),
         ({"start__gate_tolerance_nats": -1.0}, "start.gate_tolerance_nats=-1.0 must not be negative"),

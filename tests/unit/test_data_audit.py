@@ -6,7 +6,7 @@ import itertools
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from cptron.config.load import resolved_yaml
 from cptron.config.schema import Config, DataConfig, OptimConfig, RunConfig, SourceConfig, TrainConfig
 from cptron.config.stored import store_config
 from cptron.data import main as command
-from cptron.data.audit import audit
+from cptron.data.audit import Audit, SeenRange, audit
 from cptron.data.ledger import Ledger
 from cptron.data.log import DATA_LOG, log_record, read_log
 from cptron.data.open import mix_of, open_sources
@@ -57,6 +57,8 @@ class FakeRun:
     step: int = 0
     ledger: Ledger = field(default_factory=Ledger)
     drawn: list[tuple[str, int]] = field(default_factory=list)
+    positions: list[Ledger] = field(default_factory=list)
+    """The ledger after each step."""
 
     def config(self, shares: dict[str, float], global_batch_size: int = 4) -> Config:
         """The configuration of one session."""
@@ -91,6 +93,7 @@ class FakeRun:
                     break
                 self.drawn += [(stream.sources[draw.source].name, draw.cursor) for draw in drawn]
                 self.step += 1
+                self.positions.append(Ledger.from_dict(stream.ledger.to_dict()))
                 log.write(json.dumps(log_record(self.step, stream.ledger, shares_before)) + "\n")
                 shares_before = {name: entry.share for name, entry in stream.ledger.entries.items()}
         if self.step == first:  # the limits left no batch: as the trainer, save nothing
@@ -143,6 +146,20 @@ def brute_force(run: FakeRun, name: str) -> tuple[set[tuple[int, int, int]], int
     return seen, predicted, begun.total()
 
 
+def furthest(run: FakeRun) -> dict[str, float]:
+    """Furthest that each source was from its share of the samples since shares were set, after any step."""
+    sources = {source.name: source for source in open_sources(run.config(dict.fromkeys(LENGTHS, 1.0)))}
+    found = dict.fromkeys(LENGTHS, 0.0)
+    for position in run.positions:
+        active = {name: entry for name, entry in position.entries.items() if entry.share}
+        weights = {name: entry.share / sources[name].predictions_per_sample for name, entry in active.items()}
+        total = sum(entry.since_mix for entry in active.values())
+        for name, entry in active.items():
+            expected = total * weights[name] / sum(weights.values())
+            found[name] = max(found[name], abs(entry.since_mix - expected))
+    return found
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     sessions=st.lists(SESSION, min_size=1, max_size=4),
@@ -164,19 +181,18 @@ def test_any_history_is_proven(
         run.train(shares, num_steps, global_batch_size)
     if not run.step:
         return
-    found = audit(directory)
+    found, deviations = audit(directory), furthest(run)
     assert found.step == run.step
     assert set(found.compared_with) == {str(path) for path in directory.glob("checkpoints/*/state.json")}
     assert {name for name, _ in run.drawn} <= {account.name for account in found.accounts}
-    assert {account.name for account in found.accounts} <= {
-        name for shares, *_ in sessions for name in shares
-    }
+    assert {account.name for account in found.accounts} == set(run.ledger.entries)
     for account in found.accounts:
         seen, predicted, begun = brute_force(run, account.name)
         assert account.samples == sum(name == account.name for name, _ in run.drawn)
         assert account.tokens == predicted
         # a joined document may begin with the label that ends an epoch's last sample
         assert 0 <= account.documents - begun <= (np.ceil(account.epochs) if packing == "joined" else 0)
+        assert account.largest_deviation_samples == pytest.approx(deviations[account.name], abs=1e-9)
         assert account.largest_deviation_samples <= (0.75 if len(found.accounts) == 3 else 0.5) + 1e-9
         ranges = list(found.seen(account.name))
         read = Counter((r.epoch, r.document, at) for r in ranges for at in range(r.start, r.stop))
@@ -234,6 +250,48 @@ def test_a_changed_record_is_found(run: FakeRun, step: int, change: Callable[[di
         audit(run.directory)
 
 
+def add_samples(name: str) -> Callable[[dict[str, Any]], None]:
+    """50 samples more of a source."""
+
+    def change(record: dict[str, Any]) -> None:
+        record["cursors"][name] += 50
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "message"),
+    [
+        ("a", (5, 6), r"step 5 of the log has drawn from \['a'\], which have no share"),
+        ("c", (4, 5, 6), r"step 4 of the log has drawn \{'c': 50\} before its shares were set"),
+    ],
+)
+def test_samples_that_no_share_gives_are_found(
+    tmp_path: Path, tokens: Path, name: str, steps: tuple[int, ...], message: str
+) -> None:
+    """Of a source that is no longer drawn, and before shares were set, without a checkpoint that would know."""
+    run = make_run(tmp_path / "run", tokens)
+    run.train({"a": 0.5, "b": 0.5}, 3)
+    run.train({"c": 1.0}, 3)
+    shutil.rmtree(run.directory / "checkpoints" / "step_00000006")
+    audit(run.directory)
+    for step in steps:
+        edit_line(run, step, add_samples(name))
+    with pytest.raises(DataError, match=message):
+        audit(run.directory)
+
+
+def test_a_cursor_that_goes_back_is_found(tmp_path: Path) -> None:
+    """Or is gone."""
+    path = tmp_path / DATA_LOG
+    shares = {"shares": {"a": 1.0}, "since_mix": {"a": 4}}
+    first = json.dumps({"step": 1, "cursors": {"a": 4}} | shares)
+    for cursors in ({"a": 3}, {}):
+        path.write_text(f"{first}\n{json.dumps({'step': 2, 'cursors': cursors})}\n")
+        with pytest.raises(DataError, match=rf"{DATA_LOG}:2 has source a behind where it was"):
+            list(read_log(path))
+
+
 @pytest.mark.parametrize(
     "line",
     [b"5", b"[]", b"null", b"{}", b'{"step": 3}', b"\xff", b'{"step": 3, "cursors": {"a": "1", "b": 1}}',
@@ -279,7 +337,7 @@ def test_a_log_that_ends_before_a_checkpoint_is_found(run: FakeRun) -> None:
         ("tokens", 1),
         ("tokens", -1),
         ("documents", 1),
-        ("since_mix", 1),
+        ("since_mix", -1),
         ("share", 0.1),
         ("epochs", 0.01),
         ("identity", "0"),
@@ -307,6 +365,16 @@ def test_a_source_more_or_less_in_a_ledger_is_found(run: FakeRun) -> None:
     state["ledger"]["entries"] |= {"b": entry, "x": entry}
     path.write_text(json.dumps(state))
     with pytest.raises(DataError, match=r"has source x at .* give None"):
+        audit(run.directory)
+
+
+def test_a_ledger_that_no_run_counts_is_found(run: FakeRun) -> None:
+    """The file is named in that error too."""
+    path = run.directory / "checkpoints" / "step_00000012" / "state.json"
+    state = json.loads(path.read_text())
+    state["ledger"]["entries"]["b"]["since_mix"] += 1
+    path.write_text(json.dumps(state))
+    with pytest.raises(DataError, match=r"step_00000012/state\.json: .* since_mix beyond its cursor"):
         audit(run.directory)
 
 
@@ -340,6 +408,18 @@ def test_a_dropped_source_is_opened_from_the_earlier_configuration(tmp_path: Pat
     (run.directory / "config.until_step_00000003.yaml").unlink()
     with pytest.raises(DataError, match=r"has drawn from \['a', 'b'\]"):
         audit(run.directory)
+
+
+def test_a_source_that_was_never_drawn_is_not_opened(tmp_path: Path, tokens: Path) -> None:
+    """An attempt with a new source died before its first step; the files of the source are gone."""
+    copies = tmp_path / "tokens"
+    shutil.copytree(tokens, copies)
+    run = make_run(tmp_path / "run", copies)
+    run.train({"a": 0.5, "b": 0.5}, 3)
+    run.train({"a": 0.5, "c": 0.5}, 0)
+    for path in copies.glob("c.*"):
+        path.unlink()
+    assert {account.name: account.samples for account in audit(run.directory).accounts} == {"a": 6, "b": 6}
 
 
 def test_what_is_no_run_of_ours_is_refused(run: FakeRun, tmp_path: Path) -> None:
@@ -384,3 +464,26 @@ def test_the_command_writes_what_was_proven(
         command.main(["ledger", str(run.directory), "--documents", str(out), "--source", "z"])
     with pytest.raises(DataError, match="cannot be written"):
         command.main(["ledger", str(run.directory), "--documents", str(tmp_path)])
+
+
+def test_ranges_appear_under_their_name_when_they_are_whole(
+    run: FakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While they are written, and after an error, the file there is the one that was there before."""
+    out, whole = tmp_path / "seen.jsonl", Audit.seen
+    out.write_text("before")
+
+    def broken(self: Audit, name: str) -> Iterator[SeenRange]:
+        yield next(whole(self, name))
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Audit, "seen", broken)
+        with pytest.raises(DataError, match=r"cannot be written \(disk full\)"):
+            command.main(["ledger", str(run.directory), "--documents", str(out)])
+    assert out.read_text() == "before"
+    assert command.main(["ledger", str(run.directory), "--documents", str(out)]) == 0
+    assert json.loads(out.read_text().splitlines()[0])["source"] == "a"
+    assert list(tmp_path.glob("seen*")) == [out]
+    assert command.main(["ledger", str(run.directory), "--documents", "/dev/null"]) == 0
+    assert Path("/dev/null").is_char_device()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import kernels_reference as reference
 import numpy as np
 import pytest
+from data_world import open_stream, write_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cptron.data import kernels
 from cptron.data.blend import MOST_SOURCES, WEIGHT_SUM, Blend, integer_weights
+from cptron.data.ledger import Entry, Ledger
 from cptron.errors import ConfigError
 
 WEIGHTS = st.lists(st.integers(1, 12) | st.integers(1, 2**40), min_size=1, max_size=9)
@@ -113,3 +117,28 @@ def test_too_many_sources_and_wrong_arguments() -> None:
             kernels.Blend(weights, counts)
     with pytest.raises(ValueError, match="negative"):
         kernels.Blend([1, 1], [0, 0]).draw(-1)
+
+
+def test_new_shares_count_every_source_anew() -> None:
+    """Also one whose own share stays."""
+    ledger = Ledger({name: Entry("x", 0.0) for name in "abc"})
+    ledger.set_shares({"a": 0.5, "b": 0.3, "c": 0.2})
+    for entry in ledger.entries.values():
+        entry.advance(10, 80, 2, 4.0)
+    ledger.set_shares({"c": 0.2, "b": 0.3, "a": 0.5})
+    assert [entry.since_mix for entry in ledger.entries.values()] == [10, 10, 10]
+    ledger.set_shares({"a": 0.5, "b": 0.2, "c": 0.3})
+    assert [entry.since_mix for entry in ledger.entries.values()] == [0, 0, 0]
+    assert ledger.entries["a"] == Entry("x", 0.5, cursor=10, since_mix=0, tokens=80, documents=2, epochs=2.5)
+
+
+def test_the_order_of_the_configuration_does_not_count(tmp_path: Path) -> None:
+    """Equal shares, where every turn is a tie: sources are taken by name."""
+    prefixes = {name: str(tmp_path / name) for name in "abc"}
+    for number, prefix in enumerate(prefixes.values()):
+        write_tokens(Path(prefix), [100], first=1000 * number)
+    drawn = []
+    for names in ("abc", "cba", "bca"):
+        stream = open_stream(prefixes, dict.fromkeys(names, 1.0))
+        drawn.append([(stream.sources[draw.source].name, draw.cursor) for draw in stream.draw(50)])
+    assert drawn[0] == drawn[1] == drawn[2]

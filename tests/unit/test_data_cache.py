@@ -109,3 +109,15 @@ def test_sources_with_and_without_a_cache_are_the_same(tmp_path: Path) -> None:
             n = plain.samples_per_epoch
             assert all(sample_labels(plain, i) == sample_labels(cached, i) for i in (0, 1, n, 2 * n + 5))
     assert len(list((tmp_path / "cache").glob("*.index"))) == 3 + 1
+
+
+def test_another_seq_length_is_another_packing(tmp_path: Path) -> None:
+    """Two runs over the same files share a directory and not their numbers."""
+    write_tokens(tmp_path / "s", np.random.default_rng(1).integers(1, 60, 300).tolist())
+    prefix, cache = str(tmp_path / "s"), IndexCache(tmp_path / "cache")
+    for seq_length in (SEQ, 2 * SEQ, SEQ):
+        plain = TokenSource("s", prefix, seq_length, 1, packing="best_fit")
+        cached = TokenSource("s", prefix, seq_length, 1, packing="best_fit", cache=cache)
+        assert cached.samples_per_epoch == plain.samples_per_epoch
+        assert all(sample_labels(plain, i) == sample_labels(cached, i) for i in range(20))
+    assert len(list((tmp_path / "cache").glob("*.index"))) == 2

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 from collections import Counter
 
 import kernels_reference as reference
@@ -20,10 +23,10 @@ NO_BYTES = np.zeros(0, np.uint8)
 
 def tokens_of(lengths: list[int], data: np.ndarray | None = None) -> Tokens:
     """A file whose tokens are 0, 1, 2, ..., or `data`."""
-    lengths_i4 = np.array(lengths, "<i4")
-    pointers = 4 * (np.cumsum(lengths_i4, dtype=np.int64) - lengths_i4)
     data = np.arange(sum(lengths), dtype=np.int32) if data is None else data
-    return Tokens(lengths_i4.view(np.uint8), pointers.view(np.uint8), data.view(np.uint8), 4, NO_BYTES)
+    lengths_i4, width = np.array(lengths, "<i4"), data.dtype.itemsize
+    pointers = width * (np.cumsum(lengths_i4, dtype=np.int64) - lengths_i4)
+    return Tokens(lengths_i4.view(np.uint8), pointers.view(np.uint8), data.view(np.uint8), width, NO_BYTES)
 
 
 def documents_of(lengths: list[int]) -> list[list[int]]:
@@ -200,6 +203,10 @@ def test_damage_and_misuse_are_errors() -> None:
         read(epoch, 8, [0], vocab_size=10)
     with pytest.raises(ValueError, match="starts"):
         JoinedEpoch(file, np.array([0, 5, 3], np.int64), 1, 2, 8)
+    with pytest.raises(ValueError, match="starts must begin with 0"):
+        JoinedEpoch(file, np.array([1, 30], np.int64), 1, 2, 8)
+    with pytest.raises(ValueError, match="starts must begin with 0"):
+        JoinedEpoch(file, np.array([0, 0], np.int64), 1, 2, 8)
     with pytest.raises(IndexError, match="disagree"):
         JoinedEpoch(file, np.array([0, 99], np.int64), 1, 2, 8).spans(
             next(i for i in range(13) if Permutation(13, 2)(i) == 12)
@@ -213,3 +220,74 @@ def test_damage_and_misuse_are_errors() -> None:
         good.spans(good.num_samples)
     with pytest.raises(ValueError, match="a document, pointers 8"):
         Tokens(np.zeros(4, np.uint8), np.zeros(4, np.uint8), NO_BYTES, 4, NO_BYTES)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<u2", "<i4", "<i8"])
+def test_ids_of_every_width_are_read(dtype: str) -> None:
+    """Up to the largest one; the first id beyond the vocabulary is refused, as are negative ones."""
+    kind = np.iinfo(dtype)
+    ids = [0, 1, kind.max // 2, kind.max - 1, kind.max, 7, 8]
+    file = tokens_of([3, 4], np.array(ids, dtype))
+    epoch = JoinedEpoch(file, joined_starts(file, 1, 1), 1, 2, 6)
+    order = [token for at in reference.permutation(2, 1) for token in (ids[:3], ids[3:])[at]]
+    for vocab_size in (0, kind.max + 1):
+        inputs, labels, _ = read(epoch, 6, [0], vocab_size)
+        assert (inputs[0].tolist(), labels[0].tolist()) == (order[:-1], order[1:])
+    with pytest.raises(IndexError, match=f"token id {kind.max} is outside the vocabulary of {kind.max}"):
+        read(epoch, 6, [0], kind.max)
+    if kind.min < 0:
+        negative = tokens_of([3], np.array([1, kind.min, 2], dtype))
+        epoch = JoinedEpoch(negative, joined_starts(negative, 1, 1), 1, 2, 6)
+        with pytest.raises(IndexError, match=f"token id {kind.min} is outside"):
+            read(epoch, 6, [0], kind.max)
+
+
+def test_the_end_of_a_document_beyond_the_file_is_refused() -> None:
+    """A piece that would fit at the beginning of the document, and lies beyond the file where it is."""
+    file = tokens_of([10], np.arange(9, dtype=np.int32))
+    epoch = JoinedEpoch(file, joined_starts(file, 1, 1), 1, 2, 3)
+    inside = [number for number in range(3) if epoch.spans(number)[0][1] < 6]
+    assert len(inside) == 2
+    read(epoch, 3, inside)
+    (beyond,) = set(range(3)) - set(inside)
+    with pytest.raises(IndexError, match=r"outside the \.bin"):
+        read(epoch, 3, [beyond])
+
+
+OUT_OF_MEMORY = """
+import resource, sys
+import numpy as np
+from cptron.data.kernels import Tokens, packed_starts
+lengths = np.ones(1 << 18, "<i4")
+lengths[:] = 2**31 - 1
+none = np.zeros(0, np.uint8)
+tokens = Tokens(lengths.view(np.uint8), np.zeros(8 << 18, np.uint8), none, 4, none)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 29), -1))
+try:
+    packed_starts(tokens, 1, 1, 2)
+except MemoryError:
+    sys.exit(7)
+"""
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or "libasan" in os.environ.get("LD_PRELOAD", ""),
+    reason="needs a limit on memory, which the sanitizer does not stand",
+)
+def test_no_memory_on_a_thread_is_an_exception() -> None:
+    """Documents whose pieces fit in no memory: the process lives on, whichever thread met them."""
+    done = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], timeout=120, capture_output=True, text=True)
+    assert done.returncode == 7, done.stderr
+
+
+def test_pieces_as_long_as_a_sample_come_first() -> None:
+    """Long documents among short ones, over several windows: the rows of the twin, row for row."""
+    rng = np.random.default_rng(3)
+    lengths = np.where(rng.random(2100) < 0.1, rng.integers(1, 90, 2100), rng.integers(1, 12, 2100)).tolist()
+    file = tokens_of(lengths)
+    epoch = PackedEpoch(file, packed_starts(file, 4, 9, 3), 4, 5, 9)
+    rows = reference.best_fit(documents_of(lengths), 9, 4)
+    assert epoch.num_samples == len(rows)
+    for number, at in enumerate(reference.permutation(len(rows), 5)):
+        assert [(d, offset, length - 1) for d, offset, length in epoch.spans(number)] == rows[at]

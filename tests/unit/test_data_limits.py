@@ -114,3 +114,13 @@ def test_a_limit_that_is_raised_gives_the_share_back(prefixes: dict[str, str], t
     raised = open_stream(prefixes, SHARES, stream.ledger, max_epochs={"a": 2.0}, on_max_epochs="redistribute")
     cursors = [draw.cursor for draw in raised.draw(20) if draw.source == 0]
     assert cursors == list(range(10, 10 + len(cursors))) and len(cursors) in (7, 8, 9)
+
+
+@pytest.mark.parametrize(("limit", "samples"), [(0.5, 5), (0.51, 6), (1.01, 11), (0.01, 1)])
+def test_a_limit_within_a_sample_counts_the_whole_sample(
+    prefixes: dict[str, str], limit: float, samples: int
+) -> None:
+    """Of the 10 samples of an epoch."""
+    stream = open_stream(prefixes, SHARES, max_epochs={"a": limit}, on_max_epochs="redistribute")
+    stream.draw(100)
+    assert stream.ledger.entries["a"].cursor == samples

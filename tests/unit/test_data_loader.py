@@ -147,3 +147,17 @@ def test_prefetcher_makes_no_more_than_it_may() -> None:
     assert len(made) <= 1 + 3 + 1
     assert [prefetcher.next() for _ in range(10)] == list(range(1, 11))
     prefetcher.close()
+
+
+def test_prefetcher_keeps_its_error() -> None:
+    """Who asks again gets it again, and does not wait for a thread that is gone."""
+    items = iter([1])
+    prefetcher = Prefetcher(lambda: next(items), 2)
+    assert prefetcher.next() == 1
+    raised = []
+    for _ in range(2):
+        with pytest.raises(StopIteration) as caught:
+            prefetcher.next()
+        raised.append(caught.value)
+    assert raised[0] is raised[1]
+    prefetcher.close()

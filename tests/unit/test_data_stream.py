@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,23 @@ def test_the_order_does_not_depend_on_how_long_the_run_is(prefixes: dict[str, st
         {"entries": {"a": {"identity": "x", "share": 1.0, "cursor": 1.5}}},
         {"entries": {"a": {"identity": "x", "share": 1.0, "cursor": -1}}},
         {"entries": {"a": {"identity": "x", "share": 1.0, "documents": True}}},
+        *(
+            {"entries": {"a": {"identity": "x", "share": 1.0, "cursor": 9} | changed}}
+            for changed in (
+                {"since_mix": 10},
+                {"since_mix": -1},
+                {"since_mix": 1.0},
+                {"tokens": "1"},
+                {"tokens": 1.0},
+                {"share": math.nan},
+                {"share": 1.01},
+                {"share": -0.1},
+                {"share": True},
+                {"identity": 3},
+                {"epochs": math.inf},
+                {"epochs": "1"},
+            )
+        ),
     ],
 )
 def test_damaged_ledger_is_refused(saved: dict[str, Any]) -> None:

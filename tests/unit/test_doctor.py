@@ -4,6 +4,7 @@ it."""
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -25,6 +26,7 @@ def test_bounds_are_those_of_the_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = {r.name: r.specifier for r in map(Requirement, project["dependencies"])}
     wanted["python"] = Requirement("python" + project["requires-python"]).specifier
+    assert doctor.BOUNDS.keys() == wanted.keys()
     for name, (low, high) in doctor.BOUNDS.items():
         assert {str(s) for s in wanted[name]} == {f">={low}"} | ({f"<{high}"} if high else set())
 
@@ -111,3 +113,17 @@ def test_looking_for_accelerators_imports_none_of_them() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "\n")  # an empty list of names
+
+
+def test_torch_that_cannot_be_loaded_is_a_finding(tmp_path: Path) -> None:
+    """As where a library of CUDA is missing: the other findings are wanted most then."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise OSError('libcudart.so.12: cannot open\\nit')")
+    words = [sys.executable, "-m", "cptron.doctor", "--json"]
+    paths = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    done = subprocess.run(words, cwd=ROOT, env=paths, capture_output=True, text=True, check=False)
+    assert done.returncode == EXIT_CODE and "Traceback" not in done.stderr
+    report = json.loads(done.stdout)
+    (finding,) = [finding for finding in report["required"] if finding["name"] == "torch"]
+    assert finding["found"] == "broken" and "libcudart.so.12: cannot open it" in finding["problem"]
+    assert report["device"]["gpus"] == [] and "cptron doctor: torch " in done.stderr

@@ -25,7 +25,7 @@ from cptron.model.architecture import Architecture
 from cptron.tokens.index_layout import HEADER, MAGIC, loss_mask_path
 from cptron.tokens.indexed_writer import IndexedWriter
 from cptron.tokens.lengths import LengthCounts, log2_bins, quantile, share_longer
-from cptron.tokens.manifest import hash_file, load_manifest, write_manifest
+from cptron.tokens.manifest import hash_file, load_manifest, manifest_path, write_manifest
 from cptron.tokens.preprocess import main as preprocess
 
 ARCH = Architecture(
@@ -444,3 +444,31 @@ def test_every_error_is_for_the_user(tmp_path: Path) -> None:
         (folder / name).write_bytes(b"\x00\xff{}")
         with pytest.raises(CptronError):
             describe(str(folder / "x" if name.startswith("x") else folder))
+
+
+def test_an_empty_part_is_described(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A part may be smaller than a record; without a manifest, nothing tells it from a run that was cut short."""
+    words = ["--input", str(tmp_path / "c.jsonl"), "--tokenizer-model", str(tmp_path / "tokenizer")]
+    words += ["--output-prefix", str(tmp_path / "p"), "--partitions", "1000", "--partition", "500"]
+    assert preprocess(words) == 0
+    prefix = tmp_path / "p_part-00500-of-01000_text_document"
+    facts = describe(str(prefix), tokenizer=str(tmp_path / "tokenizer"), check_hashes=True)
+    assert (facts["documents"], facts["tokens"], facts["header"]["sequences"]) == (0, 0, 0)
+    assert facts["partition"] == "500/1000" and facts["hashes"] == "verified" and facts["begin_with"] == []
+    assert not {"length_histogram", "document_length_tokens", "share_of_documents_longer_than"} & facts.keys()
+    capsys.readouterr()
+    assert main(["inspect", str(prefix)]) == 0 and "500/1000" in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"document 0 of .* does not exist"):
+        describe(str(prefix), document=0)
+    manifest_path(prefix).unlink()
+    with pytest.raises(DataError, match="holds 0 tokens"):
+        describe(str(prefix))
+
+
+def test_a_file_of_the_pair_names_both(corpus: Path) -> None:
+    """As the shell completes it; a prefix that ends so itself comes first."""
+    for suffix in ("bin", "idx"):
+        assert describe(f"{corpus}.{suffix}") == describe(str(corpus))
+        corpus.with_name(f"{corpus.name}.{suffix}.bin").touch()
+        with pytest.raises(DataError, match=rf"{suffix}\.idx"):
+            describe(f"{corpus}.{suffix}")

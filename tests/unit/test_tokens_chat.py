@@ -18,6 +18,8 @@ from cptron.errors import DataError
 from cptron.tokens.chat import ChatEncoder, EncodedChat
 from cptron.tokens.chat_formats import SHAREGPT_ROLES, ChatError, Message, read_chat
 from cptron.tokens.chat_template import ChatTemplate
+from cptron.tokens.encode_chat import ChatBlocks
+from cptron.tokens.records import Parsed
 from cptron.tokens.tokenizer import Tokenizer, load_tokenizer
 
 CORPUS = [
@@ -418,6 +420,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "text and more": ([{"role": "user", "content": [{"text": "x", "toolUse": {}}]}], "toolUse"),
     "system role in converse": ([{"role": "system", "content": [{"text": "x"}]}], "'system'"),
     "two systems": ({"system": "x", "messages": OPENAI}, "twice"),
+    "system and developer": (
+        {"system": "x", "messages": [{"role": "developer", "content": "y"}, *OPENAI[1:]]},
+        "twice",
+    ),
     "system is a number": ({"system": 3, "messages": OPENAI[1:]}, "a int"),
     "tools": ({"messages": OPENAI, "tools": [{}]}, "'tools'"),
     "two lines": ([{"role": "a\nb", "content": "x"}], "role"),
@@ -632,3 +638,46 @@ def test_a_tokenizer_that_splits_special_tokens_is_refused(
     save(directory, tmp_path, None, split_special_tokens=True)
     with pytest.raises(DataError, match="split_special_tokens"):
         ChatEncoder(load_tokenizer(tmp_path), templates["chatml"], with_mask=False)
+
+
+def test_a_last_turn_without_its_end_is_rejected(
+    directory: Path, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """Also where the text is as long as what was not found in it."""
+    source = "{% for m in messages %}{{ m.content + ('' if m.name else '<|im_end|>') }}{% endfor %}"
+    encoder = ChatEncoder(tokenizer, ChatTemplate.load(save(directory, tmp_path, source)), with_mask=True)
+    assert encoder.encode([{"role": "assistant", "content": "a"}]).mask is not None
+    for length in range(1, 14):
+        with pytest.raises(ChatError, match=r"does not end with <\|im_end\|>"):
+            encoder.encode([{"role": "assistant", "content": "a" * length, "name": "x"}])
+
+
+def test_a_rejected_chat_is_shown_whatever_it_holds(
+    tokenizer: Tokenizer, templates: dict[str, ChatTemplate]
+) -> None:
+    """Tables and JSON lines have values that JSON libraries refuse."""
+    blocks = ChatBlocks(ChatEncoder(tokenizer, templates["chatml"], with_mask=False), False)
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    values: list[Any] = [
+        [{"n": 1 << 64, "é": b"\xff", "day": date(2024, 7, 26)}],
+        b"text",
+        ["\ud800"],
+        deep,
+    ]
+    parsed = Parsed([(value,) for value in values], [1, 2, 3, 4], [], 4, 0)
+    records, rejects = blocks.render("a.parquet", parsed)
+    assert records == [] and [reject.record for reject in rejects] == [1, 2, 3, 4]
+    assert json.loads(rejects[0].raw) == [
+        [{"n": 1 << 64, "é": "b'\\xff'", "day": "datetime.date(2024, 7, 26)"}]
+    ]
+    assert [reject.raw for reject in rejects[1:3]] == [b'["text"]', b'[["\\ud800"]]']
+    assert rejects[3].raw == b"nested too deeply to be shown"
+
+
+def test_a_special_token_of_another_shape_is_refused(directory: Path, tmp_path: Path) -> None:
+    """Not a traceback, and not an undefined variable."""
+    path = save(directory, tmp_path, "{{ bos_token }}x", bos_token={"x": 1})
+    with pytest.raises(DataError, match=r"bos_token \{'x': 1\}, must be a text"):
+        ChatTemplate.load(path)

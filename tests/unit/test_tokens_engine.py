@@ -353,3 +353,12 @@ def test_smollm2_has_a_fast_exact_engine() -> None:
     engine, notes = choose_engine(tokenizer, [])
     assert engine.name.startswith("gigatoken") and notes == []
     verify(engine, tokenizer, [b"a\x04b", b"\x06", "đây là".encode(), b"plain"])
+
+
+@pytest.mark.parametrize("part", [slice(None, -1), slice(1, None), slice(None, 1), slice(-1, None)])
+def test_a_part_of_the_separator_in_a_text_moves_no_border(part: slice, plain: Tokenizer) -> None:
+    """Were one of its beginnings one of its ends, the number of separators found would still be right."""
+    pytest.importorskip("gigatoken")
+    some = engine_gigatoken._SEPARATOR[part]
+    texts = [text.encode() for text in (some, "hello", some, some, "a" + some, some + "b", "")]
+    assert ids_of(GigatokenEngine(plain), texts) == [plain.encode(text.decode()) for text in texts]

@@ -18,6 +18,7 @@ from megatron.core.datasets.indexed_dataset import DType, IndexedDataset
 
 from cptron.errors import DataError
 from cptron.tokens import index_layout, indexed_writer, publish
+from cptron.tokens.index_layout import HEADER, idx_path
 from cptron.tokens.indexed import IndexedTokens
 from cptron.tokens.indexed_writer import IndexedWriter, best_dtype, publish_partials
 from cptron.tokens.manifest import hash_file
@@ -227,6 +228,17 @@ def test_ids_that_the_file_cannot_hold_are_refused(ids: list[object], tmp_path: 
         writer.add(ids)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("pointer", [-6, 6, 16, 1000])
+def test_a_pointer_out_of_the_file_is_an_error(pointer: int, tmp_path: Path) -> None:
+    """Files whose counts a manifest has are not scanned when they are opened; they never give fewer tokens."""
+    write(tmp_path / "t", [[1, 2], [3, 4]], "uint16")
+    content = bytearray(idx_path(tmp_path / "t").read_bytes())
+    content[HEADER.size + 16 : HEADER.size + 24] = pointer.to_bytes(8, "little", signed=True)
+    idx_path(tmp_path / "t").write_bytes(content)
+    with pytest.raises(DataError, match=r"document 1 outside its \.bin"):
+        IndexedTokens.recorded(tmp_path / "t", 2, 4).read(1)
+
+
 def test_the_dtype_is_the_one_megatron_chooses() -> None:
     """Its rule decides whether files are byte-identical."""
     for vocab_size in (1, 32000, 65499, 65500, 65536, 151936):
@@ -260,8 +272,8 @@ def test_a_writer_goes_on_after_a_stop(
         writer.add_block(np.array(ids, dtype), np.array([len(ids)], np.int32), mask)
     files = writer.seal()
     writer.close()
-    publish_partials(str(root / "t"))
-    publish_partials(str(root / "t"))
+    publish_partials(str(root / "t"), ["bin", "idx", "loss_mask"])
+    publish_partials(str(root / "t"), ["bin", "idx", "loss_mask"])
     names = {"bin": "t.bin", "idx": "t.idx", "loss_mask": "t.loss_mask.bin"}
     assert files == {kind: hash_file(root / name) for kind, name in names.items()}
     assert [(root / f"t.{kind}").read_bytes() for kind in ("bin", "idx")] == [

@@ -180,3 +180,23 @@ def test_impossible_part(index: int, count: int) -> None:
     """Counted from 0."""
     with pytest.raises(DataError, match=f"partition {index} of {count}"):
         partition_inputs([], index, count)
+
+
+def test_a_glob_leaves_out_no_directory(tmp_path: Path) -> None:
+    """Beside files it is read whole; once only where the files in it match as well, as with `**`."""
+    touch(tmp_path, "a.jsonl", "sub/b.jsonl", "sub/deep/c.jsonl")
+    (tmp_path / "empty").mkdir()
+    wanted = ["a.jsonl", "sub/b.jsonl", "sub/deep/c.jsonl"]
+    for pattern in ("*", "**", "**/*"):
+        assert names(expand_inputs([str(tmp_path / pattern)]), tmp_path) == wanted
+    with pytest.raises(DataError, match="empty holds 0 files with data"):
+        expand_inputs([str(tmp_path / "e*")])
+
+
+@pytest.mark.parametrize("pattern", ["", "*", "gone.jsonl"])
+def test_a_link_to_nothing_is_an_error(pattern: str, tmp_path: Path) -> None:
+    """In a directory, among a glob's matches, or named."""
+    touch(tmp_path, "a.jsonl")
+    (tmp_path / "gone.jsonl").symlink_to(tmp_path / "nowhere.jsonl")
+    with pytest.raises(DataError, match=r"gone\.jsonl is a link to nothing, must be a file; remove it"):
+        expand_inputs([str(tmp_path / pattern)])

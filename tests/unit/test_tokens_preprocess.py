@@ -28,7 +28,7 @@ from cptron.cli import main
 from cptron.errors import DataError
 from cptron.tokens import encode, preprocess_plan, read_lines
 from cptron.tokens.indexed import IndexedTokens
-from cptron.tokens.inputs import Input
+from cptron.tokens.inputs import Input, expand_inputs
 from cptron.tokens.manifest import load_manifest, manifest_path, verify
 from cptron.tokens.merge import merge
 from cptron.tokens.preprocess import PreprocessOptions, preprocess
@@ -456,7 +456,7 @@ def test_memory_is_bounded_by_the_workers() -> None:
         nonlocal num_read
         for number in range(1, 101):
             num_read += 1
-            yield SimpleNamespace(end=Position(0, number, number))
+            yield SimpleNamespace(end=Position(0, number, number), num_bytes=1)
 
     for num_taken, _ in enumerate(encode._map_in_order(encoded_nothing, blocks(), 3), start=1):
         assert num_read - num_taken < 2 * 3
@@ -471,11 +471,25 @@ def test_memory_is_bounded_for_very_long_documents_too() -> None:
         nonlocal num_read
         for number in range(1, 21):
             num_read += 1
-            yield SimpleNamespace(end=Position(0, number, number << 26))
+            yield SimpleNamespace(end=Position(number, 0, 0), num_bytes=1 << 26)
 
     for num_taken, _ in enumerate(encode._map_in_order(encoded_nothing, blocks(), 16), start=1):
         assert num_read - num_taken < 3
     assert num_taken == 20
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.parquet"])
+def test_blocks_know_what_memory_they_take(name: str, tmp_path: Path) -> None:
+    """Of whatever kind the input is: by it the blocks read ahead are counted."""
+    text = "ab" * 50_000
+    if name.endswith("parquet"):
+        arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(arrow.table({"text": [text] * 3}), tmp_path / name)
+    else:
+        (tmp_path / name).write_text(text if name.endswith("txt") else json.dumps({"text": text}) + "\n")
+    inputs = expand_inputs([str(tmp_path / name)])
+    blocks = read_blocks(inputs, Position(0, 0, 0), max_record_bytes=1 << 20, keys=["text"])
+    assert 100_000 <= sum(block.num_bytes for block in blocks) < 400_000
 
 
 def encoded_nothing(block: Any) -> encode.Encoded:
@@ -691,10 +705,11 @@ def test_partitions_of_a_job_array_are_the_whole(
     assert run("--append-eod", inputs=inputs) == 0
     whole = tmp_path / "out/x_text_document"
     parts = []
-    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "5")
+    for name, value in (("MIN", "0"), ("MAX", "11"), ("COUNT", "12")):
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
     for number in range(12):
-        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(5 + number))
-        assert run("--append-eod", "--partitions", "12", "--partition", "slurm", inputs=inputs) == 0
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(number))
+        assert run("--append-eod", "--partition", "slurm", inputs=inputs) == 0
         parts.append(str(tmp_path / f"out/x_part-{number:05d}-of-00012_text_document"))
         assert load_manifest(parts[-1]).partition == f"{number}/12"
     assert 0 in [load_manifest(part).documents for part in parts]

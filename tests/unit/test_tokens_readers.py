@@ -442,3 +442,62 @@ def test_what_stands_beside_a_chat_is_not_lost(tmp_path: Path) -> None:
         blocks = read_blocks(inputs, Position(0, 0, 0), max_record_bytes=1 << 20, keys=["messages"])
         values = [value for block in blocks for value in block.parse(["messages"], chat=True).values]
         assert values == [({"messages": turns, "system": [{"text": "be brief"}]},), (turns,)]
+
+
+def test_chats_are_what_python_reads(tmp_path: Path) -> None:
+    """Integers beyond 64 bits are exact, which a template may write."""
+    line = (
+        '{"messages": [{"role": "user", "content": "a", "n": [18446744073709551616, -9223372036854775809]}]}'
+    )
+    (tmp_path / "a.jsonl").write_text(line)
+    assert read(tmp_path / "a.jsonl", keys=("messages",), chat=True) == [(json.loads(line)["messages"],)]
+
+
+def test_names_of_keys_in_chats_are_checked(tmp_path: Path) -> None:
+    """A template may write them."""
+    messages = [{"role": "user", "content": "a", "a\0b": 1}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": messages}))
+    assert read(tmp_path / "a.jsonl", keys=("messages",), chat=True) == ["nul"]
+
+
+def test_chats_in_tables_have_a_length(tmp_path: Path) -> None:
+    """All their strings in UTF-8, the system text beside them included; maps are checked as well."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [("é" * 10, ""), ("é" * 11, ""), ("é" * 10, "x" * 6), ("\0", "")]
+    chats = [[{"role": "user", "content": text, "pairs": [("k", "v")]}] for text, _ in rows]
+    pairs = pyarrow.map_(pyarrow.string(), pyarrow.string())
+    fields = [("role", pyarrow.string()), ("content", pyarrow.string()), ("pairs", pairs)]
+    column = pyarrow.array(chats, pyarrow.list_(pyarrow.struct(fields)))
+    table = pyarrow.table({"messages": column, "system": [system for _, system in rows]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    found = read(tmp_path / "a.parquet", keys=("messages",), chat=True, limit=26)
+    assert found[1:] == ["too_long", "too_long", "nul"] and found[0] != "too_long"
+    chats[0][0].update(content="a", pairs=[("k", "\0")])
+    table = pyarrow.table({"messages": pyarrow.array(chats[:1], column.type)})
+    parquet.write_table(table, tmp_path / "b.parquet")
+    assert read(tmp_path / "b.parquet", keys=("messages",), chat=True) == ["nul"]
+
+
+def test_a_file_that_is_no_gzip_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+    """The remedy is another; half of the first two bytes is a file that was cut off."""
+    path = tmp_path / "a.jsonl.gz"
+    for data, message in (
+        (b'{"text": "a"}', "not gzip, though its name says so; rename"),
+        (b"\x1f", "too early"),
+    ):
+        path.write_bytes(data)
+        (reject,) = rejects_of(path)
+        assert reject.reason == "truncated" and message in reject.detail
+
+
+@pytest.mark.parametrize("window_log", [27, 31])
+def test_zstd_frames_with_long_windows_are_read(window_log: int, tmp_path: Path) -> None:
+    """`zstd --long=31`, beyond what the library takes by default."""
+    parameters = zstandard.ZstdCompressionParameters(window_log=window_log)
+    stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(stream.compress(b'{"text": "a"}\n') + stream.flush())
+    assert zstandard.get_frame_parameters(path.read_bytes()).window_size == 1 << window_log
+    assert read(path) == [(b"a",)]

@@ -20,7 +20,8 @@ from cptron.tokens.index_layout import loss_mask_path
 from cptron.tokens.indexed import IndexedTokens
 from cptron.tokens.manifest import Manifest, verify
 from cptron.tokens.preprocess import PreprocessOptions, preprocess
-from cptron.tokens.rejects import OnError, quarantine_path
+from cptron.tokens.records import Reject
+from cptron.tokens.rejects import OnError, Rejects, quarantine_path
 from cptron.tokens.tokenizer import load_tokenizer
 
 LINES: list[tuple[bytes, str]] = [
@@ -214,3 +215,28 @@ def test_the_first_ones_are_named_with_file_and_line(
         str(number) for number in range(2, 46) if number % 3 != 1
     ][:20]
     assert notes[20:] == ["note: further damaged records are counted and not named"]
+
+
+def test_the_first_ones_are_counted_over_blocks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Twice fifteen: twenty lines, and one that there are more."""
+    rejects = Rejects(str(tmp_path / "x"), "skip", {}, None)
+    for first in (1, 16, 31):
+        rejects.take([Reject("a.jsonl", number, "nul", "x", b"") for number in range(first, first + 15)])
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines[:20]] == [f"a.jsonl:{number}" for number in range(1, 21)]
+    assert lines[20:] == ["note: further damaged records are counted and not named"]
+    assert rejects.counts == {"nul": 45}
+
+
+def test_half_a_surrogate_pair_can_be_quarantined(tokenizer: Path, tmp_path: Path) -> None:
+    """In the name of a key, and in a path that is not UTF-8."""
+    lines = [LINES[0][0], b'{"\\ud800": 1}']
+    preprocess(options_for(tmp_path, tokenizer, lines, "quarantine"), progress=False)
+    (record,) = map(json.loads, quarantine_path(str(tmp_path / "out/x")).read_text().splitlines())
+    assert "\ud800" in record["detail"] and record["raw"] == lines[1].decode()
+    rejects = Rejects(str(tmp_path / "y"), "quarantine", {}, None)
+    rejects.take([Reject("\udcff.jsonl", 1, "nul", "x", b"\xff")])
+    rejects.close()
+    (written,) = [path.read_bytes() for path in tmp_path.iterdir() if path.name.startswith("y.")]
+    record = json.loads(written)
+    assert (record["path"], record["raw"]) == ("\udcff.jsonl", "\\xff")

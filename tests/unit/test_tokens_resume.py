@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +23,9 @@ from cptron.tokens import checkpointer, encode, partial_file, preprocess_plan, r
 from cptron.tokens.engine import choose_engine
 from cptron.tokens.journal import Journal, locked
 from cptron.tokens.manifest import verify
+from cptron.tokens.outputs import Outputs
 from cptron.tokens.preprocess import PreprocessOptions, preprocess
+from cptron.tokens.source_hash import SourceHasher
 
 Files = dict[str, bytes]
 
@@ -78,7 +82,6 @@ class StopError(BaseException):
 
 def stop_at_block(patch: pytest.MonkeyPatch, number: int, error: BaseException) -> Callable[[], int]:
     """Make writing block `number` from now fail; returns how many blocks have been written."""
-    from cptron.tokens.outputs import Outputs
 
     add, seen = Outputs.add, 0
 
@@ -179,7 +182,6 @@ def test_an_input_that_changes_meanwhile_is_refused(
     options: PreprocessOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its hash would be of other bytes than those that were encoded."""
-    from cptron.tokens.outputs import Outputs
 
     add = Outputs.add
 
@@ -319,3 +321,27 @@ def test_the_same_engine_is_chosen_after_a_resume(
     cut_off(options)
     preprocess(options, progress=False)
     assert len(samples) == 2 and samples[0] == samples[1] != []
+
+
+def test_a_journal_tells_only_of_what_is_durable() -> None:
+    """Outputs are forced to disk before each checkpoint; after a power cut it would tell of bytes that are gone."""
+    done: list[str] = []
+    outputs = SimpleNamespace(checkpoint=None, sync=lambda: done.append("sync"))
+    journal = SimpleNamespace(save=lambda _: done.append("save"))
+    saver = checkpointer.Checkpointer(journal, {}, outputs, saved=False)  # type: ignore[arg-type]
+    saver.save_now()
+    saver.block_done(1)
+    saver.close()
+    assert done == ["sync", "save"] * 2 and saver.saved
+
+
+def test_an_input_is_hashed_behind_its_reader(tmp_path: Path) -> None:
+    """It is in the page cache then, and read from disk once."""
+    path = tmp_path / "a"
+    path.write_bytes(bytes(10))
+    with SourceHasher([path]) as hasher:
+        assert not hasher._done.done()
+        time.sleep(0.2)
+        assert not hasher._done.done()
+        hasher.allow(0, 10)
+        assert hasher.result()[0].bytes == 10

@@ -55,3 +55,23 @@ def test_what_cannot_be_reproduced_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": False}))
     with pytest.raises(DataError, match="add_bos_token False"):
         tokenizer_adds_bos(str(file), 7)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "words.tiktoken"])
+def test_only_a_tokenizer_json_has_a_post_processor(name: str, tmp_path: Path) -> None:
+    """Other files are not parsed; what is stated beside them still has to agree."""
+    (tmp_path / name).write_bytes(b"\n\x0e\n\x05<unk>")
+    assert tokenizer_adds_bos(str(tmp_path / name), 7) is False
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": True}))
+    with pytest.raises(DataError, match=f"{name} adds none"):
+        tokenizer_adds_bos(str(tmp_path / name), 7)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_damaged_files_are_refused(name: str, tmp_path: Path) -> None:
+    """Not a traceback."""
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / name).write_text('{"post_processor": ')
+    with pytest.raises(DataError, match=f"{name} must be JSON") as caught:
+        tokenizer_adds_bos(str(tmp_path), 7)
+    assert "\n" not in str(caught.value)

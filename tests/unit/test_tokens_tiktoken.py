@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from cptron.errors import DataError
 from cptron.tokens.tiktoken_tokenizer import (
+    MEGATRON_SPECIAL_TOKENS,
     PATTERNS,
     TiktokenConfig,
     TiktokenTokenizer,
@@ -106,6 +107,27 @@ def test_fingerprint_is_that_of_the_content(tmp_path: Path) -> None:
         (CONFIG, RANKS | {b"xy": 5}, "rank twice"),
         ({"pattern": "v2", "special_tokens": ["<s>"]}, RANKS, "must be distinct and hold"),
         ({"pattern": "v2", "num_special_tokens": 3}, RANKS, "is 3, must be at least"),
+        (
+            {"pattern": "v2", "num_special_tokens": "10"},
+            RANKS,
+            "has num_special_tokens '10', must be a whole",
+        ),
+        ({"pattern": "v2", "vocab_size": True}, RANKS, "has vocab_size True, must be a whole"),
+        ({"pattern": 5}, RANKS, "has pattern 5, must be v1"),
+        ({"pattern": None}, RANKS, "has pattern None, must be v1"),
+        (CONFIG | {"special_tokens": {"a": "300"}}, RANKS, "special_tokens {'a': '300'}, must be an object"),
+        (CONFIG | {"special_tokens": {"a": -1}}, RANKS, "must be an object of texts and ids"),
+        (CONFIG | {"special_tokens": [1]}, RANKS, "or a list of texts"),
+        (CONFIG | {"eos_token": {"x": 1}}, RANKS, "eos_token {'x': 1}, must be one of"),
+        (CONFIG | {"num_special_tokens": 10}, RANKS, "keep one of the two forms"),
+        (CONFIG | {"vocab_size": 2000}, RANKS, "keep one of the two forms"),
+        ({"pattern": "v2", "num_special_tokens": 10, "eos_token": "<s>"}, RANKS, "keep one of the two"),
+        ({"pattern": "v2", "num_special_tokens": 10, "special_tokens": {"a": 1}}, RANKS, "keep one of the"),
+        (
+            {"pattern": "v2", "special_tokens": [*MEGATRON_SPECIAL_TOKENS], "bos_token": "<s>"},
+            RANKS,
+            "keep one",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_on_one_line(
@@ -140,3 +162,18 @@ def test_a_whole_configuration_can_be_given_in_code(tmp_path: Path) -> None:
     """A pattern of one's own, no special tokens: no EOS."""
     ours = TiktokenTokenizer(write(tmp_path) / "words.tiktoken", TiktokenConfig(r"\w+|\W+", {}))
     assert (ours.eos_id, ours.added_tokens) == (None, []) and ours.encode("the") == [RANKS[b"the"]]
+
+
+def test_a_vocabulary_size_alone_states_megatrons_flags(tmp_path: Path) -> None:
+    """Its thousand special tokens are its default, whatever else is left out."""
+    ours = load_tokenizer(write(tmp_path, {"pattern": "v1", "vocab_size": 2000, "eos_token": None}))
+    config = megatron_config("v1", vocab_size=2000)
+    assert ours.fingerprint == TiktokenTokenizer(tmp_path / "words.tiktoken", config).fingerprint
+    assert (ours.eos_id, ours.encode("a")) == (2, [1000 + RANKS[b"a"]])
+
+
+def test_a_text_that_the_pattern_cannot_cut_is_an_error(tmp_path: Path) -> None:
+    """Its size and the way out, not a traceback."""
+    with pytest.raises(DataError, match=r"a text of 1000000 bytes, .*--max-document-bytes") as caught:
+        load_tokenizer(write(tmp_path)).encode(" " * 1_000_000)
+    assert "\n" not in str(caught.value)

@@ -372,3 +372,27 @@ def test_damaged_or_foreign_configuration_is_refused(tmp_path: Path) -> None:
         config.write_text(text)
         with pytest.raises(DataError, match=r"tokenizer_config\.json"):
             load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"eos_token": {"x": 1}},
+        {"image_token": {"x": 1}},
+        {"eos_token": False},
+        {"added_tokens_decoder": {"abc": {"content": "<s>"}}},
+        {"added_tokens_decoder": ["<s>"]},
+        {"added_tokens_decoder": {"7": {"text": "<s>"}}},
+        {"additional_special_tokens": "<s>"},
+        {"extra_special_tokens": [3]},
+    ],
+)
+def test_configuration_of_another_shape_is_refused(config: dict[str, Any], tmp_path: Path) -> None:
+    """With the file and the value, on one line."""
+    plain(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        DataError, match=r"tokenizer_config\.json has .*, must .*; copy the file again"
+    ) as caught:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(caught.value)
