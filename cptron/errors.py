@@ -4,6 +4,10 @@ Every message states the value found, the rule it breaks and the remedy, on one 
 a `CptronError` as one line and exits with `EXIT_CODE`; anything else is a bug and keeps its traceback.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 EXIT_CODE = 2
 
 
@@ -33,3 +37,9 @@ class LaunchError(CptronError):
 
 class TrainingError(CptronError):
     """Training cannot go on: non-finite loss, or the step-0 gate found wrong weights."""
+
+
+def either(values: Sequence[object]) -> str:
+    """The choices a message offers: `1`, `1 or 3`, `1, 2 or 4`."""
+    *most, last = map(str, values)
+    return f"{', '.join(most)} or {last}" if most else last

@@ -1,6 +1,7 @@
 // Rows of a batch, written straight into the caller's arrays.
 //
-// Shapes: S predictions of a row. Inputs, labels and mask are [S] each; places that predict nothing hold 0.
+// Shapes: S predictions of a row. Inputs, labels, mask and documents are [S] each; places that predict nothing hold 0, and are
+// one more document.
 
 #pragma once
 
@@ -18,9 +19,10 @@ struct Row {
   int64_t* tokens;
   int64_t* labels;
   float* mask;
+  int32_t* documents;  // of each input, numbered from 0 in the row
 };
 
-// What a sample adds to the accounts of its source.
+// What a sample adds to the accounts of its source: a position in the tokens, so labels count whether they are learned or not.
 struct Account {
   int64_t documents = 0;    // documents that begin in the sample
   int64_t predictions = 0;  // labels
@@ -37,6 +39,8 @@ inline void clear_from(const Row& row, int64_t start, int64_t seq_length) {
   std::fill(row.tokens + start, row.tokens + seq_length, 0);
   std::fill(row.labels + start, row.labels + seq_length, 0);
   std::fill(row.mask + start, row.mask + seq_length, 0.0F);
+  // after the last input, not after the last piece: that one may be a label only
+  std::fill(row.documents + start, row.documents + seq_length, start > 0 ? row.documents[start - 1] + 1 : 0);
 }
 
 inline void write_row(const TokenFile& file, const JoinedDocuments& epoch, int64_t sample, int64_t seq_length,
@@ -44,10 +48,13 @@ inline void write_row(const TokenFile& file, const JoinedDocuments& epoch, int64
   std::vector<int64_t> tokens(static_cast<size_t>(seq_length) + 1);
   std::vector<float> learned(static_cast<size_t>(seq_length) + 1);
   int64_t filled = 0;
+  int32_t number = 0;
   uint64_t largest = 0;
   epoch.walk(sample, [&](int64_t document, int64_t offset, int64_t count) {
     largest = std::max(largest, file.read(static_cast<uint64_t>(document), offset, count, tokens.data() + filled));
     file.read_learned(static_cast<uint64_t>(document), offset, count, learned.data() + filled);
+    const int64_t end = std::min(filled + count, seq_length);  // the last token of the sample is a label only
+    std::fill(row.documents + filled, row.documents + end, number++);
     filled += count;
   });
   check_ids(largest, vocab_size);
@@ -62,6 +69,7 @@ inline void write_row(const TokenFile& file, const PackedDocuments& epoch, int64
   std::vector<int64_t> tokens(static_cast<size_t>(seq_length) + 1);
   std::vector<float> learned(static_cast<size_t>(seq_length) + 1);
   int64_t filled = 0;
+  int32_t number = 0;
   uint64_t largest = 0;
   for (const Span& span : epoch.row(sample)) {
     const uint64_t document = static_cast<uint64_t>(span.document);
@@ -70,6 +78,7 @@ inline void write_row(const TokenFile& file, const PackedDocuments& epoch, int64
     std::copy(tokens.begin(), tokens.begin() + span.count, row.tokens + filled);
     std::copy(tokens.begin() + 1, tokens.begin() + span.count + 1, row.labels + filled);
     std::copy(learned.begin() + 1, learned.begin() + span.count + 1, row.mask + filled);
+    std::fill(row.documents + filled, row.documents + filled + span.count, number++);
     filled += span.count;
   }
   check_ids(largest, vocab_size);

@@ -33,13 +33,14 @@ void require(bool holds, const char* rule) {
 
 // Mapped files, and what keeps them mapped.
 struct Tokens {
-  Tokens(Bytes lengths_bytes, Bytes pointers_bytes, Bytes token_data, int token_bytes, Bytes learned_bytes)
+  Tokens(Bytes lengths_bytes, Bytes pointers_bytes, Bytes token_data, int token_bytes, Bytes learned_bytes,
+         bool mask_beginnings)
       : lengths(std::move(lengths_bytes)),
         pointers(std::move(pointers_bytes)),
         tokens(std::move(token_data)),
         learned(std::move(learned_bytes)),
         file(lengths.data(), pointers.data(), lengths.size() / 4, tokens.data(), tokens.size(), token_bytes,
-             learned.size() > 0 ? learned.data() : nullptr) {
+             learned.size() > 0 ? learned.data() : nullptr, mask_beginnings) {
     require(token_bytes == 1 || token_bytes == 2 || token_bytes == 4 || token_bytes == 8, "token_bytes must be 1, 2, 4 or 8");
     require(lengths.size() % 4 == 0 && pointers.size() == 2 * lengths.size(), "lengths need 4 bytes a document, pointers 8");
     require(learned.size() == 0 || learned.size() * token_bytes == tokens.size(), "a loss mask needs one byte a token");
@@ -74,19 +75,20 @@ struct Epoch {
   }
 
   void read(const Array<int64_t>& wanted, Array<int64_t>& inputs, Array<int64_t>& labels, Array<float>& mask,
-            uint64_t vocab_size) const {
+            Array<int32_t>& numbers, uint64_t vocab_size) const {
     const auto fits = [&](const py::array& out) {
       return out.ndim() == 2 && out.shape(0) == wanted.shape(0) && out.shape(1) == seq_length;
     };
-    require(wanted.ndim() == 1 && fits(inputs) && fits(labels) && fits(mask), "outputs must be [len(samples), seq_length]");
+    require(wanted.ndim() == 1 && fits(inputs) && fits(labels) && fits(mask) && fits(numbers),
+            "outputs must be [len(samples), seq_length]");
     const int64_t* sample = wanted.data();
-    const Row first{inputs.mutable_data(), labels.mutable_data(), mask.mutable_data()};
+    const Row first{inputs.mutable_data(), labels.mutable_data(), mask.mutable_data(), numbers.mutable_data()};
     const int64_t rows = wanted.shape(0);
     py::gil_scoped_release release;
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t at = i * seq_length;
       write_row(tokens.file, documents, number(sample[i]), seq_length, vocab_size,
-                {first.tokens + at, first.labels + at, first.mask + at});
+                {first.tokens + at, first.labels + at, first.mask + at, first.documents + at});
     }
   }
 
@@ -142,7 +144,7 @@ void bind_epoch(py::module_& m, const char* name) {
            py::arg("starts").noconvert(), py::arg("document_key"), py::arg("sample_key"), py::arg("seq_length"))
       .def_property_readonly("num_samples", [](const E& epoch) { return epoch.documents.num_samples(); })
       .def("read", &E::read, py::arg("samples").noconvert(), py::arg("tokens").noconvert(), py::arg("labels").noconvert(),
-           py::arg("mask").noconvert(), py::arg("vocab_size"))
+           py::arg("mask").noconvert(), py::arg("documents").noconvert(), py::arg("vocab_size"))
       .def("count", &E::count, py::arg("samples").noconvert())
       .def("spans", &E::spans, py::arg("sample"));
 }
@@ -159,8 +161,9 @@ PYBIND11_MODULE(_kernels, m) {
         return permutation(index);
       });
   py::class_<Tokens>(m, "Tokens")
-      .def(py::init<Bytes, Bytes, Bytes, int, Bytes>(), py::arg("lengths").noconvert(), py::arg("pointers").noconvert(),
-           py::arg("tokens").noconvert(), py::arg("token_bytes"), py::arg("learned").noconvert())
+      .def(py::init<Bytes, Bytes, Bytes, int, Bytes, bool>(), py::arg("lengths").noconvert(), py::arg("pointers").noconvert(),
+           py::arg("tokens").noconvert(), py::arg("token_bytes"), py::arg("learned").noconvert(),
+           py::arg("mask_beginnings") = false)
       .def_property_readonly("num_documents", [](const Tokens& tokens) { return tokens.file.num_documents(); });
   bind_epoch<JoinedDocuments>(m, "JoinedEpoch");
   bind_epoch<PackedDocuments>(m, "PackedEpoch");

@@ -15,14 +15,15 @@ namespace cptron {
 class TokenFile {
  public:
   TokenFile(const uint8_t* lengths, const uint8_t* pointers, int64_t num_documents, const uint8_t* tokens,
-            int64_t num_bytes, int token_bytes, const uint8_t* learned)
+            int64_t num_bytes, int token_bytes, const uint8_t* learned, bool mask_beginnings)
       : lengths_(lengths),
         pointers_(pointers),
         num_documents_(num_documents),
         tokens_(tokens),
         num_bytes_(num_bytes),
         token_bytes_(token_bytes),
-        learned_(learned) {}
+        learned_(learned),
+        mask_beginnings_(mask_beginnings) {}
 
   int64_t num_documents() const { return num_documents_; }
 
@@ -50,13 +51,15 @@ class TokenFile {
   }
 
   // Writes 1 to `out` where a token is to be learned, else 0; call it after `read` of the same tokens, which checks them.
+  // With `mask_beginnings` the first token of a document is never learned: only another document's end could predict it.
   void read_learned(uint64_t document, int64_t offset, int64_t count, float* out) const {
     if (learned_ == nullptr) {
       for (int64_t i = 0; i < count; ++i) out[i] = 1.0F;
-      return;
+    } else {
+      const uint8_t* start = learned_ + first_byte(document) / token_bytes_ + offset;
+      for (int64_t i = 0; i < count; ++i) out[i] = start[i] != 0 ? 1.0F : 0.0F;
     }
-    const uint8_t* start = learned_ + first_byte(document) / token_bytes_ + offset;
-    for (int64_t i = 0; i < count; ++i) out[i] = start[i] != 0 ? 1.0F : 0.0F;
+    if (mask_beginnings_ && offset == 0 && count > 0) out[0] = 0.0F;
   }
 
  private:
@@ -86,6 +89,7 @@ class TokenFile {
   int64_t num_bytes_;
   int token_bytes_;
   const uint8_t* learned_;
+  bool mask_beginnings_;
 };
 
 }  // namespace cptron

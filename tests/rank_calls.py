@@ -73,7 +73,9 @@ def train_with_nan(config: str, overrides: list[str], poisoned_rank: int) -> Out
         if run.session.ranks.rank == poisoned_rank:
             with torch.no_grad():
                 # a weight that every token uses; a row of the embedding might wait for its word
-                fc2 = next(weight for name, weight in run.model.named_parameters() if "linear_fc2" in name)
+                fc2 = next(
+                    weight for name, weight in run.chunks[0].named_parameters() if "linear_fc2" in name
+                )
                 fc2.view(-1)[0] = float("nan")
         return run
 
@@ -108,8 +110,8 @@ def rewrite_shards(base: str, target: str, change: str) -> None:
     for path in (source / layout.HUGGING_FACE).iterdir():
         (working / layout.HUGGING_FACE / path.name).write_bytes(path.read_bytes())
     with open_session(), torch.no_grad():
-        model = build_model(manifest.arch, precision="fp32")
-        load_shards(source / layout.SHARDS, model)
+        model = build_model(manifest.arch)
+        load_shards(source / layout.SHARDS, [model])
         layers = model.decoder.layers
         if change == "swap":
             first, second = layers[0].mlp.linear_fc2.weight, layers[1].mlp.linear_fc2.weight

@@ -45,7 +45,7 @@ class Probe:
 class Manifest:
     """What a checkpoint says of itself."""
 
-    kind: Literal["weights", "training"]
+    kind: Literal["weights", "training", "adapter"]
     step: int
     tokens_total: int
     architecture: dict[str, Any]
@@ -57,6 +57,11 @@ class Manifest:
     layout: str = ""
     precision: str = ""
     parent: str = ""
+    adapter: dict[str, Any] | None = None
+    """Settings of the adapter whose parameters the shards hold, and nothing else; None: whole weights."""
+    base: str = ""
+    """Checkpoint of the whole weights that the adapter was trained on."""
+    base_fingerprint: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, int] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION

@@ -6,6 +6,7 @@ Invariant: a load fills every parameter asked for or raises; and no code stored 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,14 @@ from megatron.core.dist_checkpointing.validation import StrictHandling
 from cptron.checkpoint.untrusted import refuse_foreign_code, weights_only
 from cptron.errors import CheckpointError
 
+Holds = Callable[[str], bool]
+"""Whether a parameter, by its name in a chunk, is meant."""
+
+
+def everything(name: str) -> bool:
+    """Every parameter."""
+    return True
+
 
 def _metadata() -> dict[str, Any]:
     """How state is cut: the optimizer by parameter, so that any later TP, PP and DP can load it.
@@ -27,31 +36,58 @@ def _metadata() -> dict[str, Any]:
     return {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 
 
-def _model_state(model: Any) -> dict[str, Any]:
-    """The model's tensors. Objects (empty `_extra_state` entries) are left out: torch would unpickle them on load."""
-    state = model.sharded_state_dict(metadata=_metadata())
-    return {name: value for name, value in state.items() if not isinstance(value, ShardedObject)}
+def _model_state(chunks: Sequence[Any], holds: Holds) -> dict[str, dict[str, Any]]:
+    """Each chunk's tensors, by what megatron-core calls the chunk. Objects (empty `_extra_state` entries) are left
+    out: torch would unpickle them on load."""
+    names = ["model"] if len(chunks) == 1 else [f"model{number}" for number in range(len(chunks))]
+    states = [chunk.sharded_state_dict(metadata=_metadata()) for chunk in chunks]
+    return {
+        name: {
+            key: value for key, value in state.items() if holds(key) and not isinstance(value, ShardedObject)
+        }
+        for name, state in zip(names, states, strict=True)
+    }
 
 
-def save_shards(shards: Path, model: Any, optimizer: Any | None = None) -> None:
-    """Write this rank's part; collective. `model` is the unwrapped module, `shards` exists and is empty."""
-    state = {"model": _model_state(model)}
+def _optimizer_state(optimizer: Any, model_state: dict[str, dict[str, Any]], *, is_loading: bool) -> Any:
+    only = model_state["model"] if len(model_state) == 1 else model_state
+    return optimizer.sharded_state_dict(only, is_loading=is_loading, metadata=_metadata())
+
+
+def save_shards(
+    shards: Path, chunks: Sequence[Any], optimizer: Any | None = None, *, holds: Holds = everything
+) -> None:
+    """Write this rank's part of the parameters that `holds` says; collective. `chunks` are unwrapped modules,
+    `shards` exists and is empty."""
+    model_state = _model_state(chunks, holds)
+    state: dict[str, Any] = dict(model_state)
     if optimizer is not None:
-        state["optimizer"] = optimizer.sharded_state_dict(state["model"], metadata=_metadata())
+        state["optimizer"] = _optimizer_state(optimizer, model_state, is_loading=False)
     dist_checkpointing.save(state, str(shards))
 
 
-def load_shards(shards: Path, model: Any, optimizer: Any | None = None) -> None:
-    """Fill the model, and the optimizer where given; collective. Raises `CheckpointError` on anything
-    missing."""
+def load_shards(
+    shards: Path, chunks: Sequence[Any], optimizer: Any | None = None, *, holds: Holds = everything
+) -> None:
+    """Fill the parameters that `holds` says, and the optimizer where given; collective. Raises `CheckpointError`
+    on anything missing."""
     refuse_foreign_code(shards)
-    state = {"model": _model_state(model)}
+    model_state = _model_state(chunks, holds)
+    state: dict[str, Any] = dict(model_state)
     if optimizer is not None:
-        state["optimizer"] = optimizer.sharded_state_dict(
-            state["model"], is_loading=True, metadata=_metadata()
-        )
-    with weights_only():
-        loaded, unused, absent = dist_checkpointing.load(state, str(shards), strict=StrictHandling.RETURN_ALL)
+        state["optimizer"] = _optimizer_state(optimizer, model_state, is_loading=True)
+    try:
+        with weights_only():
+            loaded, unused, absent = dist_checkpointing.load(
+                state, str(shards), strict=StrictHandling.RETURN_ALL
+            )
+    except (
+        ValueError
+    ) as error:  # megatron-core's word for an optimizer with other state than the one asked for
+        reason = str(error).splitlines()[0][:200]
+        raise CheckpointError(
+            f"{shards} cannot be loaded by this run ({reason}); keep the optimizer and what is trained as they were"
+        ) from None
     unused = {key for key in unused if "_extra_state" not in key}
     unused = {key for key in unused if not (optimizer is None and key.startswith("optimizer."))}
     if absent or unused:
@@ -60,8 +96,9 @@ def load_shards(shards: Path, model: Any, optimizer: Any | None = None) -> None:
         raise CheckpointError(
             f"{shards} {what} {', '.join(wrong[:3])} ({len(wrong)} in all); it is of another model"
         )
-    unset, _ = model.load_state_dict(loaded["model"], strict=False)
-    unset = [name for name in unset if not name.endswith("_extra_state")]
-    assert not unset, f"parameters that no shard filled: {unset[:3]}"
+    for name, chunk in zip(model_state, chunks, strict=True):
+        unset, _ = chunk.load_state_dict(loaded[name], strict=False)
+        unset = [key for key in unset if holds(key) and not key.endswith("_extra_state")]
+        assert not unset, f"parameters that no shard filled: {unset[:3]}"
     if optimizer is not None:
         optimizer.load_state_dict(loaded["optimizer"])

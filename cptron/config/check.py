@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from cptron.config.schema import Config, OptimConfig, ParallelConfig
+from cptron.config.check_engine import check_engine
+from cptron.config.check_optim import check_optim_choices
+from cptron.config.schema import Config, OptimConfig
 from cptron.errors import ConfigError
-
-if TYPE_CHECKING:
-    from cptron.model.architecture import Architecture
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -23,52 +20,21 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 def check_config(config: Config, world_size: int) -> None:
     """Check every rule that needs only the configuration and the number of ranks. Raises `ConfigError`."""
     _check_counts(config)
-    _check_layout(config, world_size)
+    check_engine(config, world_size)
     _check_start(config)
     _check_sources(config)
     _check_megatron_order(config)
     _check_validation(config)
     _check_optim(config.optim, config.train.steps)
-
-
-def check_architecture(arch: Architecture, parallel: ParallelConfig, seq_length: int) -> None:
-    """Check that a model of this shape can be cut by `parallel` and reads `seq_length` tokens.
-
-    Raises `ConfigError`. The vocabulary is padded to a multiple of tp, so it sets no rule.
-    """
-    cut_by_tp = {
-        "num_attention_heads": arch.num_attention_heads,
-        "num_kv_heads": arch.num_kv_heads,
-        "ffn_hidden_size": arch.ffn_hidden_size,
-    }
-    _check_divides("parallel.tp", parallel.tp, cut_by_tp)
-    _check_divides("parallel.pp", parallel.pp, {"num_layers": arch.num_layers})
-    if seq_length > arch.max_position_embeddings:
-        raise ConfigError(
-            f"data.seq_length={seq_length} is more than the model's max_position_embeddings="
-            f"{arch.max_position_embeddings}; use at most {arch.max_position_embeddings}"
-        )
-
-
-def _check_divides(key: str, size: int, sizes: dict[str, int]) -> None:
-    """`size` must divide all of `sizes`; the message lists what does."""
-    common = math.gcd(*sizes.values())
-    legal = [n for n in range(1, common + 1) if common % n == 0]
-    for name, value in sizes.items():
-        if value % size:
-            raise ConfigError(f"{key}={size} must divide {name}={value}; use {_either(legal)}")
-
-
-def _either(values: Sequence[object]) -> str:
-    """`1`, `1 or 3`, `1, 2 or 4`."""
-    *most, last = map(str, values)
-    return f"{', '.join(most)} or {last}" if most else last
+    check_optim_choices(config.optim)
 
 
 def _check_counts(config: Config) -> None:
     at_least_one = {
         "parallel.tp": config.parallel.tp,
+        "parallel.cp": config.parallel.cp,
         "parallel.pp": config.parallel.pp,
+        "parallel.virtual_stages": config.parallel.virtual_stages,
         "data.seq_length": config.data.seq_length,
         "data.workers": config.data.workers,
         "train.steps": config.train.steps,
@@ -80,7 +46,13 @@ def _check_counts(config: Config) -> None:
     not_negative = {
         "run.seed": config.run.seed,
         "start.gate_tolerance_nats": config.start.gate_tolerance_nats,
+        "parallel.first_stage_layers": config.parallel.first_stage_layers,
+        "parallel.last_stage_layers": config.parallel.last_stage_layers,
         "parallel.local_ranks": config.parallel.local_ranks,
+        "memory.recompute_layers": config.memory.recompute_layers,
+        "memory.logits_chunk_tokens": config.memory.logits_chunk_tokens,
+        "fp8.bf16_first_layers": config.fp8.bf16_first_layers,
+        "fp8.bf16_last_layers": config.fp8.bf16_last_layers,
         "data.prefetch_steps": config.data.prefetch_steps,
         "data.megatron_samples": config.data.megatron_samples,
         "data.megatron_consumed_samples": config.data.megatron_consumed_samples,
@@ -98,25 +70,6 @@ def _check_counts(config: Config) -> None:
             raise ConfigError(f"{key}={number} must not be negative; use 0 or more")
     if not config.run.dir:
         raise ConfigError("run.dir='' must name the output directory; set it, as run.dir=runs/my-run")
-
-
-def _check_layout(config: Config, world_size: int) -> None:
-    tp, pp = config.parallel.tp, config.parallel.pp
-    if world_size < 1 or world_size % (tp * pp):
-        raise ConfigError(
-            f"parallel.tp={tp} * parallel.pp={pp} = {tp * pp} must divide the world size {world_size}; "
-            f"start a multiple of {tp * pp} ranks or lower parallel.tp or parallel.pp"
-        )
-    dp = world_size // (tp * pp)
-    micro, batch = config.train.micro_batch_size, config.train.global_batch_size
-    unit = micro * dp
-    if batch % unit:
-        below = batch // unit * unit
-        legal = [size for size in (below, below + unit) if size]
-        raise ConfigError(
-            f"train.global_batch_size={batch} must be a multiple of train.micro_batch_size={micro} * dp={dp} "
-            f"= {unit}; use {_either(legal)}"
-        )
 
 
 def _check_start(config: Config) -> None:

@@ -42,22 +42,96 @@ class ModelConfig:
 
     architecture: str = ""
     """JSON file in Hugging Face `config.json` form; only for `start.mode: random`, else the checkpoint's is used."""
-    spec: Literal["native", "te"] = "native"
-    """Layer implementation: `native` (plain torch) or `te` (Transformer Engine, which must be installed)."""
-    recompute: Literal["none", "full"] = "none"
-    """`full` recomputes each layer in the backward pass: less activation memory, about a third more compute."""
+    backend: Literal["native", "te"] = "native"
+    """Layer implementation: `native` (torch alone) or `te` (Transformer Engine, which must be installed)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParallelConfig:
-    """How the model and the batch are cut over ranks. Data parallel size is world size / (tp * pp)."""
+    """How the model and the batch are cut over ranks. Data parallel size is world size / (tp * cp * pp)."""
 
     tp: int = 1
     """Tensor parallel size; divides attention heads, KV groups and the MLP width."""
+    sequence_parallel: bool = True
+    """With tp > 1: also cut the sequence over tensor ranks between their matrix products; same numbers, less memory."""
+    cp: int = 1
+    """Context parallel size: each sequence is cut over so many ranks; 2 * cp (* tp) divides `data.seq_length`."""
     pp: int = 1
-    """Pipeline parallel size; divides the number of layers."""
+    """Pipeline parallel size: stages the layers are cut into."""
+    virtual_stages: int = 1
+    """Parts of the model on each stage; more than 1 interleaves them (a shorter pipeline bubble, more messages)."""
+    first_stage_layers: int = 0
+    """Layers on the first stage, which also holds the embedding; 0 means as many as on the others."""
+    last_stage_layers: int = 0
+    """Layers on the last stage, which also computes the loss; 0 means as many as on the others."""
+    overlap: bool = True
+    """On GPUs: reduce gradients while the backward pass goes on, and gather parameters while the forward pass does."""
+    tp_overlap: bool = False
+    """`model.backend: te` only: tensor parallel messages overlap with matrix products (userbuffers)."""
     local_ranks: int = 0
     """Ranks that `cptron train` starts on this machine; 0 means one rank, or the launcher's environment."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttentionConfig:
+    """What a token may attend to, and where it stands."""
+
+    document_mask: bool = True
+    """Attention never crosses from one document of a sample into another."""
+    reset_positions: bool = False
+    """Positions start from 0 in every document of a sample, not only in every sample."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryConfig:
+    """What is kept for the backward pass, and in which form. None of these changes the numbers."""
+
+    recompute: Literal["none", "selective", "full"] = "none"
+    """`full`: each layer is computed again in the backward pass. `selective`: only `memory.recompute_modules` are."""
+    recompute_layers: int = 0
+    """With `full`: so many layers of each stage are recomputed, the rest kept; 0 means all."""
+    recompute_modules: tuple[str, ...] = ("core_attn",)
+    """With `selective`: any of `core_attn` and `mlp`; with `model.backend: te` also `layernorm`."""
+    offload_modules: tuple[str, ...] = ()
+    """On GPUs: activations of these modules wait in host memory for the backward pass; any of `attn_norm`,
+    `qkv_linear`, `core_attn`, `attn_proj`, `mlp_norm`."""
+    logits_chunk_tokens: int = 1024
+    """Logits, and their gradient, exist for so many tokens at a time; 0 means for a whole micro-batch at once."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fp8Config:
+    """Matrix products of the layers in 8 bits; weights stay in `train.precision`, masters in fp32."""
+
+    recipe: Literal["none", "tensorwise", "rowwise", "delayed", "blockwise"] = "none"
+    """How scales are found. `tensorwise`: the largest value of each tensor. `rowwise` (native only): of each row.
+    `delayed`, `blockwise`: `model.backend: te` only."""
+    forward_dtype: Literal["e4m3", "e5m2"] = "e4m3"
+    """Format of weights and activations."""
+    gradient_dtype: Literal["e4m3", "e5m2"] = "e5m2"
+    """Format of gradients."""
+    bf16_first_layers: int = 0
+    """So many layers at the start of the model stay in `train.precision`."""
+    bf16_last_layers: int = 0
+    """So many layers at the end of the model stay in `train.precision`."""
+    without_hardware: Literal["refuse", "emulate", "off"] = "refuse"
+    """On a device without FP8 matrix products: stop, compute the same numbers slowly, or train without (and say so)."""
+    param_gather: bool = False
+    """`model.backend: te` only: parameters are kept and gathered in FP8."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterConfig:
+    """Train small matrices beside the frozen weights instead of the weights."""
+
+    kind: Literal["none", "lora", "dora"] = "none"
+    """`lora`: low-rank updates (Hu et al. 2021). `dora`: with a trained magnitude (Liu et al. 2024)."""
+    rank: int = 16
+    """Inner size of the low-rank product."""
+    alpha: float = 32.0
+    """The product is scaled by alpha / rank."""
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Hugging Face names of the matrices that get an adapter."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,6 +182,8 @@ class DataConfig:
     """Threads of a reading rank that read micro-batches side by side."""
     prefetch_steps: int = 2
     """Global batches read ahead of the step; 0 reads each when it is needed."""
+    eod_mask_loss: bool = False
+    """Do not count the prediction of a document's first token from the end of the document before it."""
     order: Literal["cptron", "megatron"] = "cptron"
     """`megatron`: exactly the samples of a Megatron-LM run, which can be neither extended nor mixed anew."""
     megatron_samples: int = 0
@@ -133,9 +209,22 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OptimConfig:
-    """AdamW with global gradient clipping, and a learning rate that is a pure function of the step."""
+class ParamGroupConfig:
+    """Parameters that learn at another rate than the rest."""
 
+    match: str
+    """Pattern of parameter names, as `*word_embeddings*` or `decoder.layers.0.*` (counted in the whole model)."""
+    lr_mult: float = 1.0
+    """Their learning rate is this times the schedule's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """The optimizer, global gradient clipping, and a learning rate that is a pure function of the step."""
+
+    name: Literal["adamw", "sgd", "muon"] = "adamw"
+    """`sgd`: with momentum, weight decay added to the gradient. `muon`: where the installed megatron-core and
+    NVIDIA's emerging_optimizers have it."""
     lr: float
     """Peak learning rate, reached after warm-up."""
     lr_min: float = 0.0
@@ -154,6 +243,14 @@ class OptimConfig:
     """Decay of the second moment."""
     eps: float = 1e-8
     """Added to the root of the second moment."""
+    momentum: float = 0.9
+    """Of `sgd` and `muon`."""
+    moments: Literal["fp32", "bf16"] = "fp32"
+    """Precision in which AdamW keeps its moments; `bf16` halves them, and needs beta2 up to 0.99."""
+    groups: tuple[ParamGroupConfig, ...] = ()
+    """Parameters with a learning rate of their own; the first pattern that fits counts."""
+    frozen: tuple[str, ...] = ()
+    """Patterns of parameter names that are not trained."""
     clip_grad_norm: float = 1.0
     """Largest global L2 norm of the gradient; 0 means no clipping."""
 
@@ -214,6 +311,10 @@ class Config:
     start: StartConfig = field(default_factory=StartConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    fp8: Fp8Config = field(default_factory=Fp8Config)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     data: DataConfig
     train: TrainConfig
     optim: OptimConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `cptron export CHECKPOINT HF_MODEL [--dtype D]`."""
+    """Run `cptron export CHECKPOINT HF_MODEL [--dtype D] [--merge [--base B]]`."""
     parser = argparse.ArgumentParser(
         prog="cptron export", description="Checkpoint -> Hugging Face model, on the CPU."
     )
@@ -17,12 +17,22 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--dtype", choices=("stored", "bf16", "fp32"), default="stored", help="default: as stored"
     )
+    parser.add_argument(
+        "--merge", action="store_true", help="of an adapter: a whole model; without it, PEFT's form"
+    )
+    parser.add_argument("--base", type=Path, help="where an adapter's base checkpoint is, if it has moved")
     args = parser.parse_args(argv)
 
-    from cptron.checkpoint.layout import resolve
-    from cptron.convert.hf_export import export_hugging_face
+    from cptron.checkpoint.layout import read_manifest, resolve
+    from cptron.convert.hf_export import export_adapter, export_hugging_face
 
     checkpoint = resolve(args.checkpoint)
-    manifest = export_hugging_face(checkpoint, args.hugging_face, args.dtype)
+    if read_manifest(checkpoint).adapter is not None and not args.merge:
+        manifest = export_adapter(checkpoint, args.hugging_face)
+        print(
+            f"{args.hugging_face}: PEFT adapter of {manifest.hugging_face_model} after step {manifest.step}"
+        )
+        return 0
+    manifest = export_hugging_face(checkpoint, args.hugging_face, args.dtype, args.base)
     print(f"{args.hugging_face}: {manifest.hugging_face_model or 'model'} after step {manifest.step}")
     return 0

@@ -25,12 +25,15 @@ from cptron.model.families import family_of
 
 
 def export_hugging_face(
-    checkpoint: Path, target: Path, dtype: Literal["stored", "bf16", "fp32"] = "stored"
+    checkpoint: Path,
+    target: Path,
+    dtype: Literal["stored", "bf16", "fp32"] = "stored",
+    base: Path | None = None,
 ) -> layout.Manifest:
-    """Write the model of `checkpoint` to the new directory `target`.
+    """Write the model of `checkpoint` to the new directory `target`; an adapter is merged into its base.
 
-    `dtype`: `stored` keeps the precision of the checkpoint bit for bit; others convert. Raises
-    `ConversionError` when the target exists or the config does not describe the weights.
+    `dtype`: `stored` keeps the precision of the checkpoint bit for bit; others convert. `base`: where an adapter's
+    base is now. Raises `ConversionError` when the target exists or the config does not describe the weights.
     """
     manifest = layout.read_manifest(checkpoint)
     if target.exists():
@@ -40,7 +43,7 @@ def export_hugging_face(
     working = target.with_name(f".writing_{target.name}")
     shutil.rmtree(working, ignore_errors=True)
     carry_small_files(checkpoint / layout.HUGGING_FACE, working)
-    write_model(working, _tensors(checkpoint, manifest, precision))
+    write_model(working, _tensors(checkpoint, manifest, precision, base))
     (working / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     fsync_tree(working)
     os.rename(working, target)
@@ -66,17 +69,43 @@ def _exported_config(checkpoint: Path, manifest: layout.Manifest, precision: str
     return config  # type: ignore[no-any-return]
 
 
-def _tensors(
-    checkpoint: Path, manifest: layout.Manifest, precision: Any
-) -> Iterator[tuple[str, torch.Tensor]]:
+def export_adapter(checkpoint: Path, target: Path) -> layout.Manifest:
+    """Write the adapter of `checkpoint` to the new directory `target` in PEFT's form; the base is not needed."""
     from cptron.checkpoint.sharded import load_shards
-    from cptron.model.build import DTYPES, build_model
+    from cptron.checkpoint.weights import adapter_of
+    from cptron.convert.peft_export import export_peft
+    from cptron.model.adapters import adapter_parameters, is_adapter
+    from cptron.model.build import build_model
+    from cptron.model.options import ModelOptions
+    from cptron.runtime.session import open_session
+
+    manifest = layout.read_manifest(checkpoint)
+    settings = adapter_of(manifest)
+    with open_session():
+        model = build_model(manifest.arch, ModelOptions(precision=manifest.precision, adapter=settings))  # type: ignore[arg-type]
+        load_shards(checkpoint / layout.SHARDS, [model], holds=is_adapter)
+        adapters = {name: parameter.detach().cpu() for name, parameter in adapter_parameters([model]).items()}
+        export_peft(target, adapters, manifest.arch, settings, manifest.hugging_face_model)
+    return manifest
+
+
+def _tensors(
+    checkpoint: Path, manifest: layout.Manifest, precision: Any, base: Path | None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    from cptron.checkpoint.weights import adapter_of, open_model
+    from cptron.convert.peft_export import merge
+    from cptron.model.adapters import adapter_parameters
+    from cptron.model.build import DTYPES
+    from cptron.model.options import ModelOptions
     from cptron.runtime.session import open_session
 
     with open_session():
-        model = build_model(manifest.arch, precision=manifest.precision)  # type: ignore[arg-type]
-        load_shards(checkpoint / layout.SHARDS, model)
+        model = open_model(checkpoint, ModelOptions(precision=manifest.precision), base)  # type: ignore[arg-type]
         weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        family = family_of(manifest.arch.family)
-        for name, tensor in to_hugging_face(family, manifest.arch, weights.__getitem__):
+        if manifest.adapter is None:
+            tensors = to_hugging_face(family_of(manifest.arch.family), manifest.arch, weights.__getitem__)
+        else:
+            adapters = {name: tensor.detach() for name, tensor in adapter_parameters([model]).items()}
+            tensors = merge(weights.__getitem__, adapters, manifest.arch, adapter_of(manifest))
+        for name, tensor in tensors:
             yield name, tensor.to(DTYPES[precision])

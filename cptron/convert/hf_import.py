@@ -117,14 +117,15 @@ def _write_shards(
 ) -> None:
     from cptron.checkpoint.sharded import save_shards
     from cptron.model.build import build_model
+    from cptron.model.options import ModelOptions
     from cptron.runtime.session import open_session
 
     with open_session():
-        model = build_model(arch, precision=precision)
+        model = build_model(arch, ModelOptions(precision=precision))
         weights = dict(model.named_parameters())
         for name, tensor in to_megatron(family, arch, reader.read, model.vocab_size):
             with torch.no_grad():
                 weights.pop(name).copy_(tensor)
         assert not weights, f"parameters without a source: {sorted(weights)[:3]}"
         shards.mkdir()
-        save_shards(shards, model)
+        save_shards(shards, [model])

@@ -28,17 +28,14 @@ class Comparison:
 
 def engine_logits(checkpoint: Path, token_ids: list[int]) -> torch.Tensor:
     """Logits `[S, V]` of the checkpoint computed by the engine in fp32, padding columns removed."""
-    from cptron.checkpoint.sharded import load_shards
-    from cptron.model.build import build_model
+    from cptron.checkpoint.weights import open_model
     from cptron.runtime.session import open_session
 
     manifest = layout.read_manifest(checkpoint)
     with open_session() as session, torch.no_grad():
-        model = build_model(manifest.arch, precision="fp32").eval()
-        load_shards(checkpoint / layout.SHARDS, model)
+        model = open_model(checkpoint).eval()
         tokens_BS = torch.tensor([token_ids], device=session.device.torch_device)
-        positions_BS = torch.arange(tokens_BS.size(1), device=tokens_BS.device).unsqueeze(0)
-        return model(tokens_BS, positions_BS, None)[0, :, : manifest.arch.vocab_size].cpu()  # type: ignore[no-any-return]
+        return model(tokens_BS)[0, :, : manifest.arch.vocab_size].cpu()  # type: ignore[no-any-return]
 
 
 def compare(checkpoint: Path, hugging_face: Path) -> Comparison:

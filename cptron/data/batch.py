@@ -21,8 +21,10 @@ class MicroBatch(NamedTuple):
     labels_BS: npt.NDArray[np.int64]
     loss_mask_BS: npt.NDArray[np.float32]
     source_B: npt.NDArray[np.int64]
+    documents_BS: npt.NDArray[np.int32]
+    """Document of each input token, numbered from 0 in each row; places that hold no token are one more document."""
     on_first_tensor_rank: bool = False
-    """Only tensor parallel rank 0 has read the first three; the pipeline hands them to the others."""
+    """Only tensor parallel rank 0 has read the arrays `[B, S]`; the pipeline hands them to the others."""
 
     def rows(self, start: int, stop: int) -> MicroBatch:
         """Views of some of its sequences."""
@@ -31,4 +33,5 @@ class MicroBatch(NamedTuple):
             labels_BS=self.labels_BS[start:stop],
             loss_mask_BS=self.loss_mask_BS[start:stop],
             source_B=self.source_B[start:stop],
+            documents_BS=self.documents_BS[start:stop],
         )

@@ -113,9 +113,13 @@ class TrainLoader:
             labels_BS=allocate(shape, np.int64),
             loss_mask_BS=allocate(shape, np.float32),
             source_B=np.array([draw.source for draw in drawn], dtype=np.int64),
+            documents_BS=np.zeros(shape, np.int32),
             on_first_tensor_rank=self._cut.hands_on,
         )
         if self._cut.reads:
             for row, draw in enumerate(drawn):
                 self._stream.sources[draw.source].read(np.array([draw.cursor]), batch.rows(row, row + 1))
+        else:
+            for row, draw in enumerate(drawn):
+                batch.documents_BS[row] = self._stream.sources[draw.source].documents(draw.cursor)
         return batch

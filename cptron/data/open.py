@@ -28,6 +28,7 @@ def open_sources(config: Config, vocab_size: int = 0) -> list[TokenSource]:
             packing=data.packing,
             vocab_size=vocab_size,
             cache=cache,
+            eod_mask_loss=data.eod_mask_loss,
         )
         for item in data.sources
     ]

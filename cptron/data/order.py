@@ -61,6 +61,8 @@ class SourceOrder:
         seed: int,
         packing: Packing,
         cache: IndexCache | None,
+        *,
+        eod_mask_loss: bool = False,
     ) -> None:
         files = content.tokens
         self.tokens = Tokens(
@@ -69,6 +71,7 @@ class SourceOrder:
             files.token_ids.view(np.uint8),
             files.dtype.itemsize,
             learned,
+            mask_beginnings=eod_mask_loss,
         )
         self._identity = content.identity
         self._seq_length = seq_length

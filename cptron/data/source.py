@@ -77,13 +77,16 @@ class TokenSource:
         packing: Packing = "joined",
         vocab_size: int = 0,
         cache: IndexCache | None = None,
+        eod_mask_loss: bool = False,
     ) -> None:
-        """Open the files. Raises DataError when they are damaged or have nothing to predict."""
+        """Open the files. With `eod_mask_loss` the first token of a document does not count where the end of
+        another predicts it. Raises DataError when the files are damaged or have nothing to predict."""
         self.name = name
         self.prefix = prefix
         content = open_content(prefix)
         self.identity = content.identity
         self.seq_length = seq_length
+        self._packed = packing == "best_fit"
         self._vocab_size = vocab_size
         files = content.tokens
         nothing = DataError(
@@ -93,7 +96,9 @@ class TokenSource:
         if files.num_tokens < 2:
             raise nothing
         learned = open_learned(prefix, content)
-        self._order = SourceOrder(content, learned, seq_length, seed, packing, cache)
+        self._order = SourceOrder(
+            content, learned, seq_length, seed, packing, cache, eod_mask_loss=eod_mask_loss
+        )
         if packing == "best_fit":
             self.predictions_per_epoch = files.num_tokens - files.num_documents
             if self.predictions_per_epoch == 0:
@@ -116,15 +121,25 @@ class TokenSource:
             np.zeros(shape, np.int64),
             np.zeros(shape, np.float32),
             np.zeros(rows, np.int64),
+            np.zeros(shape, np.int32),
         )
 
     def read(self, cursors: Int64Array, batch: MicroBatch) -> None:
         """Write the samples `cursors` [B] to the arrays of `batch`. Raises DataError on damaged files."""
         for epoch, samples, rows in self._by_epoch(cursors):
             part = batch.rows(rows.start, rows.stop)
-            outputs = part.tokens_BS, part.labels_BS, part.loss_mask_BS
+            outputs = part.tokens_BS, part.labels_BS, part.loss_mask_BS, part.documents_BS
             with named(f"source {self.name} ({self.prefix})"):
                 self._order.epoch(epoch).read(samples, *outputs, self._vocab_size)
+
+    def documents(self, cursor: int) -> npt.NDArray[np.int32]:
+        """Document of each input token of a sample `[seq_length]`, without reading tokens."""
+        counts = np.array([span.length for span in self.spans(cursor)])
+        counts[slice(None) if self._packed else slice(-1, None)] -= 1  # the last tokens are labels only
+        counts = counts[counts > 0]
+        documents_S = np.full(self.seq_length, len(counts), np.int32)
+        documents_S[: counts.sum()] = np.repeat(np.arange(len(counts)), counts)
+        return documents_S
 
     def sample(self, cursor: int) -> tuple[Int64Array, Int64Array, npt.NDArray[np.float32]]:
         """Inputs, labels and loss mask `[seq_length]` of the `cursor`-th sample since the start of the run."""
@@ -133,7 +148,8 @@ class TokenSource:
         return batch.tokens_BS[0], batch.labels_BS[0], batch.loss_mask_BS[0]
 
     def count(self, cursors: Int64Array) -> tuple[int, int]:
-        """Documents that begin in the samples `cursors`, and tokens that they predict."""
+        """Documents that begin in the samples `cursors`, and tokens that they predict: the position in the
+        stream, so those that a loss mask leaves out are counted too."""
         documents = predictions = 0
         for epoch, samples, _ in self._by_epoch(cursors):
             found = self._order.epoch(epoch).count(samples)

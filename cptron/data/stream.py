@@ -51,6 +51,9 @@ class Readable(Protocol):
     def read(self, cursors: npt.NDArray[np.int64], batch: MicroBatch) -> None:
         """Write the samples `cursors` [B] to the arrays of `batch`."""
 
+    def documents(self, cursor: int) -> npt.NDArray[np.int32]:
+        """What `read` writes to `documents_BS` for one sample, from the index alone."""
+
 
 class Stream(Protocol):
     """What the loader needs of a stream; its ledger is its own, ahead of the run's."""

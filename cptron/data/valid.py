@@ -2,7 +2,7 @@
 
 Place in the flow: token files -> micro-batches for evaluation. Invariant: the predicted tokens, taken over
 all ranks, are the stream from its second token on, each exactly once; neither padding nor what the loss mask
-of the files leaves out counts.
+of the files or `eod_mask_loss` leaves out counts.
 
 Shapes: B sequences of a micro-batch, S tokens predicted in a sequence.
 """
@@ -10,6 +10,7 @@ Shapes: B sequences of a micro-batch, S tokens predicted in a sequence.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +23,22 @@ from cptron.errors import DataError
 _TOKENS_AT_ONCE = 1 << 20
 
 
+class _Stretch(NamedTuple):
+    """Consecutive tokens of the concatenated stream."""
+
+    tokens: npt.NDArray[np.int64]
+    learned: npt.NDArray[np.bool_]
+    documents: npt.NDArray[np.int32]
+    """Document of each token, numbered from 0 in the stretch."""
+
+
 class ValidSet:
     """Documents concatenated in file order and cut into windows of `seq_length` predictions, the last one
     padded.
 
     `max_tokens` limits the stream to so many tokens after its first; 0 means all. Where the files have a loss
-    mask, the tokens outside it are read but not counted, as in training. Every rank iterates over the same
+    mask, the tokens outside it are read but not counted, as in training; with `eod_mask_loss` so is the first
+    token of a document. Every rank iterates over the same
     number of micro-batches, as pipeline schedules need it; where windows run out, wholly masked ones fill up.
     """
 
@@ -41,6 +52,8 @@ class ValidSet:
         dp_rank: int,
         dp_size: int,
         vocab_size: int = 0,
+        *,
+        eod_mask_loss: bool = False,
     ) -> None:
         """Open the files, and read what will be evaluated once: every rank finds an id from `vocab_size` on
         (0 checks nothing) before any evaluates. Raises DataError."""
@@ -53,6 +66,7 @@ class ValidSet:
             raise DataError(f"{where} is empty: {tokens.num_tokens} tokens; at least 2 are needed")
         self._tokens = tokens
         self._learned = open_learned(prefix, content)
+        self._eod_mask_loss = eod_mask_loss
         self._num_places = min(available, max_tokens) if max_tokens else available
         self._seq_length = seq_length
         self._micro_batch_size = micro_batch_size
@@ -65,20 +79,25 @@ class ValidSet:
 
     def _check_all(self, where: str, vocab_size: int) -> int:
         """How many labels count. Raises DataError when none does, or on an id that the model has not."""
-        if not vocab_size and not len(self._learned):
+        if not (vocab_size or len(self._learned) or self._eod_mask_loss):
             return self._num_places
         counted = 0
         for start in range(0, self._num_places, _TOKENS_AT_ONCE):
-            tokens, learned = self._read(start, min(_TOKENS_AT_ONCE, self._num_places - start) + 1)
+            stretch = self._read(start, min(_TOKENS_AT_ONCE, self._num_places - start) + 1)
             with named(where):
-                check_ids(tokens, vocab_size)
-            counted += int(learned[1:].sum(dtype=np.int64))
+                check_ids(stretch.tokens, vocab_size)
+            counted += int(stretch.learned[1:].sum(dtype=np.int64))
         if not counted:
             raise DataError(
-                f"{where} is empty: its loss mask leaves out all of {self._num_places} tokens; add documents in which "
-                "something is learned, or raise max_tokens"
+                f"{where} is empty: {self._what_masks()} leaves out all of {self._num_places} tokens; add documents "
+                "in which something is learned, or raise max_tokens"
             )
         return counted
+
+    def _what_masks(self) -> str:
+        if not self._eod_mask_loss:
+            return "its loss mask"
+        return "its loss mask with eod_mask_loss" if len(self._learned) else "eod_mask_loss"
 
     @property
     def num_windows(self) -> int:
@@ -102,33 +121,41 @@ class ValidSet:
             np.zeros(shape, dtype=np.int64),
             np.zeros(shape, dtype=np.float32),
             np.zeros(len(windows), dtype=np.int64),
+            np.zeros(shape, dtype=np.int32),
         )
         for row, window in enumerate(windows):
             start = window * self._seq_length
             count = min(self._seq_length, self._num_places - start)
             if count > 0:
-                tokens, learned = self._read(start, count + 1)
-                batch.tokens_BS[row, :count] = tokens[:-1]
-                batch.labels_BS[row, :count] = tokens[1:]
-                batch.loss_mask_BS[row, :count] = learned[1:]
+                stretch = self._read(start, count + 1)
+                batch.tokens_BS[row, :count] = stretch.tokens[:-1]
+                batch.labels_BS[row, :count] = stretch.tokens[1:]
+                batch.loss_mask_BS[row, :count] = stretch.learned[1:]
+                batch.documents_BS[row, :count] = stretch.documents[:-1]
+                batch.documents_BS[row, count:] = stretch.documents[count - 1] + 1
         return batch
 
-    def _read(self, start: int, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """`count` tokens of the concatenated stream from token `start` on, and which of them are learned."""
+    def _read(self, start: int, count: int) -> _Stretch:
+        """`count` tokens of the concatenated stream from token `start` on."""
         document = int(np.searchsorted(self._starts, start, side="right")) - 1
         offset = start - int(self._starts[document])
-        tokens, learned = [], []
+        tokens, learned, lengths = [], [], list[int]()
         while count:
             length = min(count, int(self._tokens.lengths_tokens[document]) - offset)
             if length > 0:
                 tokens.append(self._tokens.read(document, offset, length))
                 learned.append(self._learned_of(document, offset, length))
+                lengths.append(length)
                 count -= length
             document, offset = document + 1, 0
-        return np.concatenate(tokens).astype(np.int64), np.concatenate(learned)
+        documents = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+        return _Stretch(np.concatenate(tokens).astype(np.int64), np.concatenate(learned), documents)
 
     def _learned_of(self, document: int, offset: int, length: int) -> npt.NDArray[np.bool_]:
-        if not len(self._learned):
-            return np.ones(length, np.bool_)
-        first = int(self._tokens.start_bytes[document]) // self._tokens.dtype.itemsize + offset
-        return self._learned[first : first + length].astype(np.bool_)
+        learned = np.ones(length, np.bool_)
+        if len(self._learned):
+            first = int(self._tokens.start_bytes[document]) // self._tokens.dtype.itemsize + offset
+            learned = self._learned[first : first + length].astype(np.bool_)
+        if self._eod_mask_loss and offset == 0:
+            learned[0] = False
+        return learned

@@ -35,6 +35,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--micro-batch-size", type=int, default=4, help="windows in one forward pass (default: 4)"
     )
+    parser.add_argument(
+        "--no-document-mask", action="store_true", help="let attention cross documents (default: it does not)"
+    )
     args = parser.parse_args(argv)
     if min(args.seq_length, args.micro_batch_size) < 1 or args.max_tokens < 0:
         raise ConfigError(
@@ -55,22 +58,29 @@ def main(argv: Sequence[str]) -> int:
 
 def _evaluate_checkpoint(args: argparse.Namespace) -> list[tuple[str, float, int]]:
     from cptron.checkpoint import layout
-    from cptron.checkpoint.sharded import load_shards
+    from cptron.checkpoint.weights import open_model
+    from cptron.config.schema import AttentionConfig
     from cptron.data.valid import ValidSet
     from cptron.evaluate.perplexity import evaluate_set
-    from cptron.model.build import build_model
+    from cptron.model.options import ModelOptions
     from cptron.runtime.session import open_session
 
     checkpoint = layout.resolve(args.checkpoint)
     manifest = layout.read_manifest(checkpoint)
-    cut = {"dp_rank": 0, "dp_size": 1, "vocab_size": manifest.arch.vocab_size}
-    sets = [ValidSet(p, p, args.seq_length, args.max_tokens, args.micro_batch_size, **cut) for p in args.data]
+    vocab_size = manifest.arch.vocab_size
+    sets = [
+        ValidSet(p, p, args.seq_length, args.max_tokens, args.micro_batch_size, 0, 1, vocab_size)
+        for p in args.data
+    ]
     results = []
     with open_session() as session:
-        model = build_model(manifest.arch, precision="fp32" if session.device.kind == "cpu" else "bf16")
-        load_shards(checkpoint / layout.SHARDS, model)
+        options = ModelOptions(
+            precision="fp32" if session.device.kind == "cpu" else "bf16",
+            attention=AttentionConfig(document_mask=not args.no_document_mask),
+        )
+        model = open_model(checkpoint, options)
         for valid_set in sets:
-            sums = evaluate_set(model, valid_set, session.device.torch_device)
+            sums = evaluate_set([model], valid_set, session.device.torch_device)
             results.append((valid_set.name, sums.loss_nats_per_token, sums.tokens))
     return results
 
@@ -78,12 +88,5 @@ def _evaluate_checkpoint(args: argparse.Namespace) -> list[tuple[str, float, int
 def _evaluate_hugging_face(args: argparse.Namespace) -> list[tuple[str, float, int]]:
     from cptron.evaluate.reference import evaluate_hugging_face
 
-    return [
-        (
-            path,
-            *evaluate_hugging_face(
-                args.hugging_face, Path(path), args.seq_length, args.max_tokens, args.micro_batch_size
-            ),
-        )
-        for path in args.data
-    ]
+    options = (args.seq_length, args.max_tokens, args.micro_batch_size, not args.no_document_mask)
+    return [(path, *evaluate_hugging_face(args.hugging_face, Path(path), *options)) for path in args.data]

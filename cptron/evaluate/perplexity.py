@@ -7,6 +7,7 @@ every predicted token of the set counts exactly once, whatever the layout.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,12 +21,12 @@ BATCHES_AT_ONCE = 32
 memory."""
 
 
-def evaluate_set(model: Any, valid_set: ValidSet, device: torch.device) -> LossSums:
+def evaluate_set(chunks: Sequence[Any], valid_set: ValidSet, device: torch.device) -> LossSums:
     """Sum of losses and tokens over the whole set; collective."""
     total: LossSums | None = None
     batches = iter(valid_set)
-    while chunk := list(itertools.islice(batches, BATCHES_AT_ONCE)):
-        sums = evaluate(model, chunk, device)
+    while part := list(itertools.islice(batches, BATCHES_AT_ONCE)):
+        sums = evaluate(chunks, part, device)
         total = sums if total is None else total + sums
     assert total is not None, "an empty validation set is refused when it is opened"
     if total.tokens != valid_set.num_predicted_tokens:

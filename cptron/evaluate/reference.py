@@ -33,12 +33,18 @@ def documents(path: Path, key: str = "text") -> Iterator[str]:
 
 
 def evaluate_hugging_face(
-    model_dir: Path, jsonl: Path, seq_length: int, max_tokens: int = 0, batch_size: int = 4
+    model_dir: Path,
+    jsonl: Path,
+    seq_length: int,
+    max_tokens: int = 0,
+    batch_size: int = 4,
+    document_mask: bool = True,
 ) -> tuple[float, int]:
     """(loss in nats per token, predicted tokens), in fp32 on the CPU.
 
     Documents are tokenized without special tokens, each followed by the end-of-text token, concatenated in
-    file order and cut into windows of `seq_length` predictions; the model sees one window at a time.
+    file order and cut into windows of `seq_length` predictions; the model sees one window at a time, and with
+    `document_mask` no token sees another document than its own.
     """
     from tqdm import tqdm
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -47,10 +53,11 @@ def evaluate_hugging_face(
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, local_files_only=True).eval()
-    stream: list[int] = []
-    for text in documents(jsonl):
+    stream: list[tuple[int, int]] = []
+    for number, text in enumerate(documents(jsonl)):
         if text:
-            stream += [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+            ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+            stream += [(token, number if document_mask else 0) for token in ids]
         if max_tokens and len(stream) > max_tokens:
             break
     stream = stream[: max_tokens + 1] if max_tokens else stream
@@ -65,15 +72,23 @@ def evaluate_hugging_face(
         tqdm(total=predictions, desc=f"eval {jsonl.name}", unit="tok", unit_scale=True) as progress,
     ):
         for group in groups:
-            ids_BS = torch.tensor(group)
-            logits_BSV = model(ids_BS[:, :-1]).logits
-            labels_BS = ids_BS[:, 1:]
-            loss = torch.nn.functional.cross_entropy(
-                logits_BSV.flatten(0, 1), labels_BS.flatten(), reduction="sum"
-            )
-            loss_sum += float(loss.double())
-            tokens += labels_BS.numel()
-            progress.update(labels_BS.numel())
+            loss, count = _summed_loss(model, torch.tensor(group))
+            loss_sum += loss
+            tokens += count
+            progress.update(count)
     if not tokens:
         raise DataError(f"{jsonl} has no token to predict; give a file with text")
     return loss_sum / tokens, tokens
+
+
+def _summed_loss(model: Any, windows_BS2: torch.Tensor) -> tuple[float, int]:
+    """Summed loss and predictions of windows of (token, document)."""
+    ids_BS, documents_BS = windows_BS2.unbind(-1)
+    inputs_BS, labels_BS, seen_BS = ids_BS[:, :-1], ids_BS[:, 1:], documents_BS[:, :-1]
+    mask_B1SS: torch.Tensor | None = None
+    if (seen_BS != seen_BS[:, :1]).any():
+        same_BSS = seen_BS[:, :, None] == seen_BS[:, None, :]
+        mask_B1SS = (same_BSS & torch.ones(same_BSS.shape[1:], dtype=torch.bool).tril())[:, None]
+    logits_BSV = model(inputs_BS, attention_mask=mask_B1SS).logits
+    loss = torch.nn.functional.cross_entropy(logits_BSV.flatten(0, 1), labels_BS.flatten(), reduction="sum")
+    return float(loss.double()), labels_BS.numel()

@@ -1,28 +1,59 @@
-"""Core attention on torch's scaled dot product attention: flash on GPU, fused on CPU, grouped-query aware.
+"""Core attention of the native backend: rotary embedding, documents, context parallelism, and torch's kernels.
 
-Place in the flow: a submodule of the native layer spec; stands where megatron-core's `DotProductAttention` or
-Transformer Engine's attention stands. Invariant: causal self-attention, exactly softmax(q k^T * scale) v.
+Place in the flow: a submodule of the native layer spec; stands where megatron-core's `DotProductAttention`
+stands. `AttentionInputs` reaches it as megatron-core's `packed_seq_params`. Invariant: exactly
+softmax(q k^T * scale) v over the keys of a query's own document up to itself; no dense mask of a batch, no
+repeated keys or values.
 
-Shapes: S sequence, B batch, N query heads on this rank, G key/value groups on this rank, D head size.
+Shapes: S tokens of a row on this rank, B rows, N query heads on this rank, G key/value groups on this rank, D head
+size, T = B * S, K keys of all segments, W tokens of a whole sequence.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 import cptron.runtime.megatron_ready  # noqa: F401
 
+from megatron.core import parallel_state
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from cptron.model.rotary import rotate
+from cptron.model.segments import Segments, local_tokens
+from cptron.model.varlen import varlen_attention
+
+
+@dataclass
+class AttentionInputs(PackedSeqParams):  # type: ignore[misc]
+    """What every layer's attention needs to know of a micro-batch.
+
+    A subclass of megatron-core's class only because that is what its layers hand through; of its fields none
+    is set but `qkv_format`, which says that tensors keep their sequence and batch dimensions.
+    """
+
+    qkv_format: str = "sbhd"
+    cos: Any = None
+    """`[S, B or 1, 1, D / 2]`, in the model's dtype."""
+    sin: Any = None
+    segments: Any = None
+    """`Segments` of this rank."""
+    query_starts: Any = None
+    """`segments.query_starts` on the device."""
+    key_starts: Any = None
+    """`segments.key_starts` on the device."""
+
 
 class TorchAttention(MegatronModule):  # type: ignore[misc]
-    """Causal attention without materialised scores and without repeated keys and values."""
+    """Causal attention within documents."""
 
     def __init__(
         self,
@@ -36,9 +67,10 @@ class TorchAttention(MegatronModule):  # type: ignore[misc]
         pg_collection: Any = None,
     ) -> None:
         super().__init__(config=config)
-        assert attention_type == "self" and config.context_parallel_size == 1
+        assert attention_type == "self"
         assert config.attention_dropout == 0.0 if attention_dropout is None else attention_dropout == 0.0
         self.scale = 1.0 / math.sqrt(config.kv_channels) if softmax_scale is None else softmax_scale
+        self.cp_group = parallel_state.get_context_parallel_group()
 
     def forward(
         self,
@@ -48,10 +80,24 @@ class TorchAttention(MegatronModule):  # type: ignore[misc]
         attention_mask: torch.Tensor | None,
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: torch.Tensor | None = None,
-        packed_seq_params: Any = None,
+        packed_seq_params: AttentionInputs | None = None,
     ) -> torch.Tensor:
-        """Attend; returns `[S, B, N * D]`. A mask other than the causal one is a programmer error."""
-        assert attention_mask is None and attention_bias is None and packed_seq_params is None
+        """Attend; returns `[S, B, N * D]`. `packed_seq_params` says where each token stands and what it sees."""
+        assert attention_mask is None and attention_bias is None
+        inputs = packed_seq_params
+        assert inputs is not None
+        query_SBND = rotate(query_SBND, inputs.cos, inputs.sin)
+        key_SBGD = rotate(key_SBGD, inputs.cos, inputs.sin)
+        if self.cp_group.size() > 1:
+            both_2SBGD = torch.stack([key_SBGD, value_SBGD])
+            key_SBGD, value_SBGD = _GatherContext.apply(both_2SBGD, self.cp_group)  # type: ignore[no-untyped-call]
+        if inputs.segments.whole_rows:
+            return self._attend_rows(query_SBND, key_SBGD, value_SBGD)
+        return self._attend_segments(query_SBND, key_SBGD, value_SBGD, inputs)
+
+    def _attend_rows(
+        self, query_SBND: torch.Tensor, key_SBGD: torch.Tensor, value_SBGD: torch.Tensor
+    ) -> torch.Tensor:
         context_BNSD = F.scaled_dot_product_attention(
             query_SBND.permute(1, 2, 0, 3),
             key_SBGD.permute(1, 2, 0, 3),
@@ -61,3 +107,63 @@ class TorchAttention(MegatronModule):  # type: ignore[misc]
             enable_gqa=query_SBND.size(2) != key_SBGD.size(2),
         )
         return context_BNSD.permute(2, 0, 1, 3).reshape(query_SBND.size(0), query_SBND.size(1), -1)
+
+    def _attend_segments(
+        self,
+        query_SBND: torch.Tensor,
+        key_WBGD: torch.Tensor,
+        value_WBGD: torch.Tensor,
+        inputs: AttentionInputs,
+    ) -> torch.Tensor:
+        seq_length, rows = query_SBND.shape[:2]
+        context_TND = varlen_attention(
+            query_SBND.transpose(0, 1).flatten(0, 1),
+            _keys_of(inputs.segments, key_WBGD),
+            _keys_of(inputs.segments, value_WBGD),
+            inputs.segments,
+            inputs.query_starts,
+            inputs.key_starts,
+            self.scale,
+        )
+        return context_TND.reshape(rows, seq_length, -1).transpose(0, 1).contiguous()
+
+
+def _keys_of(segments: Segments, x_WBGD: torch.Tensor) -> torch.Tensor:
+    """The slices of whole sequences that this rank's segments attend to, one after the other: `[K, G, D]`."""
+    whole = x_WBGD.size(0)
+    if all((start, stop) == (0, whole) for _, start, stop in segments.key_slices):
+        return x_WBGD.transpose(0, 1).flatten(0, 1)
+    return torch.cat([x_WBGD[start:stop, row] for row, start, stop in segments.key_slices])
+
+
+class _GatherContext(torch.autograd.Function):
+    """Keys and values of all context ranks in the order of the sequence: `[2, S, B, G, D]` -> two `[W, B, G, D]`.
+
+    Backward: each rank gets back the sum of what all ranks say of its own tokens.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, both_2SBGD: torch.Tensor, group: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.group, ctx.local_shape = group, both_2SBGD.shape
+        cp, seq_length = group.size(), both_2SBGD.size(1)
+        gathered = both_2SBGD.new_empty((cp * 2, *both_2SBGD.shape[1:]))
+        dist.all_gather_into_tensor(gathered, both_2SBGD.contiguous(), group=group)
+        ctx.order = _order(cp * seq_length, cp, both_2SBGD.device)
+        by_rank_2W = gathered.unflatten(0, (cp, 2)).transpose(0, 1).flatten(1, 2)
+        whole = torch.empty_like(by_rank_2W).index_copy_(1, ctx.order, by_rank_2W)
+        return whole[0], whole[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad_key: torch.Tensor, grad_value: torch.Tensor) -> Any:
+        cp = ctx.group.size()
+        by_rank_2W = torch.stack([grad_key, grad_value]).index_select(1, ctx.order)
+        by_rank = by_rank_2W.unflatten(1, (cp, -1)).transpose(0, 1).flatten(0, 1).contiguous()
+        own = by_rank.new_empty(ctx.local_shape)
+        dist.reduce_scatter_tensor(own, by_rank, group=ctx.group)
+        return own, None
+
+
+def _order(seq_length: int, cp: int, device: torch.device) -> torch.Tensor:
+    """Place in the sequence of each token when the ranks' tokens are put one after the other."""
+    places = [torch.from_numpy(local_tokens(seq_length, cp, rank)) for rank in range(cp)]
+    return torch.cat(places).to(device, non_blocking=True)

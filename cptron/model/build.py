@@ -1,62 +1,40 @@
-"""Builds the megatron-core model of one pipeline stage.
+"""Builds what one pipeline stage holds of the megatron-core model.
 
-Place in the flow: architecture + layout -> GPTModel on this rank; weights come later. Invariant: the built
-model computes what `transformers` computes for the same architecture and weights.
-
-Shapes: S sequence, B batch, V vocabulary on this rank.
+Place in the flow: architecture + layout + options -> chunks of the model on this rank; weights come later.
+Invariant: a chunk holds the layers that `stages.layers_of` says, under any layout, so that all chunks together are
+the model, once.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 import cptron.runtime.megatron_ready  # noqa: F401
 
-from megatron.core import parallel_state
-from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from cptron.errors import ConfigError
 from cptron.model.architecture import Architecture
-from cptron.model.rope import inverse_frequencies
+from cptron.model.backend import layer_specs
+from cptron.model.causal_lm import CausalLM
+from cptron.model.fp8 import resolve_fp8
+from cptron.model.options import ModelOptions
+from cptron.model.stages import layers_of
 from cptron.model.vocab import padded_vocab_size
-from cptron.runtime.groups import is_first_stage, is_last_stage
+from cptron.runtime.groups import stage_rank
+from cptron.runtime.topology import Layout
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-class CausalLM(GPTModel):  # type: ignore[misc]
-    """megatron-core's GPTModel with the rotary table of `rope` and padding kept out of the softmax."""
-
-    def __init__(self, arch: Architecture, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.arch = arch
-        device = self.rotary_pos_emb.inv_freq.device
-        self.rotary_pos_emb.inv_freq = inverse_frequencies(arch).to(device)
-        rows = self.vocab_size // self.config.tensor_model_parallel_size
-        first_row = parallel_state.get_tensor_model_parallel_rank() * rows
-        self.num_real_columns = min(max(arch.vocab_size - first_row, 0), rows)
-
-    def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Cross entropy in nats `[B, S]` of `labels [B, S]` given vocabulary-parallel `logits [S, B, V]`."""
-        if self.num_real_columns < logits.size(-1):
-            padding = torch.arange(logits.size(-1), device=logits.device) >= self.num_real_columns
-            logits = logits.masked_fill(padding, torch.finfo(logits.dtype).min)
-        return super().compute_language_model_loss(labels, logits)  # type: ignore[no-any-return]
-
-
-def transformer_config(
-    arch: Architecture,
-    *,
-    tp: int,
-    pp: int,
-    precision: Literal["bf16", "fp32"],
-    recompute: Literal["none", "full"] = "none",
-) -> TransformerConfig:
-    """megatron-core's configuration of this architecture. Every fusion that needs a CUDA extension is off."""
-    dtype = DTYPES[precision]
+def transformer_config(arch: Architecture, layout: Layout, options: ModelOptions) -> TransformerConfig:
+    """megatron-core's configuration of this architecture. Every fusion that needs a CUDA extension is off, save
+    Apex's weight gradient accumulation where it is installed."""
+    dtype = DTYPES[options.precision]
     return TransformerConfig(
         num_layers=arch.num_layers,
         hidden_size=arch.hidden_size,
@@ -71,59 +49,109 @@ def transformer_config(
         add_bias_linear=False,
         hidden_dropout=0.0,
         attention_dropout=0.0,
-        tensor_model_parallel_size=tp,
-        pipeline_model_parallel_size=pp,
-        pipeline_dtype=dtype,
         params_dtype=dtype,
-        bf16=precision == "bf16",
+        bf16=options.precision == "bf16",
         use_cpu_initialization=not torch.cuda.is_available(),
         init_method_std=0.02,
-        gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
-        bias_activation_fusion=False,
         bias_dropout_fusion=False,
         apply_rope_fusion=False,
         persist_layer_norm=False,
         calculate_per_token_loss=True,  # gradients are divided by the tokens of the global batch, not per rank
-        recompute_granularity="full" if recompute == "full" else None,
-        recompute_method="uniform" if recompute == "full" else None,
-        recompute_num_layers=1 if recompute == "full" else None,
+        **_parallel(layout, dtype),
+        **_memory(options),
+        **_backend(options),
     )
 
 
-def build_model(
-    arch: Architecture,
-    *,
-    tp: int = 1,
-    pp: int = 1,
-    precision: Literal["bf16", "fp32"] = "fp32",
-    spec: Literal["native", "te"] = "native",
-    recompute: Literal["none", "full"] = "none",
-) -> CausalLM:
-    """The part of the model that this rank holds, with random weights, on this rank's device.
+def _parallel(layout: Layout, dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        "tensor_model_parallel_size": layout.tp,
+        "sequence_parallel": layout.sequence_parallel,
+        "context_parallel_size": layout.cp,
+        "pipeline_model_parallel_size": layout.pp,
+        "pipeline_dtype": dtype,
+        "virtual_pipeline_model_parallel_size": layout.virtual_stages if layout.virtual_stages > 1 else None,
+        # batched messages of two interleaved stages would be matched by order and silently go to the wrong chunk
+        "overlap_p2p_comm": layout.virtual_stages > 1,
+        "batch_p2p_comm": layout.virtual_stages == 1,
+        "num_layers_in_first_pipeline_stage": layout.first_stage_layers or None,
+        "num_layers_in_last_pipeline_stage": layout.last_stage_layers or None,
+    }
 
-    Needs the process groups of `runtime.groups`. Raises `ConfigError` when the spec's package is missing.
+
+def _memory(options: ModelOptions) -> dict[str, Any]:
+    memory = options.memory
+    found: dict[str, Any] = {}
+    if memory.recompute == "full":
+        some = memory.recompute_layers > 0
+        found["recompute_granularity"] = "full"
+        found["recompute_method"] = "block" if some else "uniform"
+        found["recompute_num_layers"] = memory.recompute_layers if some else 1
+    if memory.recompute == "selective":
+        found["recompute_granularity"] = "selective"
+        found["recompute_modules"] = list(memory.recompute_modules)
+    if memory.offload_modules:
+        found["fine_grained_activation_offloading"] = True
+        found["offload_modules"] = list(memory.offload_modules)
+    return found
+
+
+def _backend(options: ModelOptions) -> dict[str, Any]:
+    if options.backend == "te":
+        from cptron.model.specs_te import te_settings
+
+        return te_settings(options)
+    from cptron.model.specs_native import native_settings
+
+    return native_settings(options)
+
+
+def build_chunks(
+    arch: Architecture, layout: Layout | None = None, options: ModelOptions | None = None
+) -> list[CausalLM]:
+    """The parts of the model that this rank holds, with random weights, on this rank's device: one, or with
+    virtual stages one for each, in the order in which they follow on this stage.
+
+    Needs the process groups of `runtime.groups`. Raises `ConfigError` when the backend's package, or the hardware
+    that the options need, is missing.
     """
-    config = transformer_config(arch, tp=tp, pp=pp, precision=precision, recompute=recompute)
-    layer_spec: Any
-    if spec == "te":
-        from cptron.model import specs_te
+    layout, options = layout or Layout(), options or ModelOptions()
+    options = replace(options, fp8=resolve_fp8(options.fp8))
+    if options.memory.offload_modules and not torch.cuda.is_available():
+        raise ConfigError(
+            f"memory.offload_modules={list(options.memory.offload_modules)} moves activations from a GPU to the host, "
+            "but there is no GPU; leave it out here"
+        )
+    config = transformer_config(arch, layout, options)
+    return [_build_chunk(arch, layout, options, config, number) for number in range(layout.virtual_stages)]
 
-        layer_spec = specs_te.layer_spec()
-    else:
-        from cptron.model import specs_native
 
-        layer_spec = specs_native.block_spec(arch.num_layers // pp)
+def build_model(arch: Architecture, options: ModelOptions | None = None) -> CausalLM:
+    """The whole model in this one process, for conversion and evaluation."""
+    (model,) = build_chunks(arch, Layout(), options)
+    return model
+
+
+def _build_chunk(
+    arch: Architecture, layout: Layout, options: ModelOptions, config: TransformerConfig, number: int
+) -> CausalLM:
+    stage = stage_rank()
+    layers = layers_of(arch.num_layers, layout, stage, number)
+    first, last = (0, 0), (layout.pp - 1, layout.virtual_stages - 1)
     model = CausalLM(
         arch,
+        options,
         config=config,
-        transformer_layer_spec=layer_spec,
-        vocab_size=padded_vocab_size(arch.vocab_size, tp),
+        transformer_layer_spec=layer_specs(arch, layers, options),
+        vocab_size=padded_vocab_size(arch.vocab_size, layout.tp),
         max_sequence_length=arch.max_position_embeddings,
-        pre_process=is_first_stage(),
-        post_process=is_last_stage(),
+        pre_process=(stage, number) == first,
+        post_process=(stage, number) == last,
         share_embeddings_and_output_weights=arch.tied_embeddings,
-        position_embedding_type="rope",
-        rotary_base=int(arch.rope_theta),
+        position_embedding_type="none",  # attention rotates queries and keys itself
+        vp_stage=number if layout.virtual_stages > 1 else None,
     )
+    found = [layer.layer_number - 1 for layer in model.decoder.layers]
+    assert found == list(layers), f"megatron-core cuts the layers otherwise: {found}, not {layers}"
     return model.cuda() if torch.cuda.is_available() else model

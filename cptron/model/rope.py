@@ -1,7 +1,10 @@
-"""Rotary embedding frequencies.
+"""Rotary embedding frequencies and tables.
 
-Place in the flow: `model.build` puts the table into megatron-core's rotary module. Invariant: equal to
-`transformers` for the same configuration, since the weights were trained with that very table.
+Place in the flow: `model.rotary` keeps the table on the device and rotates queries and keys by it. Invariant: equal
+to `transformers` for the same configuration (same float32 operations in the same order), since the weights were
+trained with that very table.
+
+Shapes: D half of a head (one entry a pair of channels), P positions.
 """
 
 from __future__ import annotations
@@ -10,21 +13,37 @@ import math
 
 import torch
 
-from cptron.model.architecture import Architecture
+from cptron.model.architecture import Architecture, RopeScaling, YarnScaling
 
 
 def inverse_frequencies(arch: Architecture) -> torch.Tensor:
-    """Inverse frequencies, float32 `[head_dim / 2]`, on the CPU.
-
-    Plain: theta^(-2i/d) (Su et al. 2021, RoFormer). With `rope_scaling`: the Llama-3.1 rule; long
-    wavelengths are divided by `factor`, short ones kept, those between interpolated linearly in
-    original_context / wavelength.
-    """
+    """Inverse frequencies, float32 `[head_dim / 2]`, on the CPU: theta^(-2i/d) (Su et al. 2021, RoFormer), scaled
+    as `arch.rope_scaling` says."""
     exponents_D = torch.arange(0, arch.head_dim, 2, dtype=torch.int64).float() / arch.head_dim
-    inv_freq_D = 1.0 / (arch.rope_theta**exponents_D)
+    powers_D = arch.rope_theta**exponents_D
+    match arch.rope_scaling:
+        case RopeScaling() as scaling:
+            return _llama3(1.0 / powers_D, scaling)
+        case YarnScaling() as scaling:
+            return _yarn(powers_D, arch, scaling)
+        case None:
+            return 1.0 / powers_D
+
+
+def rotary_table(arch: Architecture, num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of positions 0, 1, ..., float32 `[P, head_dim / 2]`, on the CPU.
+
+    Both carry YaRN's attention factor, so that the logits of attention carry its square.
+    """
+    angles_PD = torch.arange(num_positions).float()[:, None] * inverse_frequencies(arch)
     scaling = arch.rope_scaling
-    if scaling is None:
-        return inv_freq_D
+    factor = scaling.attention_factor if isinstance(scaling, YarnScaling) else 1.0
+    return angles_PD.cos() * factor, angles_PD.sin() * factor
+
+
+def _llama3(inv_freq_D: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
+    """The rule of Llama 3.1 (Grattafiori et al. 2024): long wavelengths are divided by `factor`, short ones kept,
+    those between interpolated linearly in original_context / wavelength."""
     context = scaling.original_max_position_embeddings
     wavelength_D = 2 * math.pi / inv_freq_D
     smooth_D = (context / wavelength_D - scaling.low_freq_factor) / (
@@ -34,3 +53,29 @@ def inverse_frequencies(arch: Architecture) -> torch.Tensor:
     low_D = wavelength_D > context / scaling.low_freq_factor
     high_D = wavelength_D < context / scaling.high_freq_factor
     return torch.where(low_D, inv_freq_D / scaling.factor, torch.where(high_D, inv_freq_D, interpolated_D))
+
+
+def _yarn(powers_D: torch.Tensor, arch: Architecture, scaling: YarnScaling) -> torch.Tensor:
+    """YaRN (Peng et al. 2023, "NTK-by-parts"), with the ramp of its public code.
+
+    Pairs that turn more than `beta_fast` times in the original context are kept, those that turn less than
+    `beta_slow` times are divided by `factor`. The ramp between is linear in the number of the pair; in the paper's
+    text it is linear in the number of turns.
+    """
+    low = _pair_turning(scaling.beta_fast, arch, scaling)
+    high = _pair_turning(scaling.beta_slow, arch, scaling)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, arch.head_dim - 1)
+    if low == high:
+        high += 0.001  # as in the public code: a step instead of a division by zero
+    ramp_D = torch.clamp((torch.arange(len(powers_D), dtype=torch.float32) - low) / (high - low), 0, 1)
+    kept_D = 1 - ramp_D
+    return 1.0 / (scaling.factor * powers_D) * (1 - kept_D) + 1.0 / powers_D * kept_D
+
+
+def _pair_turning(turns: float, arch: Architecture, scaling: YarnScaling) -> float:
+    """Number, with a fraction, of the pair of channels that turns so often within the original context."""
+    context = scaling.original_max_position_embeddings
+    ratio = math.log(context / (turns * 2 * math.pi)) / (2 * math.log(arch.rope_theta))
+    return arch.head_dim * ratio

@@ -7,9 +7,13 @@ spec loads the other's checkpoints.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
 import cptron.runtime.megatron_ready  # noqa: F401
 
-from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
@@ -19,8 +23,13 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
+from cptron.model.adapter_layers import Role, with_adapter
+from cptron.model.architecture import Architecture
 from cptron.model.attention import TorchAttention
+from cptron.model.backend import has_apex_weight_gradients
+from cptron.model.linear_fp8 import fp8_column_parallel, fp8_row_parallel
 from cptron.model.norm import RMSNorm
+from cptron.model.options import ModelOptions
 
 CHECKPOINT_KEYS = {
     "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
@@ -29,36 +38,74 @@ CHECKPOINT_KEYS = {
 """Names under which the norms are stored, as Transformer Engine's fused layers store them."""
 
 
-def layer_spec() -> ModuleSpec:
+def native_settings(options: ModelOptions) -> dict[str, Any]:
+    """What of megatron-core's configuration depends on this backend."""
+    on_gpu = torch.cuda.is_available()
+    return {
+        "bias_activation_fusion": on_gpu,  # SwiGLU as one kernel, compiled by torch
+        "gradient_accumulation_fusion": on_gpu
+        and options.fp8.recipe == "none"
+        and has_apex_weight_gradients(),
+    }
+
+
+def block_spec(
+    arch: Architecture, layers: Sequence[int], options: ModelOptions
+) -> TransformerBlockSubmodules:
+    """The layers numbered `layers` (from 0) and the final norm."""
+    specs = [_layer_spec(arch, number, options) for number in layers]
+    return TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm)
+
+
+def _layer_spec(arch: Architecture, number: int, options: ModelOptions) -> ModuleSpec:
     """One pre-norm decoder layer of the Llama shape."""
+    linears = _linears(arch, number, options)
     attention = ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
-            linear_qkv=ColumnParallelLinear,
+            linear_qkv=linears["qkv"],
             core_attention=TorchAttention,
-            linear_proj=RowParallelLinear,
+            linear_proj=linears["proj"],
             q_layernorm=IdentityOp,
             k_layernorm=IdentityOp,
         ),
     )
     mlp = ModuleSpec(
-        module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+        module=MLP, submodules=MLPSubmodules(linear_fc1=linears["fc1"], linear_fc2=linears["fc2"])
     )
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
             self_attention=attention,
-            self_attn_bda=get_bias_dropout_add,
+            self_attn_bda=_residual_add,
             pre_mlp_layernorm=RMSNorm,
             mlp=mlp,
-            mlp_bda=get_bias_dropout_add,
+            mlp_bda=_residual_add,
             sharded_state_dict_keys_map=dict(CHECKPOINT_KEYS),
         ),
     )
 
 
-def block_spec(num_layers_on_stage: int) -> TransformerBlockSubmodules:
-    """The layers of one pipeline stage and the final norm."""
-    return TransformerBlockSubmodules(layer_specs=[layer_spec()] * num_layers_on_stage, layer_norm=RMSNorm)
+def _residual_add(training: bool, fused: bool) -> Callable[..., torch.Tensor]:
+    """What megatron-core calls with (output and bias, residual, dropout): there is neither bias nor dropout."""
+
+    def add(
+        output_and_bias: tuple[torch.Tensor, None], residual: torch.Tensor, dropout: float
+    ) -> torch.Tensor:
+        output, bias = output_and_bias
+        assert bias is None and dropout == 0.0
+        return residual + output
+
+    return add
+
+
+def _linears(arch: Architecture, number: int, options: ModelOptions) -> dict[Role, type]:
+    """Classes of the matrix products of layer `number`, by their role."""
+    column, row = ColumnParallelLinear, RowParallelLinear
+    fp8 = options.fp8
+    if fp8.recipe != "none" and fp8.bf16_first_layers <= number < arch.num_layers - fp8.bf16_last_layers:
+        column, row = fp8_column_parallel(fp8), fp8_row_parallel(fp8)
+    classes: dict[Role, type] = {"qkv": column, "proj": row, "fc1": column, "fc2": row}
+    return {role: with_adapter(base, role, arch, options.adapter) for role, base in classes.items()}

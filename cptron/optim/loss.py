@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import torch
 
+from cptron.model.vocab_loss import TokenLosses
+
 
 def masked_sums(
-    loss_BS: torch.Tensor, mask_BS: torch.Tensor, source_B: torch.Tensor, num_sources: int
+    losses: TokenLosses, mask_BS: torch.Tensor, source_B: torch.Tensor, num_sources: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Summed loss (nats, differentiable), counted tokens, and `[K, 2]` float64 sums of loss and tokens by
-    source."""
-    masked_BS = loss_BS.float() * mask_BS
+    source. `losses` were weighted with `mask_BS`."""
+    masked_BS = losses.loss * mask_BS
     per_sample_B2 = torch.stack([masked_BS.detach().double().sum(1), mask_BS.double().sum(1)], dim=1)
-    by_source_K2 = torch.zeros(num_sources, 2, dtype=torch.float64, device=loss_BS.device)
+    by_source_K2 = torch.zeros(num_sources, 2, dtype=torch.float64, device=mask_BS.device)
     by_source_K2.index_add_(0, source_B, per_sample_B2)
-    return masked_BS.sum(), mask_BS.sum().int(), by_source_K2
+    return losses.weighted_sum, mask_BS.sum().int(), by_source_K2

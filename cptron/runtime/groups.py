@@ -7,6 +7,8 @@ touches `megatron.core.parallel_state`. Invariant: the ranks it reports equal th
 from __future__ import annotations
 
 import datetime
+import gc
+from collections.abc import Callable
 
 import torch.distributed as dist
 
@@ -19,9 +21,13 @@ from cptron.runtime.topology import Topology
 
 def init_groups(topology: Topology, seed: int, timeout_s: int = 600) -> None:
     """Create the model- and data-parallel groups and seed the random number trackers."""
+    layout = topology.layout
+    gc.collect()  # models and optimizers of an earlier topology keep its groups, each with threads, in cycles
     parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=topology.tp,
-        pipeline_model_parallel_size=topology.pp,
+        tensor_model_parallel_size=layout.tp,
+        pipeline_model_parallel_size=layout.pp,
+        virtual_pipeline_model_parallel_size=layout.virtual_stages if layout.virtual_stages > 1 else None,
+        context_parallel_size=layout.cp,
         create_gloo_process_groups=False,  # on the CPU the default groups are gloo; on the GPU none is needed
         distributed_timeout_minutes=max(
             1, datetime.timedelta(seconds=timeout_s) // datetime.timedelta(minutes=1)
@@ -30,20 +36,36 @@ def init_groups(topology: Topology, seed: int, timeout_s: int = 600) -> None:
     rank = dist.get_rank()
     assert parallel_state.get_tensor_model_parallel_rank() == topology.tp_rank(rank)
     assert parallel_state.get_pipeline_model_parallel_rank() == topology.pp_rank(rank)
+    assert parallel_state.get_context_parallel_rank() == topology.cp_rank(rank)
     assert parallel_state.get_data_parallel_rank() == topology.dp_rank(rank)
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
 
 
+_releases: list[Callable[[], None]] = []
+
+
+def before_destroy(release: Callable[[], None]) -> None:
+    """Have `release` called when the groups are destroyed: for objects that would keep a group alive for ever."""
+    _releases.append(release)
+
+
 def destroy_groups() -> None:
     """Forget the groups, so that another topology can be set up in the same process."""
+    while _releases:
+        _releases.pop()()
     parallel_state.destroy_model_parallel()
 
 
+def stage_rank() -> int:
+    """This rank's pipeline stage, from 0."""
+    return int(parallel_state.get_pipeline_model_parallel_rank())
+
+
 def is_first_stage() -> bool:
-    """This rank holds the embedding."""
-    return bool(parallel_state.is_pipeline_first_stage())
+    """This rank holds the embedding (in the first of its chunks)."""
+    return bool(parallel_state.is_pipeline_first_stage(ignore_virtual=True))
 
 
 def is_last_stage() -> bool:
-    """This rank holds the output layer and computes the loss."""
-    return bool(parallel_state.is_pipeline_last_stage())
+    """This rank holds the output layer and computes the loss (in the last of its chunks)."""
+    return bool(parallel_state.is_pipeline_last_stage(ignore_virtual=True))

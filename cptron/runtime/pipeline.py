@@ -23,7 +23,9 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from cptron.data.batch import MicroBatch
+from cptron.model.segments import local_tokens
 from cptron.optim.loss import masked_sums
+from cptron.runtime.groups import is_first_stage, is_last_stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +53,30 @@ class LossSums:
 
 
 def run_schedule(
-    model: Any, batches: Sequence[MicroBatch], num_sources: int, device: torch.device, *, forward_only: bool
+    chunks: Sequence[Any],
+    batches: Sequence[MicroBatch],
+    num_sources: int,
+    device: torch.device,
+    *,
+    forward_only: bool,
 ) -> LossSums:
-    """Run the pipeline over this rank's micro-batches (at least one, the same number on every rank)."""
+    """Run the pipeline over this rank's micro-batches (at least one, the same number on every rank).
+
+    `chunks` are the parts of the model on this stage. The rows of the micro-batches are whole; each context rank
+    takes its part of them here.
+    """
     batch_size, seq_length = batches[0].tokens_BS.shape
     outputs = get_forward_backward_func()(
         forward_step_func=functools.partial(_forward, num_sources=num_sources, device=device),
-        data_iterator=iter(batches),
-        model=[model],
+        data_iterator=[iter(batches) for _ in chunks] if len(chunks) > 1 else iter(batches),
+        model=list(chunks),
         num_microbatches=len(batches),
         seq_length=seq_length,
         micro_batch_size=batch_size,
         forward_only=forward_only,
     )
     sums_K2 = torch.zeros(num_sources, 2, dtype=torch.float64, device=device)
-    if parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0:
+    if is_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0:
         sums_K2 += torch.stack(outputs).sum(0)
     dist.all_reduce(sums_K2)
     sums = sums_K2.cpu().numpy()
@@ -73,17 +84,25 @@ def run_schedule(
 
 
 def _forward(batches: Iterator[MicroBatch], model: Any, num_sources: int, device: torch.device) -> Any:
-    """megatron-core's forward step: output tensor of this stage and the loss to apply on the last one."""
+    """megatron-core's forward step: output tensor of this chunk and the loss to apply on the last one."""
     batch = next(batches)
-    tokens_BS = torch.from_numpy(batch.tokens_BS).to(device, non_blocking=True)
-    labels_BS = torch.from_numpy(batch.labels_BS).to(device, non_blocking=True)
-    mask_BS = torch.from_numpy(batch.loss_mask_BS).to(device, non_blocking=True)
+    tokens_BS = _here(batch.tokens_BS, device)
+    labels_BS = _here(batch.labels_BS, device)
+    mask_BS = _here(batch.loss_mask_BS, device)
     if batch.on_first_tensor_rank:
         tokens_BS, labels_BS, mask_BS = _from_first_tensor_rank(tokens_BS, labels_BS, mask_BS)
     source_B = torch.from_numpy(batch.source_B).to(device, non_blocking=True)
-    positions_BS = torch.arange(tokens_BS.size(1), device=device).expand_as(tokens_BS)
-    output = model(tokens_BS, positions_BS, None, labels=labels_BS)
+    output = model(tokens_BS, batch.documents_BS, labels_BS, mask_BS)
     return output, functools.partial(masked_sums, mask_BS=mask_BS, source_B=source_B, num_sources=num_sources)
+
+
+def _here(array_BS: np.ndarray, device: torch.device) -> torch.Tensor:
+    """This context rank's part of whole rows, on the device."""
+    cp = parallel_state.get_context_parallel_world_size()
+    if cp > 1:
+        places_S = local_tokens(array_BS.shape[1], cp, parallel_state.get_context_parallel_rank())
+        array_BS = array_BS[:, places_S]
+    return torch.from_numpy(array_BS).to(device, non_blocking=True)
 
 
 def _from_first_tensor_rank(
@@ -91,7 +110,7 @@ def _from_first_tensor_rank(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """What tensor parallel rank 0 read, on all ranks of its group, by one broadcast; stages between the first
     and the last need none of it."""
-    if not (parallel_state.is_pipeline_first_stage() or parallel_state.is_pipeline_last_stage()):
+    if not (is_first_stage() or is_last_stage()):
         return tokens_BS, labels_BS, mask_BS
     packed_3BS = torch.stack([tokens_BS, labels_BS, mask_BS.long()])
     group = parallel_state.get_tensor_model_parallel_group()
@@ -99,11 +118,21 @@ def _from_first_tensor_rank(
     return packed_3BS[0], packed_3BS[1], packed_3BS[2].to(mask_BS.dtype)
 
 
-def evaluate(model: Any, batches: Sequence[MicroBatch], device: torch.device) -> LossSums:
+def evaluate(chunks: Sequence[Any], batches: Sequence[MicroBatch], device: torch.device) -> LossSums:
     """Forward only over this rank's micro-batches, without gradients and in evaluation mode."""
-    model.eval()
+    for chunk in chunks:
+        chunk.eval()
     try:
         with torch.no_grad():
-            return run_schedule(model, batches, 1, device, forward_only=True)
+            return run_schedule(chunks, _whole_groups(batches, len(chunks)), 1, device, forward_only=True)
     finally:
-        model.train()
+        for chunk in chunks:
+            chunk.train()
+
+
+def _whole_groups(batches: Sequence[MicroBatch], num_chunks: int) -> list[MicroBatch]:
+    """Interleaved stages pass micro-batches on in groups of one for each stage: fill the last group up with
+    micro-batches in which nothing counts."""
+    missing = -len(batches) % parallel_state.get_pipeline_model_parallel_world_size() if num_chunks > 1 else 0
+    nothing = batches[-1]._replace(loss_mask_BS=np.zeros_like(batches[-1].loss_mask_BS))
+    return [*batches, *[nothing] * missing]

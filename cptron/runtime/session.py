@@ -18,7 +18,7 @@ import torch
 from cptron.runtime import dist, groups
 from cptron.runtime.device import Device, select_device
 from cptron.runtime.launcher import Ranks
-from cptron.runtime.topology import Topology
+from cptron.runtime.topology import Layout, Topology
 
 SINGLE = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1, launcher="single")
 
@@ -38,29 +38,29 @@ class Session:
 
     @property
     def reads_data(self) -> bool:
-        """This rank reads training batches: the first of its tensor parallel group, in the first or last stage."""
+        """This rank reads tokens and labels: the first of its tensor parallel group, in the first or last stage.
+        The others know the documents of their samples from the index."""
         rank, topology = self.ranks.rank, self.topology
-        return topology.tp_rank(rank) == 0 and topology.pp_rank(rank) in (0, topology.pp - 1)
+        return topology.tp_rank(rank) == 0 and topology.pp_rank(rank) in (0, topology.layout.pp - 1)
 
     @property
     def hands_data_on(self) -> bool:
         """The first of a tensor parallel group broadcasts what it read to the others."""
-        return self.topology.tp > 1
+        return self.topology.layout.tp > 1
 
 
 @contextmanager
 def open_session(
     ranks: Ranks = SINGLE,
+    layout: Layout | None = None,
     *,
-    tp: int = 1,
-    pp: int = 1,
     seed: int = 1234,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     threads_per_rank: int = 0,
     timeout_s: int = 600,
 ) -> Iterator[Session]:
     """Join the ranks into one engine for the duration of the context."""
-    topology = Topology(ranks.world_size, tp, pp)
+    topology = Topology(ranks.world_size, layout or Layout())
     chosen = select_device(device, ranks.local_rank)
     if chosen.kind == "cpu":
         torch.set_num_threads(threads_per_rank or max(1, (os.cpu_count() or 1) // ranks.local_world_size))

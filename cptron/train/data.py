@@ -64,8 +64,20 @@ def _find(config: Config, plan: Plan, session: Session) -> _Found:
     identities, stream = _find_sources(config, plan, ledger)
     sources = Ledger({name: Entry(identity, 0.0) for name, identity in identities.items()})
     micro = config.eval.micro_batch_size or config.train.micro_batch_size
-    cut = {"dp_rank": session.dp_rank, "dp_size": session.topology.dp, "vocab_size": plan.arch.vocab_size}
-    valid_sets = [ValidSet(v.name, v.path, data.seq_length, v.max_tokens, micro, **cut) for v in data.valid]
+    valid_sets = [
+        ValidSet(
+            item.name,
+            item.path,
+            data.seq_length,
+            item.max_tokens,
+            micro,
+            session.dp_rank,
+            session.topology.dp,
+            plan.arch.vocab_size,
+            eod_mask_loss=data.eod_mask_loss,
+        )
+        for item in data.valid
+    ]
     return _Found(state, saved["random_states"] if saved else [], sources, stream, valid_sets)
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 
 from cptron.evaluate.perplexity import evaluate_set
+from cptron.optim.optimizer import finish_param_gather
 from cptron.optim.schedule import learning_rate
 from cptron.runtime.signals import StopRequest
 from cptron.train.hooks import Action, Hook
@@ -43,7 +44,7 @@ def train(run: Run, hooks: Sequence[Hook]) -> str:
 
             # 2. forward, backward, reduce, clip, update
             result = train_step(
-                run.model,
+                run.chunks,
                 run.optimizer,
                 batches,
                 lr=learning_rate(config.optim, state.step, steps),
@@ -96,8 +97,9 @@ def evaluate_all(run: Run, hooks: Sequence[Hook]) -> Action:
     if not run.valid_sets:
         return Action.CONTINUE
     device = run.session.device.torch_device
+    finish_param_gather(run.chunks)
     record = eval_record(
-        run, {valid.name: evaluate_set(run.model, valid, device) for valid in run.valid_sets}
+        run, {valid.name: evaluate_set(run.chunks, valid, device) for valid in run.valid_sets}
     )
     return max((hook.on_eval(run, record) for hook in hooks), default=Action.CONTINUE)
 

@@ -64,14 +64,14 @@ def run(config: Config, ranks: Ranks) -> int:
 
     from cptron.runtime.dist import agree
     from cptron.runtime.session import open_session
+    from cptron.runtime.topology import Layout
     from cptron.train.loop import train
     from cptron.train.setup import prepare
 
-    parallel, runtime = config.parallel, config.runtime
+    runtime = config.runtime
     with open_session(
         ranks,
-        tp=parallel.tp,
-        pp=parallel.pp,
+        Layout.of(config.parallel),
         seed=config.run.seed,
         device=runtime.device,
         threads_per_rank=runtime.threads_per_rank,

@@ -87,10 +87,17 @@ class _NoTokenizer:
 
 
 class MegatronSource:
-    """One token file as megatron-core's `GPTDataset` orders it."""
+    """One token file as megatron-core's `GPTDataset` orders it: its documents are the sequences of `.idx`."""
 
     def __init__(
-        self, item: SourceConfig, dataset: Any, identity: str, seq_length: int, vocab_size: int
+        self,
+        item: SourceConfig,
+        dataset: Any,
+        identity: str,
+        seq_length: int,
+        vocab_size: int,
+        *,
+        eod_mask_loss: bool = False,
     ) -> None:
         self.name = item.name
         self.identity = identity
@@ -99,7 +106,9 @@ class MegatronSource:
         self.samples_per_epoch = (int(np.sum(lengths[dataset.indices], dtype=np.int64)) - 1) / seq_length
         self._where = f"source {item.name} ({item.path})"
         self._dataset = dataset
+        self._lengths = lengths
         self._vocab_size = vocab_size
+        self._eod_mask_loss = eod_mask_loss
 
     def read(self, cursors: Int64Array, batch: MicroBatch) -> None:
         """Write the samples `cursors` [B] to the arrays of `batch`. Raises DataError on an id that the model
@@ -109,17 +118,35 @@ class MegatronSource:
             batch.tokens_BS[row] = sample["tokens"].numpy()
             batch.labels_BS[row] = sample["labels"].numpy()
             batch.loss_mask_BS[row] = sample["loss_mask"].numpy()
+            batch.documents_BS[row] = self.documents(cursor)
+            if self._eod_mask_loss:
+                batch.loss_mask_BS[row, self._beginnings(cursor) - 1] = 0  # the labels there begin a document
             with named(self._where):
                 check_ids(batch.tokens_BS[row], self._vocab_size)
                 check_ids(batch.labels_BS[row], self._vocab_size)
 
+    def documents(self, cursor: int) -> npt.NDArray[np.int32]:
+        """Document of each input token of a sample `[seq_length]`."""
+        places_S = np.arange(self.seq_length)
+        return np.searchsorted(self._beginnings(cursor), places_S, side="right").astype(np.int32)
+
     def count(self, cursors: Int64Array) -> tuple[int, int]:
-        """Documents that begin in the samples `cursors`, and tokens that they predict."""
+        """Documents that begin in the samples `cursors`, and tokens that they predict: the position in the
+        stream, so those that `eod_mask_loss` leaves out are counted too."""
         stream = np.asarray(self._dataset.shuffle_index)[cursors].astype(np.int64)
         index = self._dataset.sample_index
         (first, offset), (last, rest) = index[stream].T.astype(np.int64), index[stream + 1].T.astype(np.int64)
         documents = (offset == 0).astype(np.int64) + last - first - (rest == 0)
         return int(documents.sum()), len(cursors) * self.seq_length
+
+    def _beginnings(self, cursor: int) -> Int64Array:
+        """Where in a sample the next documents begin, as places of its `seq_length` + 1 tokens: from the index,
+        because a token id that ends documents may also stand inside one."""
+        at = int(self._dataset.shuffle_index[cursor])
+        (first, offset), (last, _) = self._dataset.sample_index[at : at + 2].tolist()
+        lengths = self._lengths[self._dataset.document_index[first:last]].astype(np.int64)
+        begins: Int64Array = np.unique(np.cumsum(lengths) - offset)
+        return begins[begins > 0]  # one without tokens begins where the next does, at the beginning the first
 
 
 class MegatronStream:
@@ -143,7 +170,14 @@ class MegatronStream:
         self._source_of = np.zeros(self._size, np.int16) if single else top.dataset_index
         self._sample_of = np.arange(self._size) if single else top.dataset_sample_index
         self.sources = [
-            MegatronSource(item, dataset, _identity(config, content), data.seq_length, vocab_size)
+            MegatronSource(
+                item,
+                dataset,
+                _identity(config, content),
+                data.seq_length,
+                vocab_size,
+                eod_mask_loss=data.eod_mask_loss,
+            )
             for item, content, dataset in zip(
                 data.sources, files.contents.values(), [top] if single else top.datasets, strict=True
             )
@@ -194,7 +228,7 @@ def _build(config: Config, index_directory: Path) -> Any:
         tokenizer=_NoTokenizer(),
         reset_position_ids=False,
         reset_attention_mask=False,
-        eod_mask_loss=False,
+        eod_mask_loss=False,  # `MegatronSource` does it: there is no id here that ends documents
         create_attention_mask=False,
     )
     sizes = [data.megatron_samples, 0, 0]

@@ -7,17 +7,19 @@ Invariant: it only reads; a run that fails here has changed nothing on disk.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from cptron.checkpoint import layout
-from cptron.config.check import check_architecture, check_config
+from cptron.config.check import check_config
+from cptron.config.check_engine import check_shape
 from cptron.config.schema import Config
 from cptron.data.content import open_content
 from cptron.durable import partial_path
 from cptron.errors import CheckpointError, ConfigError, DataError
 from cptron.model.architecture import Architecture
+from cptron.model.backend import check_backend
 from cptron.model.families import family_of
 from cptron.tokens.manifest import TokenizerRecord
 
@@ -44,7 +46,8 @@ def preflight(config: Config, world_size: int) -> Plan:
     line."""
     check_config(config, world_size)
     base, arch, weights, tokenizer = _starting_point(config)
-    check_architecture(arch, config.parallel, config.data.seq_length)
+    check_shape(arch, config)
+    check_backend(config.model.backend)
     data_notes = _check_data(config, arch, tokenizer)
     identity = {
         "start": weights,
@@ -53,6 +56,8 @@ def preflight(config: Config, world_size: int) -> Plan:
         "packing": config.data.packing,
         "order": config.data.order,
     }
+    if config.adapter.kind != "none":
+        identity["adapter"] = asdict(config.adapter) | {"targets": list(config.adapter.targets)}
     resume_from, notes = _existing_run(Path(config.run.dir), identity)
     notes = (*notes, *data_notes)
     if not tokenizer and not config.data.tokenizer and base is not None:
@@ -73,6 +78,11 @@ def _starting_point(config: Config) -> tuple[Path | None, Architecture, str, str
         return None, family_of(str(values.get("model_type"))).read_config(values), "random", ""
     base = layout.resolve(config.start.checkpoint)
     manifest = layout.read_manifest(base)
+    if manifest.adapter is not None:
+        raise ConfigError(
+            f"start.checkpoint={base} holds an adapter, not whole weights; "
+            "`cptron export --merge` and `cptron convert` make a checkpoint of it to start from"
+        )
     return base, manifest.arch, manifest.weights_fingerprint, manifest.tokenizer_fingerprint
 
 
@@ -140,12 +150,12 @@ def _existing_run(directory: Path, identity: dict[str, Any]) -> tuple[Path | Non
         found = dict(json.loads(path.read_text())["identity"])
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged ({error!r}); restore it or choose another run.dir") from None
-    different = [key for key in identity if found.get(key) != identity[key]]
+    different = [key for key in {**identity, **found} if found.get(key) != identity.get(key)]
     if different:
         key = different[0]
         raise ConfigError(
             f"run.dir={directory} holds another run ({key} is {_short(found.get(key))} there, "
-            f"{_short(identity[key])} here); choose another run.dir"
+            f"{_short(identity.get(key))} here); choose another run.dir"
         )
     newest, problems = layout.newest_complete(directory / "checkpoints")
     if newest is None and problems:

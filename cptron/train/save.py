@@ -10,13 +10,17 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
 from cptron.checkpoint import layout
-from cptron.checkpoint.sharded import save_shards
+from cptron.checkpoint.sharded import everything, save_shards
 from cptron.errors import CheckpointError
+from cptron.model.adapters import is_adapter
+from cptron.optim.optimizer import finish_param_gather
 from cptron.runtime.dist import agree
 from cptron.train.setup import Run, probe_loss
 from cptron.train.state import random_state
@@ -29,6 +33,7 @@ def save_checkpoint(run: Run) -> Path:
     final = layout.step_directory(checkpoints, run.state.step)
     working = final.with_name(f".writing_{final.name}")
     main = run.session.ranks.is_main
+    finish_param_gather(run.chunks)
     loss = probe_loss(run)
     random_states: list[dict[str, str]] = [{} for _ in range(run.session.ranks.world_size)]
     dist.all_gather_object(random_states, random_state())
@@ -48,7 +53,9 @@ def save_checkpoint(run: Run) -> Path:
             layout.prune(checkpoints, run.config.checkpoint.keep_last)
 
     agree(lambda: begin() if main else None)
-    save_shards(working / layout.SHARDS, run.model.module, run.optimizer)
+    bare = [chunk.module for chunk in run.chunks]
+    holds = everything if run.config.adapter.kind == "none" else is_adapter
+    save_shards(working / layout.SHARDS, bare, run.optimizer, holds=holds)
     agree(lambda: publish() if main else None)
     return final
 
@@ -71,9 +78,19 @@ def _fingerprint(run: Run) -> str:
 
 
 def _manifest(run: Run, loss_nats_per_token: float) -> layout.Manifest:
-    base = run.base
+    base, adapter = run.base, run.config.adapter
+    on_base: dict[str, Any] = {}
+    if adapter.kind != "none":
+        assert base is not None and run.plan.base is not None, "checked with the configuration"
+        fingerprint = base.base_fingerprint or base.weights_fingerprint
+        on_base = {
+            "base": str(run.plan.base.resolve()),
+            "base_fingerprint": fingerprint,
+            "adapter": asdict(adapter),
+        }
     return layout.Manifest(
-        kind="training",
+        **on_base,
+        kind="adapter" if on_base else "training",
         step=run.state.step,
         tokens_total=run.state.tokens_total,
         architecture=run.plan.arch.to_dict(),

@@ -6,7 +6,7 @@ that were asked for; the gate has compared their loss on the probe with the reco
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,18 @@ import numpy as np
 import torch.distributed as dist
 
 from cptron.checkpoint import layout
-from cptron.checkpoint.sharded import load_shards
+from cptron.checkpoint.weights import load_weights
 from cptron.config.schema import Config
 from cptron.convert.probe import probe_tokens
 from cptron.data.batch import MicroBatch
 from cptron.data.loader import TrainLoader
 from cptron.data.valid import ValidSet
 from cptron.errors import CheckpointError, ConfigError, TrainingError
-from cptron.model.build import build_model
-from cptron.optim.optimizer import build_optimizer, wrap_for_data_parallel
+from cptron.model.adapters import freeze_base, init_adapters, init_magnitudes
+from cptron.model.build import build_chunks
+from cptron.model.fp8 import hardware_has_fp8, resolve_fp8
+from cptron.model.options import ModelOptions
+from cptron.optim.optimizer import build_optimizer, freeze, wrap_chunks
 from cptron.runtime.dist import agree
 from cptron.runtime.pipeline import evaluate
 from cptron.runtime.session import Session
@@ -40,8 +43,8 @@ class Run:
     config: Config
     plan: Plan
     session: Session
-    model: Any
-    """Wrapped for data parallelism."""
+    chunks: list[Any]
+    """The parts of the model on this rank, each wrapped for data parallelism."""
     optimizer: Any
     state: TrainState
     loader: TrainLoader
@@ -69,33 +72,35 @@ class Run:
 def prepare(config: Config, plan: Plan, session: Session) -> Run:
     """Build model, optimizer and data, load what the plan names, and pass the gate; collective."""
     _check_same_plan(plan)
-    arch, parallel = plan.arch, config.parallel
-    model = wrap_for_data_parallel(
-        build_model(
-            arch,
-            tp=parallel.tp,
-            pp=parallel.pp,
-            precision=config.train.precision,
-            spec=config.model.spec,
-            recompute=config.model.recompute,
-        )
-    )
-    optimizer = build_optimizer(config.optim, model, config.train.precision)
+    arch = plan.arch
+    options = ModelOptions.of(config)
+    plan = _with_fp8_note(plan, options)
+    on_gpu = session.device.kind == "cuda"
+    bare = build_chunks(arch, session.topology.layout, options)
+    if options.adapter.kind == "none":
+        freeze(bare, config.optim.frozen)
+    else:
+        init_adapters(bare, config.run.seed)
+        freeze_base(bare)
+    overlap = on_gpu and config.parallel.overlap
+    chunks = wrap_chunks(bare, overlap, optimizer=config.optim.name)
+    optimizer = build_optimizer(config.optim, chunks, config.train.precision)
     directory = plan.resume_from or plan.base
     base = agree(lambda: layout.read_manifest(directory)) if directory else None
     carried_from = directory if session.ranks.is_main else None
     hugging_face = agree(lambda: layout.read_hugging_face(carried_from) if carried_from else {})
     if directory is not None:
         resuming = plan.resume_from is not None
-        load_shards(directory / layout.SHARDS, model.module, optimizer if resuming else None)
+        load_weights(directory, bare, optimizer if resuming else None, base=plan.base)
         if not resuming:
+            init_magnitudes(bare)
             optimizer.reload_model_params()
     state, loader, valid_sets = open_data(config, plan, session)
     run = Run(
         config=config,
         plan=plan,
         session=session,
-        model=model,
+        chunks=chunks,
         optimizer=optimizer,
         state=state,
         loader=loader,
@@ -107,6 +112,17 @@ def prepare(config: Config, plan: Plan, session: Session) -> Run:
     _gate(run)
     agree(lambda: _claim_directory(config, plan) if session.ranks.is_main else None)
     return run
+
+
+def _with_fp8_note(plan: Plan, options: ModelOptions) -> Plan:
+    """The plan, which says so where FP8 was asked for and this device computes something else."""
+    asked, found = options.fp8.recipe, resolve_fp8(options.fp8).recipe
+    if asked == "none" or hardware_has_fp8():
+        return plan
+    what = (
+        f"training goes on in {options.precision}" if found == "none" else "its numbers are emulated, slowly"
+    )
+    return replace(plan, notes=(*plan.notes, f"fp8.recipe={asked}: this device has no FP8 products; {what}"))
 
 
 def _check_same_plan(plan: Plan) -> None:
@@ -143,13 +159,16 @@ def _claim_directory(config: Config, plan: Plan) -> None:
 def probe_loss(run: Run) -> float:
     """Loss of the current weights on the probe, in nats per token; collective."""
     ids = np.asarray(run.probe_token_ids, dtype=np.int64)
+    count = len(ids) - 1
+    filler = -count % run.session.topology.layout.sequence_unit
     batch = MicroBatch(
-        tokens_BS=ids[None, :-1].copy(),
-        labels_BS=ids[None, 1:].copy(),
-        loss_mask_BS=np.ones((1, len(ids) - 1), dtype=np.float32),
+        tokens_BS=np.pad(ids[:-1], (0, filler))[None],
+        labels_BS=np.pad(ids[1:], (0, filler))[None],
+        loss_mask_BS=np.pad(np.ones(count, dtype=np.float32), (0, filler))[None],
         source_B=np.zeros(1, dtype=np.int64),
+        documents_BS=np.zeros((1, count + filler), dtype=np.int32),
     )
-    return evaluate(run.model, [batch], run.session.device.torch_device).loss_nats_per_token
+    return evaluate(run.chunks, [batch], run.session.device.torch_device).loss_nats_per_token
 
 
 def _gate(run: Run) -> None:

@@ -30,7 +30,7 @@ class StepResult:
 
 
 def train_step(
-    model: Any,
+    chunks: Sequence[Any],
     optimizer: Any,
     batches: Sequence[MicroBatch],
     *,
@@ -41,9 +41,10 @@ def train_step(
 ) -> StepResult:
     """Forward, backward, reduce, clip, update. Raises `TrainingError` on every rank, with the weights
     unchanged, when the loss or the gradient norm is not finite."""
-    model.zero_grad_buffer()
+    for chunk in chunks:
+        chunk.zero_grad_buffer()
     optimizer.zero_grad()
-    sums = run_schedule(model, batches, num_sources, device, forward_only=False)
+    sums = run_schedule(chunks, batches, num_sources, device, forward_only=False)
     if not math.isfinite(sums.loss_nats_per_token):
         raise TrainingError(
             f"training loss is {sums.loss_nats_per_token}; no weight was changed. Lower optim.lr or look at the data"

@@ -17,15 +17,17 @@ import cptron.runtime.megatron_ready  # noqa: F401
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
-from cptron.checkpoint import layout
+from cptron.checkpoint import layout as checkpoint_layout
 from cptron.checkpoint.sharded import load_shards, save_shards
-from cptron.config.schema import OptimConfig
+from cptron.config.schema import MemoryConfig, OptimConfig
 from cptron.data.batch import MicroBatch
-from cptron.model.build import build_model
-from cptron.optim.optimizer import build_optimizer, wrap_for_data_parallel
+from cptron.model.build import build_chunks
+from cptron.model.options import ModelOptions
+from cptron.optim.optimizer import build_optimizer, wrap_chunks
 from cptron.optim.schedule import learning_rate
 from cptron.runtime.launcher import launched_ranks
 from cptron.runtime.session import open_session
+from cptron.runtime.topology import Layout
 from cptron.train.step import train_step
 
 OPTIM = OptimConfig(lr=1e-3, lr_min=1e-4, warmup_steps=2, weight_decay=0.1, clip_grad_norm=1.0)
@@ -40,7 +42,8 @@ def micro_batches(tokens_GS1: np.ndarray, micro: int, dp_rank: int, dp_size: int
         mask[:, -3:] = 0  # some targets do not count, and not the same number on each rank
         mask[0, :5] = 0
         source = np.arange(start, start + micro, dtype=np.int64) % 2
-        batches.append(MicroBatch(part[:, :-1].copy(), part[:, 1:].copy(), mask, source))
+        documents = np.zeros(mask.shape, dtype=np.int32)
+        batches.append(MicroBatch(part[:, :-1].copy(), part[:, 1:].copy(), mask, source, documents))
     return batches
 
 
@@ -62,21 +65,22 @@ def train_losses(
     """
     ranks = launched_ranks()
     assert ranks is not None
-    arch = layout.read_manifest(Path(checkpoint)).arch
-    with open_session(ranks, tp=tp, pp=pp, threads_per_rank=1) as session:
-        model = wrap_for_data_parallel(
-            build_model(arch, tp=tp, pp=pp, precision=precision, recompute=recompute)
-        )
-        optimizer = build_optimizer(OPTIM, model, precision)
+    arch = checkpoint_layout.read_manifest(Path(checkpoint)).arch
+    layout = Layout(tp=tp, pp=pp)
+    options = ModelOptions(precision=precision, memory=MemoryConfig(recompute=recompute))
+    with open_session(ranks, layout, threads_per_rank=1) as session:
+        bare = build_chunks(arch, layout, options)
+        chunks = wrap_chunks(bare, overlap=False)
+        optimizer = build_optimizer(OPTIM, chunks, precision)
         if resume_shards:
-            load_shards(Path(resume_shards), model.module, optimizer)
+            load_shards(Path(resume_shards), bare, optimizer)
         else:
-            load_shards(Path(checkpoint) / layout.SHARDS, model.module)
+            load_shards(Path(checkpoint) / checkpoint_layout.SHARDS, bare)
             optimizer.reload_model_params()
         history = []
         for step, tokens_GS1 in enumerate(tokens_NGS1, first_step):
             result = train_step(
-                model,
+                chunks,
                 optimizer,
                 micro_batches(tokens_GS1, 1, session.dp_rank, session.topology.dp),
                 lr=learning_rate(OPTIM, step, 20),
@@ -86,7 +90,7 @@ def train_losses(
             )
             history.append((result.sums.loss_nats_per_token, result.grad_norm))
         if save_shards_to:
-            save_shards(Path(save_shards_to), model.module, optimizer)
+            save_shards(Path(save_shards_to), bare, optimizer)
         return history
 
 
@@ -94,10 +98,11 @@ def first_logits(checkpoint: str, token_ids: list[int], *, tp: int, pp: int) -> 
     """Logits `[S, V]` of the checkpoint under a layout; None on ranks that do not hold the last stage."""
     ranks = launched_ranks()
     assert ranks is not None
-    arch = layout.read_manifest(Path(checkpoint)).arch
-    with open_session(ranks, tp=tp, pp=pp, threads_per_rank=1), torch.no_grad():
-        model = build_model(arch, tp=tp, pp=pp, precision="fp32").eval()
-        load_shards(Path(checkpoint) / layout.SHARDS, model)
+    arch = checkpoint_layout.read_manifest(Path(checkpoint)).arch
+    layout = Layout(tp=tp, pp=pp)
+    with open_session(ranks, layout, threads_per_rank=1), torch.no_grad():
+        (model,) = build_chunks(arch, layout)
+        load_shards(Path(checkpoint) / checkpoint_layout.SHARDS, [model.eval()])
         return _pipeline_logits(model, torch.tensor([token_ids]), arch.vocab_size)
 
 
@@ -107,8 +112,7 @@ def _pipeline_logits(model: Any, tokens_BS: torch.Tensor, vocab_size: int) -> np
 
     def forward(batches: Any, stage: Any) -> Any:
         next(batches)
-        positions_BS = torch.arange(tokens_BS.size(1)).unsqueeze(0)
-        output = stage(tokens_BS, positions_BS, None)
+        output = stage(tokens_BS)
 
         def keep(logits: torch.Tensor) -> Any:
             found.append(gather_from_tensor_model_parallel_region(logits))

@@ -6,15 +6,17 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import rank_calls
 from tiny_world import World
-from tokens_world import write_known
+from tokens_world import write_by_megatron, write_known
 
 from cptron.config.load import load_config
+from cptron.data.content import open_content
 from cptron.data.ledger import Ledger
 from cptron.data.loader import Cut, TrainLoader
 from cptron.errors import ConfigError, DataError
@@ -163,6 +165,77 @@ def test_documents_are_counted(tmp_path: Path, prefixes: list[str]) -> None:
     for number in range(len(drawn)):
         seen += sum(int(token) in starts for token in dataset[number]["tokens"].tolist())
     assert sum(entry.documents for entry in stream.ledger.entries.values()) == seen
+
+
+def starts_of_documents() -> list[int]:
+    """First token of every document of `prefixes`, whose tokens are all different."""
+    rng = np.random.default_rng(5)
+    return [
+        int(start)
+        for count, first in ((60, 0), (9, 10_000))
+        for start in first + np.concatenate([[0], np.cumsum(rng.integers(1, 50, count))[:-1]])
+    ]
+
+
+@pytest.mark.parametrize("eod_mask_loss", ["false", "true"])
+@pytest.mark.parametrize("num_sources", [1, 2])
+def test_documents_are_numbered(
+    tmp_path: Path, prefixes: list[str], num_sources: int, eod_mask_loss: str
+) -> None:
+    """By the first tokens of documents among the inputs; a label that is one does not count if asked for."""
+    config = config_of(tmp_path, prefixes[:num_sources], f"data.eod_mask_loss={eod_mask_loss}")
+    loader = TrainLoader(stream_of(config), Ledger(), Cut(SAMPLES, SAMPLES))
+    (batch,) = loader.next_step()
+    loader.close()
+    starts = starts_of_documents()
+    begins = np.isin(batch.tokens_BS, starts)
+    begins[:, 0] = False
+    assert batch.documents_BS.dtype == np.int32
+    assert (batch.documents_BS == np.cumsum(begins, axis=1)).all()
+    masked = np.isin(batch.labels_BS, starts) & (eod_mask_loss == "true")
+    assert (batch.loss_mask_BS == np.where(masked, 0, 1)).all()
+    if eod_mask_loss == "true":
+        assert masked[:, -1].any() and (masked.sum() > masked[:, -1].sum())
+
+
+def test_documents_without_tokens_have_no_number(tmp_path: Path) -> None:
+    """Between others, one after the other, and where a sample ends."""
+    lengths = [0, 3, 0, 0, 1, 20, 0, SEQ, 1, 1, 0, 13, 40, 0]
+    starts = np.cumsum([0, *lengths[:-1]])
+    documents = [[list(range(start, start + n))] for start, n in zip(starts.tolist(), lengths, strict=True)]
+    write_by_megatron(tmp_path / "tokens", documents)
+    words = ["data.megatron_split='100,0,0'", "data.eod_mask_loss=true"]
+    loader = TrainLoader(
+        stream_of(config_of(tmp_path, [str(tmp_path / "tokens")], *words)), Ledger(), Cut(96, 96)
+    )
+    (batch,) = loader.next_step()
+    loader.close()
+    begins = np.isin(batch.tokens_BS, starts)
+    begins[:, 0] = False
+    assert (batch.documents_BS == np.cumsum(begins, axis=1)).all()
+    assert (batch.loss_mask_BS == ~np.isin(batch.labels_BS, starts)).all()
+
+
+@pytest.mark.parametrize("eod_mask_loss", [False, True])
+def test_a_run_opens_its_validation_sets_in_the_same_way(
+    world: World, tmp_path: Path, eod_mask_loss: bool
+) -> None:
+    """The ends of documents count in training and validation, or in neither."""
+    from cptron.train import data
+
+    words = [f"run.dir={tmp_path / 'run'}", f"data.eod_mask_loss={eod_mask_loss}"]
+    config = load_config(world.config, words).config
+    plan = SimpleNamespace(resume_from=None, arch=SimpleNamespace(vocab_size=0))
+    session: Any = SimpleNamespace(dp_rank=0, topology=SimpleNamespace(dp=1))
+    found = data._find(config, plan, session)  # type: ignore[arg-type]
+    for item, valid_set in zip(config.data.valid, found.valid_sets, strict=True):
+        places = sum(int(batch.labels_BS.size) for batch in valid_set)
+        tokens = open_content(item.path).tokens
+        begun = int(
+            np.searchsorted(np.cumsum(tokens.lengths_tokens[:-1]), valid_set._num_places, side="right")
+        )
+        assert begun and places >= valid_set._num_places
+        assert valid_set.num_predicted_tokens == valid_set._num_places - begun * eod_mask_loss
 
 
 @pytest.mark.parametrize("change", ["data.megatron_samples=200", "data.sources.s1.token_share=0.5"])

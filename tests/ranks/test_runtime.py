@@ -92,7 +92,7 @@ def one_rank_disagrees() -> str:
         if ranks.rank == 1:
             raise DataError("value, rule, remedy")
 
-    with open_session(ranks, tp=1, pp=1, threads_per_rank=1):
+    with open_session(ranks, threads_per_rank=1):
         try:
             agree(action)
         except DataError as error:

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cptron.config.check import check_architecture, check_config
+from cptron.config.check import check_config
+from cptron.config.check_engine import check_shape
 from cptron.config.schema import (
     Config,
     DataConfig,
     OptimConfig,
-    ParallelConfig,
     RunConfig,
     SourceConfig,
     StartConfig,
@@ -24,6 +24,8 @@ from cptron.config.schema import (
 )
 from cptron.errors import ConfigError
 from cptron.model.architecture import Architecture
+from cptron.model.stages import layers_of, stage_sizes
+from cptron.runtime.topology import Layout
 
 GOOD = Config(
     run=RunConfig(dir="runs/a"),
@@ -86,7 +88,11 @@ def test_layout_is_legal_exactly_when_ranks_and_batch_divide(
     tp: int, pp: int, world_size: int, micro: int, batch: int
 ) -> None:
     config = changed(
-        parallel__tp=tp, parallel__pp=pp, train__micro_batch_size=micro, train__global_batch_size=batch
+        parallel__tp=tp,
+        parallel__pp=pp,
+        parallel__sequence_parallel=False,
+        train__micro_batch_size=micro,
+        train__global_batch_size=batch,
     )
     fits = any(
         tp * pp * dp == world_size and any(micro * dp * n == batch for n in range(1, 65))
@@ -121,12 +127,15 @@ def test_architecture_rules_agree_with_brute_force_and_list_all_that_is_legal(
     arch = architecture(num_attention_heads=heads, num_kv_heads=kv, ffn_hidden_size=24, num_layers=layers)
     legal_tp = [n for n in range(1, 13) if heads % n == kv % n == 24 % n == 0]
     legal_pp = [n for n in range(1, 25) if layers % n == 0]
+    config = changed(parallel__tp=tp, parallel__pp=pp, parallel__sequence_parallel=False)
     if tp in legal_tp and pp in legal_pp:
-        check_architecture(arch, ParallelConfig(tp=tp, pp=pp), 64)
+        check_shape(arch, config)
         return
     with pytest.raises(ConfigError) as caught:
-        check_architecture(arch, ParallelConfig(tp=tp, pp=pp), 64)
-    listed = [int(n) for n in re.findall(r"\d+", str(caught.value).rpartition("use ")[2])]
+        check_shape(arch, config)
+    listed = [
+        int(n) for n in re.findall(r"\d+", str(caught.value).rpartition("use ")[2].partition(", or keep")[0])
+    ]
     assert listed == (legal_pp if tp in legal_tp else legal_tp)
 
 
@@ -149,18 +158,70 @@ def architecture(**values: Any) -> Architecture:
 
 def test_architecture_messages() -> None:
     with pytest.raises(ConfigError, match=r"^parallel.tp=4 must divide num_kv_heads=3; use 1 or 3$"):
-        check_architecture(architecture(), ParallelConfig(tp=4), 128)
+        check_shape(architecture(), changed(parallel__tp=4))
     with pytest.raises(ConfigError, match=r"^parallel.pp=3 must divide num_layers=4; use 1, 2 or 4$"):
-        check_architecture(architecture(), ParallelConfig(pp=3), 128)
+        check_shape(architecture(), changed(parallel__pp=3))
+    with pytest.raises(ConfigError, match=r"use 1 or 5, or keep pp=3 with parallel.last_stage_layers=1"):
+        check_shape(architecture(num_layers=5), changed(parallel__pp=3))
     with pytest.raises(ConfigError, match=r"data.seq_length=129 .* use at most 128"):
-        check_architecture(architecture(), ParallelConfig(), 129)
-    check_architecture(architecture(vocab_size=7), ParallelConfig(tp=3, pp=4), 128)
+        check_shape(architecture(), changed(data__seq_length=129))
+    check_shape(architecture(vocab_size=7), changed(parallel__tp=3, parallel__pp=4, data__seq_length=128))
+
+
+@given(
+    layers=st.integers(1, 16),
+    pp=st.integers(1, 5),
+    first=st.integers(0, 6),
+    last=st.integers(0, 6),
+    vp=st.integers(1, 4),
+)
+def test_stages_agree_with_brute_force(layers: int, pp: int, first: int, last: int, vp: int) -> None:
+    """A cut is legal exactly when stages of such sizes add up; then all chunks are the layers in order."""
+    layout = Layout(pp=pp, first_stage_layers=first, last_stage_layers=last, virtual_stages=vp)
+    fits = [
+        sizes
+        for each in range(1, layers + 1)
+        for sizes in [[first or each, *[each] * (pp - 2), last or each] if pp > 1 else [each]]
+        if sum(sizes) == layers and all(size % vp == 0 for size in sizes) and (pp > 1 or not (first or last))
+    ]
+    if not fits:
+        with pytest.raises(ConfigError, match="; "):
+            stage_sizes(layers, layout)
+        return
+    assert stage_sizes(layers, layout) == fits[0]
+    held = [layers_of(layers, layout, stage, chunk) for chunk in range(vp) for stage in range(pp)]
+    assert [layer for part in held for layer in part] == list(range(layers))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"parallel__tp": 0}, "parallel.tp=0 must be at least 1"),
+        ({"parallel__virtual_stages": 2}, "parallel.virtual_stages=2 interleaves .* parallel.pp=1 has one"),
+        (
+            {"model__backend": "te", "fp8__recipe": "rowwise"},
+            "fp8.recipe=rowwise is not offered by .*use none",
+        ),
+        ({"fp8__recipe": "delayed"}, "fp8.recipe=delayed is not offered .*; use none, tensorwise or rowwise"),
+        ({"fp8__param_gather": True}, "fp8.param_gather=true needs model.backend=te"),
+        ({"parallel__tp_overlap": True}, "parallel.tp_overlap=true needs model.backend=te"),
+        ({"model__backend": "te", "parallel__tp_overlap": True}, "needs parallel.tp=1 above 1"),
+        (
+            {"model__backend": "te", "adapter__kind": "lora"},
+            "adapter.kind=lora is offered by model.backend=native",
+        ),
+        ({"memory__recompute_modules": ("layernorm",)}, "'layernorm'.* use core_attn or mlp"),
+        ({"memory__recompute": "selective", "memory__recompute_modules": ()}, "name some, or use none"),
+        ({"memory__offload_modules": ("mlp",)}, "memory.offload_modules has 'mlp'"),
+        ({"memory__offload_modules": ("attn_proj",)}, "attn_proj without core_attn"),
+        ({"memory__offload_modules": ("core_attn",), "memory__recompute": "full"}, "use one of the two"),
+        ({"memory__logits_chunk_tokens": -1}, "memory.logits_chunk_tokens=-1 must not be negative"),
+        (
+            {"adapter__kind": "lora", "adapter__targets": ("lm_head",)},
+            "'lm_head', which is no matrix of a layer",
+        ),
+        ({"adapter__kind": "lora", "adapter__targets": ()}, "leaves adapter.kind=lora nothing to train"),
+        ({"adapter__kind": "dora", "adapter__rank": 0}, "adapter.rank=0 and .*; use e.g. 16"),
         ({"train__steps": 0}, "train.steps=0 must be at least 1"),
         ({"data__seq_length": 0}, "data.seq_length=0 must be at least 1"),
         ({"train__micro_batch_size": -1}, "train.micro_batch_size=-1 must be at least 1"),
@@ -218,3 +279,56 @@ def test_each_broken_rule_is_named(changes: dict[str, Any], message: str) -> Non
 def test_names_may_repeat_across_sources_and_validation_sets() -> None:
     assert {source.name for source in GOOD.data.sources} & {valid.name for valid in GOOD.data.valid} == {"a"}
     check_config(GOOD, 1)
+
+
+@given(
+    tp=st.integers(1, 4),
+    cp=st.integers(1, 4),
+    vp=st.integers(1, 3),
+    sp=st.booleans(),
+    seq=st.integers(1, 96),
+    pp=st.integers(1, 3),
+)
+def test_sequences_and_batches_of_every_layout(
+    tp: int, cp: int, vp: int, sp: bool, seq: int, pp: int
+) -> None:
+    """Legal exactly when every chunk of the zig-zag cut, and every tensor rank's part of it, is whole; the message
+    names the nearest lengths that are."""
+    config = changed(
+        parallel__tp=tp,
+        parallel__cp=cp,
+        parallel__pp=pp,
+        parallel__virtual_stages=vp,
+        parallel__sequence_parallel=sp,
+        data__seq_length=seq,
+        train__global_batch_size=6,
+    )
+    unit = (2 * cp if cp > 1 else 1) * (tp if sp else 1)
+    if seq % unit:
+        with pytest.raises(ConfigError, match=rf"^data.seq_length={seq} must be a multiple of") as caught:
+            check_config(config, tp * cp * pp)
+        listed = [int(n) for n in re.findall(r"\d+", str(caught.value).rpartition("use ")[2])]
+        assert listed and all(n % unit == 0 and abs(n - seq) < unit for n in listed)
+        return
+    assert accepts(config, tp * cp * pp) == (vp == 1 or pp > 1)
+
+
+def test_engine_messages() -> None:
+    """What a user meets most often, word for word."""
+    with pytest.raises(
+        ConfigError,
+        match=r"^parallel.tp=2 \* parallel.cp=2 \* parallel.pp=1 = 4 must divide the world size 6; ",
+    ):
+        check_config(changed(parallel__tp=2, parallel__cp=2), 6)
+    with pytest.raises(
+        ConfigError, match=r"^data.seq_length=64 must be a multiple of 2 \* parallel.cp=3 = 6; use 60 or 66$"
+    ):
+        check_config(changed(parallel__cp=3, train__global_batch_size=6), 3)
+    with pytest.raises(ConfigError, match=r"parallel.virtual_stages=2; use 4 or 8$"):
+        check_config(changed(parallel__pp=4, parallel__virtual_stages=2, train__global_batch_size=6), 4)
+    with pytest.raises(ConfigError, match="cuts rows, not documents, over context ranks"):
+        check_config(changed(parallel__cp=2, model__backend="te"), 2)
+    with pytest.raises(ConfigError, match="leaves no layer of 4 in FP8"):
+        check_shape(architecture(), changed(fp8__recipe="tensorwise", fp8__bf16_first_layers=4))
+    with pytest.raises(ConfigError, match=r"memory.recompute_layers=3 is more than the 2 layers"):
+        check_shape(architecture(), changed(parallel__pp=2, memory__recompute_layers=3))

@@ -11,6 +11,7 @@ from collections import Counter
 import kernels_reference as reference
 import numpy as np
 import pytest
+from data_world import numbered
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,12 +22,15 @@ LENGTHS = st.lists(st.integers(1, 25), min_size=1, max_size=150)
 NO_BYTES = np.zeros(0, np.uint8)
 
 
-def tokens_of(lengths: list[int], data: np.ndarray | None = None) -> Tokens:
+def tokens_of(
+    lengths: list[int], data: np.ndarray | None = None, *, learned: np.ndarray = NO_BYTES, **options: bool
+) -> Tokens:
     """A file whose tokens are 0, 1, 2, ..., or `data`."""
     data = np.arange(sum(lengths), dtype=np.int32) if data is None else data
     lengths_i4, width = np.array(lengths, "<i4"), data.dtype.itemsize
     pointers = width * (np.cumsum(lengths_i4, dtype=np.int64) - lengths_i4)
-    return Tokens(lengths_i4.view(np.uint8), pointers.view(np.uint8), data.view(np.uint8), width, NO_BYTES)
+    parts = lengths_i4.view(np.uint8), pointers.view(np.uint8), data.view(np.uint8)
+    return Tokens(*parts, width, learned, **options)
 
 
 def documents_of(lengths: list[int]) -> list[list[int]]:
@@ -38,9 +42,9 @@ def documents_of(lengths: list[int]) -> list[list[int]]:
 def read(
     epoch: JoinedEpoch | PackedEpoch, seq_length: int, samples: list[int], vocab_size: int = 0
 ) -> list[np.ndarray]:
-    """Inputs, labels and mask of some samples."""
+    """Inputs, labels, mask and documents of some samples."""
     shape = (len(samples), seq_length)
-    out = [np.full(shape, -7, np.int64), np.full(shape, -7, np.int64), np.full(shape, 7, np.float32)]
+    out = [np.full(shape, 7, dtype) for dtype in (np.int64, np.int64, np.float32, np.int32)]
     epoch.read(np.array(samples, np.int64), *out, vocab_size)
     return out
 
@@ -112,12 +116,13 @@ def test_joined_epoch_is_the_documented_one(
         t for at in reference.permutation(len(lengths), document_key) for t in documents_of(lengths)[at]
     ]
     order_of = {token: place for place, token in enumerate(stream)}
-    inputs, labels, mask = read(epoch, seq_length, list(range(epoch.num_samples)))
+    inputs, labels, mask, documents = read(epoch, seq_length, list(range(epoch.num_samples)))
     for number, row in enumerate(expected):
         count = len(row) - 1
         assert inputs[number].tolist() == row[:-1] + [0] * (seq_length - count)
         assert labels[number].tolist() == row[1:] + [0] * (seq_length - count)
         assert mask[number].tolist() == [1.0] * count + [0.0] * (seq_length - count)
+        assert documents[number].tolist() == numbered(lengths, row[:-1], seq_length)
         spans = [starts[d] + offset + i for d, offset, length in epoch.spans(number) for i in range(length)]
         assert spans == row
     seen = labels[mask == 1].tolist()
@@ -144,18 +149,68 @@ def test_packed_epoch_is_the_documented_one(
     rows = reference.best_fit(documents, seq_length, document_key)
     order = reference.permutation(len(rows), sample_key)
     assert epoch.num_samples == len(rows)
-    inputs, labels, mask = read(epoch, seq_length, list(range(epoch.num_samples)))
+    inputs, labels, mask, numbers = read(epoch, seq_length, list(range(epoch.num_samples)))
     for number, at in enumerate(order):
         assert [(d, offset, length - 1) for d, offset, length in epoch.spans(number)] == rows[at]
         tokens = [documents[d][offset + i] for d, offset, count in rows[at] for i in range(count)]
         assert inputs[number][: len(tokens)].tolist() == tokens
         assert labels[number][: len(tokens)].tolist() == [token + 1 for token in tokens]
         assert mask[number].tolist() == [1.0] * len(tokens) + [0.0] * (seq_length - len(tokens))
+        ids = [piece for piece, (*_, count) in enumerate(rows[at]) for _ in range(count)]
+        assert numbers[number].tolist() == ids + [len(rows[at])] * (seq_length - len(ids))
     seen = labels[mask == 1].tolist()
     assert Counter(seen) == Counter(token for document in documents for token in document[1:])
     cut = [d for row in rows for d, _, count in row if count < len(documents[d]) - 1]
     assert all(len(documents[d]) - 1 > seq_length for d in cut)
     assert epoch.count(np.arange(epoch.num_samples)) == (sum(length > 1 for length in lengths), len(seen))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.sampled_from([0, 0, 1, 2, 5, 9, 30]), min_size=1, max_size=150),
+    st.integers(1, 12),
+    KEYS,
+    st.booleans(),
+    st.booleans(),
+)
+def test_documents_of_none_or_one_token(
+    lengths: list[int], seq_length: int, key: int, packed: bool, has_mask: bool
+) -> None:
+    """Documents of a row by a walk over it; a first token is not learned where that is asked for, and nothing else
+    of the row or of the account is another."""
+    if sum(lengths) < 2 or (packed and max(lengths) < 2):
+        return
+    learned = np.random.default_rng(key).integers(0, 2, sum(lengths)).astype(np.uint8)
+    if not has_mask:
+        learned = NO_BYTES
+    epochs = []
+    for masked in (False, True):
+        file = tokens_of(lengths, learned=learned, mask_beginnings=masked)
+        starts = packed_starts(file, key, seq_length, 1) if packed else joined_starts(file, key, 1)
+        epochs.append(
+            (PackedEpoch if packed else JoinedEpoch)(file, starts, key, key + 1 & 2**64 - 1, seq_length)
+        )
+    plain, other = (read(epoch, seq_length, list(range(epoch.num_samples))) for epoch in epochs)
+    firsts = {document[0] for document in documents_of(lengths) if document}
+    for number in range(epochs[0].num_samples):
+        inputs, labels, mask, documents = (array[number].tolist() for array in plain)
+        count = epochs[0].count(np.array([number]))[1]
+        pieces = [range(offset, offset + length) for _, offset, length in epochs[0].spans(number)]
+        assert all(pieces) and len(pieces) in (
+            documents[count - 1] + 1,
+            documents[count - 1] + 1 + (not packed),
+        )
+        if packed:
+            ids = [at for at, piece in enumerate(pieces) for _ in piece[:-1]]
+            assert documents == ids + [len(pieces)] * (seq_length - count)
+        else:
+            assert documents == numbered(lengths, inputs[:count], seq_length)
+        expected = [0.0 if label in firsts else value for label, value in zip(labels, mask, strict=True)]
+        assert other[2][number].tolist() == (mask if packed else expected)
+    for index in (0, 1, 3):
+        assert (plain[index] == other[index]).all()
+    every = np.arange(epochs[0].num_samples)
+    assert epochs[0].count(every) == epochs[1].count(every)
 
 
 def test_windows_join_without_a_seam() -> None:
@@ -165,10 +220,10 @@ def test_windows_join_without_a_seam() -> None:
     one, many = joined_starts(file, 5, 1), joined_starts(file, 5, 7)
     assert (one == many).all() and one[-1] == sum(lengths) and len(one) == -(-5000 // 64) + 1
     epoch = JoinedEpoch(file, one, 5, 6, 16)
-    _, labels, mask = read(epoch, 16, list(range(epoch.num_samples)))
+    _, labels, mask, _ = read(epoch, 16, list(range(epoch.num_samples)))
     assert len(set(labels[mask == 1].tolist())) == sum(lengths) - 1
     packed = PackedEpoch(file, packed_starts(file, 5, 16, 3), 5, 6, 16)
-    _, labels, mask = read(packed, 16, list(range(packed.num_samples)))
+    _, labels, mask, _ = read(packed, 16, list(range(packed.num_samples)))
     assert len(set(labels[mask == 1].tolist())) == sum(lengths) - 5000
 
 
@@ -215,7 +270,10 @@ def test_damage_and_misuse_are_errors() -> None:
         JoinedEpoch(file, np.array([0, 30], np.int32), 1, 2, 8)
     with pytest.raises(ValueError, match="outputs must be"):
         good = JoinedEpoch(file, joined_starts(file, 1, 1), 1, 2, 8)
-        good.read(np.array([0]), *[np.zeros((1, 9), np.int64)] * 2, np.zeros((1, 9), np.float32), 0)
+        outs = [np.zeros((1, 8), dtype) for dtype in (np.int64, np.int64, np.float32)]
+        good.read(np.array([0]), *outs, np.zeros((1, 9), np.int32), 0)
+    with pytest.raises(TypeError):
+        good.read(np.array([0]), *outs, np.zeros((1, 8), np.int64), 0)
     with pytest.raises(IndexError, match="outside the epoch"):
         good.spans(good.num_samples)
     with pytest.raises(ValueError, match="a document, pointers 8"):
@@ -231,7 +289,7 @@ def test_ids_of_every_width_are_read(dtype: str) -> None:
     epoch = JoinedEpoch(file, joined_starts(file, 1, 1), 1, 2, 6)
     order = [token for at in reference.permutation(2, 1) for token in (ids[:3], ids[3:])[at]]
     for vocab_size in (0, kind.max + 1):
-        inputs, labels, _ = read(epoch, 6, [0], vocab_size)
+        inputs, labels, *_ = read(epoch, 6, [0], vocab_size)
         assert (inputs[0].tolist(), labels[0].tolist()) == (order[:-1], order[1:])
     with pytest.raises(IndexError, match=f"token id {kind.max} is outside the vocabulary of {kind.max}"):
         read(epoch, 6, [0], kind.max)

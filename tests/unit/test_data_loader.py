@@ -61,6 +61,7 @@ def test_ranks_that_do_not_read_keep_the_same_account(prefixes: dict[str, str]) 
             assert (one.source_B == other.source_B).all()
             assert one.tokens_BS.shape == other.tokens_BS.shape == (2, SEQ)
             assert one.labels_BS.any() and not other.labels_BS.any()
+            assert one.documents_BS.shape == (2, SEQ) and not other.documents_BS.any()
         assert ledgers[0] == ledgers[1]
     for reader in readers:
         reader.close()
@@ -129,7 +130,7 @@ def test_arrays_come_from_the_allocator(prefixes: dict[str, str]) -> None:
     used = loader_of(prefixes, Ledger(), Cut(4, 4), allocate=dirty)
     for _ in range(30):
         for one, other in zip(plain.next_step(), used.next_step(), strict=True):
-            for field in ("tokens_BS", "labels_BS", "loss_mask_BS"):
+            for field in ("tokens_BS", "labels_BS", "loss_mask_BS", "documents_BS"):
                 assert (getattr(one, field) == getattr(other, field)).all()
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from data_world import SEQ, write_tokens
 
@@ -111,3 +113,13 @@ def test_damage_is_found(tokens: Path) -> None:
         prepare(config_of(tokens), check_hashes=False)
     with pytest.raises(ConfigError, match="cache_dir"):
         prepare(config_of(tokens, cache=""), check_hashes=False)
+
+
+@pytest.mark.parametrize("eod_mask_loss", [False, True])
+def test_the_ends_of_documents_are_masked_where_it_is_asked_for(tokens: Path, eod_mask_loss: bool) -> None:
+    """The first token of the one document of each corpus that can come after another."""
+    config = config_of(tokens)
+    for source in open_sources(replace(config, data=replace(config.data, eod_mask_loss=eod_mask_loss))):
+        batch = source.empty_batch(source.samples_per_epoch)
+        source.read(np.arange(source.samples_per_epoch), batch)
+        assert batch.loss_mask_BS.sum() == source.predictions_per_epoch - eod_mask_loss

@@ -11,7 +11,9 @@ from pathlib import Path
 import kernels_reference as reference
 import numpy as np
 import pytest
-from data_world import SEQ, sample_labels, write_tokens
+from data_world import SEQ, numbered, sample_labels, within_documents, write_tokens
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokens_world import manifest_of, write_by_megatron
 
 from cptron.data.content import open_content
@@ -77,6 +79,9 @@ def test_a_batch_across_epochs_in_any_order(tmp_path: Path, packing: Packing) ->
         assert (batch.tokens_BS[row] == inputs).all()
         assert (batch.labels_BS[row] == found).all()
         assert (batch.loss_mask_BS[row] == mask).all()
+        alone = fresh.empty_batch(1)
+        fresh.read(np.array([cursor]), alone)
+        assert (batch.documents_BS[row] == alone.documents_BS[0]).all()
 
 
 @pytest.mark.parametrize("num_tokens", [2, 3, SEQ, SEQ + 1, SEQ + 2, 3 * SEQ + 1])
@@ -172,6 +177,46 @@ def test_loss_mask_of_the_files_counts(tmp_path: Path, packing: Packing) -> None
     expected = {token for token in range(sum(lengths)) if learned[token] and token not in unpredicted}
     assert expected - set(seen) <= starts and set(seen) <= expected
     assert source.count(np.arange(source.samples_per_epoch))[1] == source.predictions_per_epoch
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.sampled_from([0, 1, 2, 5, SEQ, SEQ + 1, 30]), min_size=2, max_size=20),
+    st.integers(1, 20),
+    st.sampled_from(PACKINGS),
+)
+def test_documents_and_their_ends(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], seq_length: int, packing: Packing
+) -> None:
+    """Three epochs, their last samples too, walked token by token; `eod_mask_loss` changes the mask alone."""
+    if max(lengths) < 2:
+        return
+    prefix = tmp_path_factory.mktemp("tokens") / "s"
+    learned = np.random.default_rng(0).integers(0, 2, sum(lengths))
+    write_tokens(prefix, lengths, learned=None if 0 in lengths else learned)
+    plain = TokenSource("s", str(prefix), seq_length, 1, packing=packing)
+    masked = TokenSource("s", str(prefix), seq_length, 1, packing=packing, eod_mask_loss=True)
+    cursors = np.arange(3 * plain.samples_per_epoch)
+    batch, other = (source.empty_batch(len(cursors)) for source in (plain, masked))
+    batch.documents_BS[:] = 99  # page-locked arrays are used again
+    plain.read(cursors, batch)
+    masked.read(cursors, other)
+    for row, cursor in enumerate(cursors):
+        _, count = plain.count(cursors[row : row + 1])
+        spans = plain.spans(int(cursor))
+        inputs, found = batch.tokens_BS[row].tolist(), batch.labels_BS[row].tolist()
+        if packing == "joined":
+            ids = numbered(lengths, inputs[:count], seq_length)
+        else:
+            ids = [at for at, span in enumerate(spans) for _ in range(span.length - 1)]
+            ids += [len(spans)] * (seq_length - count)
+        assert batch.documents_BS[row].tolist() == ids
+        mask = batch.loss_mask_BS[row].tolist()
+        assert not any(mask[count:])
+        assert other.loss_mask_BS[row].tolist() == within_documents(lengths, found, mask)
+    assert (batch.tokens_BS == other.tokens_BS).all() and (batch.labels_BS == other.labels_BS).all()
+    assert (batch.documents_BS == other.documents_BS).all()
+    assert plain.count(cursors) == masked.count(cursors)
 
 
 def test_ids_beyond_the_vocabulary_and_damage_are_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_world import write_tokens
+from data_world import numbered, within_documents, write_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokens_world import write_by_megatron
@@ -57,6 +57,56 @@ def test_only_what_is_learned_counts(
     assert sorted(inputs) == list(range(places))
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from([0, 0, 1, 2, 5, 9, 30]), min_size=1, max_size=20),
+    st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 20)),
+    st.integers(0, 120),
+    st.booleans(),
+    st.integers(1, 50),
+)
+def test_documents_and_their_ends(
+    tmp_path_factory: pytest.TempPathFactory,
+    lengths: list[int],
+    cut: tuple[int, int, int],
+    max_tokens: int,
+    has_mask: bool,
+    at_once: int,
+) -> None:
+    """Windows walked token by token, up to the wholly padded ones; `eod_mask_loss` changes what counts alone."""
+    if sum(lengths) < 2:
+        return
+    has_mask &= 0 not in lengths
+    dp_size, micro, seq_length = cut
+    prefix = tmp_path_factory.mktemp("tokens") / "v"
+    learned = np.random.default_rng(1).integers(0, 2, sum(lengths)) if has_mask else np.ones(sum(lengths))
+    stream = write_tokens(prefix, lengths, learned=learned if has_mask else None).tolist()
+    places = min(max_tokens or len(stream), len(stream) - 1)
+    for eod_mask_loss in (False, True):
+        counts = [0.0, *learned[1 : places + 1].tolist()]
+        if eod_mask_loss:
+            counts = within_documents(lengths, stream[: places + 1], counts)
+        for rank in range(dp_size):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(valid_module, "_TOKENS_AT_ONCE", at_once)
+                arguments = "v", str(prefix), seq_length, max_tokens, micro, rank, dp_size
+                if not sum(counts):
+                    with pytest.raises(DataError, match=r"v .* is empty: .* leaves out all of"):
+                        ValidSet(*arguments, eod_mask_loss=eod_mask_loss)
+                    continue
+                valid_set = ValidSet(*arguments, eod_mask_loss=eod_mask_loss)
+            assert valid_set.num_predicted_tokens == sum(counts)
+            for number, batch in enumerate(valid_set):
+                for row in range(micro):
+                    start = ((number * dp_size + rank) * micro + row) * seq_length
+                    inputs = stream[:places][start : start + seq_length]
+                    assert batch.documents_BS[row].tolist() == numbered(lengths, inputs, seq_length)
+                    expected = counts[start + 1 : start + 1 + seq_length]
+                    padding = [0.0] * (seq_length - len(expected))
+                    assert batch.loss_mask_BS[row].tolist() == expected + padding
+                    assert batch.tokens_BS[row, : len(inputs)].tolist() == inputs
+
+
 def test_a_mask_that_leaves_nothing_is_refused(tmp_path: Path) -> None:
     """The mean over no tokens is no loss; the first token is never a label."""
     learned = np.zeros(20, np.int64)
@@ -64,6 +114,9 @@ def test_a_mask_that_leaves_nothing_is_refused(tmp_path: Path) -> None:
     write_tokens(tmp_path / "v", [20], learned=learned)
     with pytest.raises(DataError, match=r"validation set v .* leaves out all of 19 tokens"):
         ValidSet("v", str(tmp_path / "v"), 8, 0, 1, 0, 1)
+    write_tokens(tmp_path / "w", [1] * 20)
+    with pytest.raises(DataError, match=r"validation set w .* eod_mask_loss leaves out all of 19 tokens"):
+        ValidSet("w", str(tmp_path / "w"), 8, 0, 1, 0, 1, eod_mask_loss=True)
 
 
 @pytest.mark.parametrize("learned", [None, np.ones(100, np.int64)])

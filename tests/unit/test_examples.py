@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cptron.config.check import check_architecture, check_config
+from cptron.config.check import check_config
+from cptron.config.check_engine import check_shape
 from cptron.config.load import load_config, resolved_yaml
 from cptron.model.families.llama import read_config
 
@@ -82,7 +83,7 @@ def test_quickstart_reads_what_its_program_writes() -> None:
 def test_cluster_example_suits_its_model() -> None:
     """Llama 3.1 8B can be cut as the file says, and the run has the tokens that its comment promises."""
     config = load_config(ROOT / "examples/cluster/llama3_8b_h100.yaml").config
-    check_architecture(read_config(LLAMA_3_1_8B), config.parallel, config.data.seq_length)
+    check_shape(read_config(LLAMA_3_1_8B), config)
     tokens = config.train.steps * config.train.global_batch_size * config.data.seq_length
     assert round(tokens / 1e9) == 21
     assert config.train.precision == "bf16"

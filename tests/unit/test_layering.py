@@ -20,11 +20,15 @@ PROGRAMS = sorted(
 
 ADAPTERS = {
     "checkpoint/sharded.py",
+    "model/adapter_layers.py",
     "model/attention.py",
     "model/build.py",
+    "model/causal_lm.py",
+    "model/linear_fp8.py",
     "model/norm.py",
     "model/specs_native.py",
     "model/specs_te.py",
+    "optim/data_parallel.py",
     "optim/optimizer.py",
     "runtime/groups.py",
     "runtime/pipeline.py",

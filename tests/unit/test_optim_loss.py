@@ -7,7 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cptron.model.vocab_loss import TokenLosses
 from cptron.optim.loss import masked_sums
+
+
+def token_losses(loss_BS: torch.Tensor, mask_BS: torch.Tensor) -> TokenLosses:
+    """What the last stage returns for these losses."""
+    return TokenLosses((loss_BS.float() * mask_BS).sum(), loss_BS.detach().float())
 
 
 @settings(deadline=None, max_examples=50)
@@ -19,7 +25,7 @@ def test_sums_equal_plain_loops(batch: int, length: int, num_sources: int, seed:
     loss_BS = (torch.rand(batch, length, generator=generator) * 20).to(dtype)
     mask_BS = (torch.rand(batch, length, generator=generator) < 0.6).float()
     source_B = torch.randint(num_sources, (batch,), generator=generator)
-    total, count, by_source_K2 = masked_sums(loss_BS, mask_BS, source_B, num_sources)
+    total, count, by_source_K2 = masked_sums(token_losses(loss_BS, mask_BS), mask_BS, source_B, num_sources)
     expected = [[0.0, 0.0] for _ in range(num_sources)]
     for row in range(batch):
         for column in range(length):
@@ -37,7 +43,7 @@ def test_gradient_is_the_mask() -> None:
     """d(sum) / d(loss of a token) is 1 where it counts, 0 elsewhere; the sums by source carry no gradient."""
     loss_BS = torch.rand(2, 3, requires_grad=True)
     mask_BS = torch.tensor([[1.0, 0, 1], [0, 0, 1]])
-    total, _, by_source_K2 = masked_sums(loss_BS, mask_BS, torch.tensor([0, 0]), 2)
+    total, _, by_source_K2 = masked_sums(token_losses(loss_BS, mask_BS), mask_BS, torch.tensor([0, 0]), 2)
     assert not by_source_K2.requires_grad
     total.backward()
     assert loss_BS.grad is not None
@@ -49,9 +55,10 @@ def test_the_cut_into_micro_batches_does_not_matter() -> None:
     loss_BS = torch.rand(6, 5, dtype=torch.float64).float()
     mask_BS = (torch.rand(6, 5) < 0.5).float()
     source_B = torch.tensor([0, 2, 1, 1, 0, 2])
-    whole = masked_sums(loss_BS, mask_BS, source_B, 3)
+    whole = masked_sums(token_losses(loss_BS, mask_BS), mask_BS, source_B, 3)
     halves = [
-        masked_sums(loss_BS[half], mask_BS[half], source_B[half], 3) for half in (slice(3), slice(3, 6))
+        masked_sums(token_losses(loss_BS[half], mask_BS[half]), mask_BS[half], source_B[half], 3)
+        for half in (slice(3), slice(3, 6))
     ]
     torch.testing.assert_close(halves[0][2] + halves[1][2], whole[2], rtol=1e-12, atol=0)
     assert halves[0][1] + halves[1][1] == whole[1]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cptron.errors import ConfigError
 from cptron.runtime.launcher import Ranks, launched_ranks
-from cptron.runtime.topology import Topology
+from cptron.runtime.topology import Layout, Topology
 
 SIZES = st.integers(1, 6)
 
@@ -44,28 +44,29 @@ def srun_task(rank: int, tasks: int, tasks_per_node: str, local: int, node: int)
 
 
 @settings(deadline=None)
-@given(SIZES, SIZES, SIZES)
-def test_ranks_are_numbered_with_tensor_innermost(tp: int, dp: int, pp: int) -> None:
-    """Counting through (pipeline, data, tensor) with the last index fastest numbers every rank once."""
-    topology = Topology(tp * dp * pp, tp, pp)
+@given(SIZES, SIZES, SIZES, SIZES)
+def test_ranks_are_numbered_with_tensor_innermost(tp: int, cp: int, dp: int, pp: int) -> None:
+    """Counting through (pipeline, data, context, tensor) with the last index fastest numbers every rank once."""
+    topology = Topology(tp * cp * dp * pp, Layout(tp=tp, cp=cp, pp=pp))
     assert topology.dp == dp
-    places = [(p, d, t) for p in range(pp) for d in range(dp) for t in range(tp)]
-    found = [(topology.pp_rank(r), topology.dp_rank(r), topology.tp_rank(r)) for r in range(tp * dp * pp)]
-    assert found == places
-    assert topology.describe() == f"tp{tp}_pp{pp}_dp{dp}"
+    places = [(p, d, c, t) for p in range(pp) for d in range(dp) for c in range(cp) for t in range(tp)]
+    axes = (topology.pp_rank, topology.dp_rank, topology.cp_rank, topology.tp_rank)
+    assert [tuple(axis(rank) for axis in axes) for rank in range(tp * cp * dp * pp)] == places
+    context = f"_cp{cp}" if cp > 1 else ""
+    assert topology.describe() == f"tp{tp}{context}_pp{pp}_dp{dp}"
 
 
 @settings(deadline=None)
-@given(SIZES, SIZES, SIZES)
-def test_groups_are_megatron_cores(tp: int, dp: int, pp: int) -> None:
+@given(SIZES, SIZES, SIZES, SIZES)
+def test_groups_are_megatron_cores(tp: int, cp: int, dp: int, pp: int) -> None:
     """Ranks that share two coordinates are the groups which megatron-core makes in its default order."""
     import cptron.runtime.megatron_ready  # noqa: F401
 
     from megatron.core.parallel_state import RankGenerator
 
-    topology = Topology(tp * dp * pp, tp, pp)
-    theirs = RankGenerator(tp=tp, ep=1, dp=dp, pp=pp, cp=1, order="tp-cp-ep-dp-pp")
-    axes = {"tp": topology.tp_rank, "dp": topology.dp_rank, "pp": topology.pp_rank}
+    topology = Topology(tp * cp * dp * pp, Layout(tp=tp, cp=cp, pp=pp))
+    theirs = RankGenerator(tp=tp, ep=1, dp=dp, pp=pp, cp=cp, order="tp-cp-ep-dp-pp")
+    axes = {"tp": topology.tp_rank, "cp": topology.cp_rank, "dp": topology.dp_rank, "pp": topology.pp_rank}
     for axis in axes:
         others = [place for name, place in axes.items() if name != axis]
         groups: dict[tuple[int, ...], list[int]] = {}
@@ -79,10 +80,10 @@ def test_groups_are_megatron_cores(tp: int, dp: int, pp: int) -> None:
 def test_a_world_that_cannot_be_cut_is_refused(world_size: int, tp: int, pp: int) -> None:
     """The message names the number of ranks and what it must be a multiple of."""
     if world_size % (tp * pp) == 0:
-        assert Topology(world_size, tp, pp).dp * tp * pp == world_size
+        assert Topology(world_size, Layout(tp=tp, pp=pp)).dp * tp * pp == world_size
         return
     with pytest.raises(ConfigError, match=f"world size {world_size} must be a multiple of .* = {tp * pp};"):
-        Topology(world_size, tp, pp)
+        Topology(world_size, Layout(tp=tp, pp=pp))
 
 
 def test_torchrun_is_understood() -> None:

@@ -12,6 +12,9 @@ from typing import Any, Literal
 
 from cptron.model.architecture import Architecture
 
+ADAPTABLE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Hugging Face names of the matrices of a layer, which adapters may stand beside."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorRule:

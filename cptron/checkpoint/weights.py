@@ -1,0 +1,65 @@
+"""A model's weights from a checkpoint of any kind: whole weights, or an adapter and the base it was trained on.
+
+Place in the flow: training, evaluation, verification and export load through here. Invariant: an adapter is only ever
+put on the very base weights it was trained on; their fingerprint is compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cptron.checkpoint import layout
+from cptron.checkpoint.sharded import load_shards
+from cptron.config.schema import AdapterConfig
+from cptron.errors import CheckpointError
+from cptron.model.adapters import is_adapter, is_base
+from cptron.model.build import build_model
+from cptron.model.causal_lm import CausalLM
+from cptron.model.options import ModelOptions
+
+
+def load_weights(
+    checkpoint: Path, chunks: Sequence[Any], optimizer: Any | None = None, base: Path | None = None
+) -> None:
+    """Fill the chunks, and the optimizer where given; collective.
+
+    From whole weights, adapters that the chunks have are left as they are. `base`: where an adapter's base is now, if
+    not where it was. Raises `CheckpointError`.
+    """
+    manifest = layout.read_manifest(checkpoint)
+    if manifest.adapter is None:
+        load_shards(checkpoint / layout.SHARDS, chunks, optimizer, holds=is_base)
+        return
+    load_shards(base_of(manifest, base) / layout.SHARDS, chunks, holds=is_base)
+    load_shards(checkpoint / layout.SHARDS, chunks, optimizer, holds=is_adapter)
+
+
+def base_of(manifest: layout.Manifest, base: Path | None = None) -> Path:
+    """The checkpoint of whole weights that an adapter belongs to. Raises `CheckpointError` unless it is that one."""
+    path = base or Path(manifest.base)
+    found = layout.read_manifest(path).weights_fingerprint
+    if found != manifest.base_fingerprint:
+        raise CheckpointError(
+            f"{path} holds weights {found[:12]}, but the adapter was trained on {manifest.base_fingerprint[:12]}; "
+            "give the base checkpoint that it was trained on"
+        )
+    return path
+
+
+def open_model(checkpoint: Path, options: ModelOptions | None = None, base: Path | None = None) -> CausalLM:
+    """The model of a checkpoint, with its adapter if it has one, in this one process."""
+    manifest = layout.read_manifest(checkpoint)
+    options = replace(options or ModelOptions(), adapter=adapter_of(manifest))
+    model = build_model(manifest.arch, options)
+    load_weights(checkpoint, [model], base=base)
+    return model
+
+
+def adapter_of(manifest: layout.Manifest) -> AdapterConfig:
+    """The adapter that a checkpoint holds."""
+    if manifest.adapter is None:
+        return AdapterConfig()
+    return AdapterConfig(**{**manifest.adapter, "targets": tuple(manifest.adapter["targets"])})
