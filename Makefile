@@ -30,7 +30,8 @@ NEWEST_READY := $(NEWEST_DIR)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check test-newest-mcore sanitize bench-peers bench-data test-gpu clean
+.PHONY: help env demo test check test-newest-mcore sanitize bench-peers bench-data bench-engine bench-gpu-peers \
+	bench-gpu test-gpu clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 28
@@ -64,6 +65,16 @@ bench-peers: $(READY) ## fetch the peers of bench-data: tokenizers, Megatron-LM
 
 bench-data: bench-peers ## the data path against its peers: benchmarks/results/data.json
 	$(VENV)/bin/python -m benchmarks.data.run $(BENCH_ARGS)
+
+bench-engine: $(READY) ## the engine against a transformers loop on the CPU: benchmarks/results/engine_cpu.json
+	$(VENV)/bin/python -m benchmarks.engine.run --device cpu $(BENCH_ARGS)
+
+bench-gpu-peers: ## fetch torchtitan and torchao for bench-gpu into .cache, beside the environment of PY
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .cache/bench-engine-peers \
+		-r benchmarks/engine/requirements-peers.txt
+
+bench-gpu: ## the engine against its peers on one CUDA device, in the environment of PY: benchmarks/results/engine_cuda.json
+	$(PY) -m benchmarks.engine.run --device cuda $(BENCH_ARGS)
 
 sanitize: $(READY) ## the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	rm -rf $(SANITIZED)

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from cptron.config.check_fp8 import FP8_CAPABILITY
 from cptron.errors import EXIT_CODE
 from cptron.report.console import table
 
@@ -40,16 +41,16 @@ BOUNDS: dict[str, tuple[str, str]] = {
 """Required: first version that works, and first that does not (empty: none known). As in pyproject.toml."""
 
 ACCELERATORS = {
-    "transformer_engine": ("transformer_engine", "model.spec=te: fused layers and attention"),
-    "apex": ("apex.optimizers", "NVIDIA's fused kernels inside megatron-core"),
+    "transformer_engine": ("transformer_engine", "model.backend=te: fused layers, attention, FP8 recipes"),
+    "apex": ("apex.optimizers", "NVIDIA's FusedAdam; with its CUDA extensions also fused weight gradients"),
     "flash_attn": ("flash_attn", "attention inside Transformer Engine"),
+    "emerging_optimizers": ("emerging_optimizers", "optim.name=muon"),
     "triton": ("triton", "kernels of torch.compile"),
     "gigatoken": ("gigatoken", "cptron preprocess: tokenizes fast where its ids are the reference's"),
     "snaptokens": ("snaptokens", "cptron preprocess: the same, for tokenizers gigatoken refuses"),
     "tiktoken": ("tiktoken", "cptron preprocess: .tiktoken files"),
     "pyarrow": ("pyarrow", "cptron preprocess: Parquet and Hugging Face datasets on disk"),
     "jinja2": ("jinja2", "cptron preprocess: chat templates"),
-    "liger_kernel": ("liger_kernel", "not used by cptron"),
     "tensorboard": ("tensorboard", "log.tensorboard=true"),
     "wandb": ("wandb", "log.wandb=offline or online"),
 }
@@ -115,7 +116,9 @@ def device_facts() -> dict[str, Any]:
 
         for i in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(i)
-            gpus.append({"name": properties.name, "memory_gib": round(properties.total_memory / 2**30, 1)})
+            memory_gib = round(properties.total_memory / 2**30, 1)
+            fp8 = (properties.major, properties.minor) >= FP8_CAPABILITY
+            gpus.append({"name": properties.name, "memory_gib": memory_gib, "fp8": fp8})
     return {**facts, "gpus": gpus}
 
 
@@ -129,16 +132,33 @@ def uses_of(devices: dict[str, Any], optional: dict[str, Finding]) -> dict[str, 
         "device and backend": "CUDA with NCCL"
         if on_gpu
         else "CPU with gloo (megatron-core through the host adaptor)",
-        "attention": "torch scaled_dot_product_attention" + _or_te(has, "attention"),
-        "norm": "RMSNorm in torch" + _or_te(has, "norms"),
+        "layers": "torch (model.backend=native)" + _or_te(has, "layers"),
+        "attention": _attention(on_gpu) + _or_te(has, "attention"),
+        "pointwise work": "kernels made by torch.compile" if on_gpu else "torch",
+        "weight gradients": "Apex, straight into the fp32 buffer"
+        if on_gpu and _has_module("fused_weight_gradient_mlp_cuda")
+        else "torch",
+        "FP8 products": _fp8(devices["gpus"]),
         "optimizer": f"megatron-core distributed optimizer with {fused or 'cptron'} AdamW",
         "checkpoints": "megatron-core torch_dist shards and a manifest of every file",
         "logging": ", ".join(["metrics.jsonl, console, report.html", *trackers]),
     }
 
 
+def _attention(on_gpu: bool) -> str:
+    if not on_gpu:
+        return "torch scaled_dot_product_attention, one call a document"
+    return "torch scaled_dot_product_attention (cuDNN, else flash); varlen flash attention over documents"
+
+
+def _fp8(gpus: list[dict[str, Any]]) -> str:
+    if gpus and all(gpu["fp8"] for gpu in gpus):
+        return "torch scaled matrix products"
+    return "none in this hardware; fp8.without_hardware=emulate computes the same numbers slowly"
+
+
 def _or_te(has: dict[str, bool], part: str) -> str:
-    return f"; Transformer Engine {part} with model.spec=te" if has["transformer_engine"] else ""
+    return f"; Transformer Engine {part} with model.backend=te" if has["transformer_engine"] else ""
 
 
 def _bounded(name: str, found: str) -> Finding:

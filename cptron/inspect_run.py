@@ -18,6 +18,13 @@ from cptron.report.sinks import METRICS_FILE, Record, read_records
 
 RUN_FILE = "run.json"
 
+HOLDS = {
+    "weights": "weights",
+    "training": "weights, optimizer, position in the data",
+    "adapter": "an adapter without its base's weights, optimizer, position in the data",
+}
+"""Kind of a checkpoint -> its content in words."""
+
 Facts = dict[str, Any]
 
 
@@ -26,7 +33,7 @@ def describe_checkpoint(directory: Path) -> Facts:
     manifest = layout.read_manifest(directory)
     facts: Facts = {
         "kind": "checkpoint",
-        "holds": "weights" if manifest.kind == "weights" else "weights, optimizer, position in the data",
+        "holds": HOLDS[manifest.kind],
         "step": manifest.step,
         "tokens_total": manifest.tokens_total,
         "hugging_face_model": manifest.hugging_face_model or "none",
@@ -42,7 +49,10 @@ def describe_checkpoint(directory: Path) -> Facts:
         "lineage": _lineage(manifest),
         "versions": manifest.versions,
     }
-    if manifest.kind == "training":
+    if manifest.adapter is not None:
+        facts["adapter"] = {**manifest.adapter, "targets": ", ".join(manifest.adapter["targets"])}
+        facts["base"] = {"checkpoint": manifest.base, "weights_fingerprint": manifest.base_fingerprint}
+    if manifest.kind != "weights":
         facts["ledger"] = _ledger(directory / layout.STATE)
     return facts
 

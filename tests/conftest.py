@@ -12,6 +12,10 @@ import pytest
 from hypothesis import settings
 from tiny_world import whole_runs, world
 
+from cptron.runtime.host_isa import leave_amx_alone
+
+leave_amx_alone()  # before the first matrix product of this process
+
 __all__ = ["whole_runs", "world"]
 
 TESTS_DIR = Path(__file__).parent

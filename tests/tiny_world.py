@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,18 @@ runtime: {{device: cpu, threads_per_rank: 1, timeout_s: 60}}
 """
 
 
+SHORT = [
+    "train.steps=6",
+    "optim.warmup_steps=1",
+    "eval.every_steps=3",
+    "eval.micro_batch_size=4",
+    "checkpoint.every_steps=3",
+    "data.valid.domain.max_tokens=600",
+    "data.valid.general.max_tokens=300",
+]
+"""Overrides for six steps, evaluated and saved after three and six."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """How many ranks, and how they are cut."""
@@ -46,14 +59,22 @@ class Layout:
     world_size: int
     tp: int = 1
     pp: int = 1
+    cp: int = 1
+    virtual_stages: int = 1
 
     @property
     def overrides(self) -> list[str]:
         """Configuration overrides that ask for it."""
-        return [f"parallel.tp={self.tp}", f"parallel.pp={self.pp}"]
+        words = [f"parallel.tp={self.tp}", f"parallel.pp={self.pp}"]
+        words += [f"parallel.cp={self.cp}"] if self.cp > 1 else []
+        return words + ([f"parallel.virtual_stages={self.virtual_stages}"] if self.virtual_stages > 1 else [])
 
     def __str__(self) -> str:
-        return f"tp{self.tp}_pp{self.pp}_dp{self.world_size // (self.tp * self.pp)}"
+        parts = [f"tp{self.tp}"]
+        parts += [f"cp{self.cp}"] if self.cp > 1 else []
+        parts += [f"pp{self.pp}"]
+        parts += [f"vp{self.virtual_stages}"] if self.virtual_stages > 1 else []
+        return "_".join([*parts, f"dp{self.world_size // (self.tp * self.cp * self.pp)}"])
 
 
 ONE = Layout(1)
@@ -100,6 +121,18 @@ class World:
         errors = [outcome.error for outcome in outcomes if outcome.error]
         assert not errors, errors[0]
         return run_dir
+
+
+def interrupted(whole: Path, target: Path) -> Path:
+    """Copy of a run that a crash before its last save left: later metrics, no later checkpoint."""
+    shutil.copytree(whole, target)
+    shutil.rmtree(max((target / "checkpoints").iterdir()))
+    return target
+
+
+def command(*arguments: str | Path) -> rank_calls.Outcome:
+    """Any other `cptron` command on a warm rank."""
+    return run_ranks(rank_calls.command, 1, [str(argument) for argument in arguments], timeout_s=120)[0]
 
 
 def write_corpus(path: Path, topics: Sequence[str], num_documents: int, seed: int) -> Path:

@@ -13,8 +13,9 @@ import torch
 
 from benchmarks.engine.cases import Case
 
-REPETITIONS = 12
 WARMUP = 3
+DURATION_S = 2.0
+"""Of each product's repetitions: long enough for a moment in which the machine does nothing else."""
 
 
 def ceiling_tflops(case: Case, threads: int) -> float:
@@ -45,12 +46,13 @@ def _product(case: Case, rows: int, contraction: int, columns: int) -> Callable[
 
 
 def _tflops(product: Callable[[], object], flops: int, on_gpu: bool) -> float:
-    best_s = float("inf")
-    for number in range(WARMUP + REPETITIONS):
+    best_s, number, began_s = float("inf"), 0, time.perf_counter()
+    while number <= WARMUP or time.perf_counter() - began_s < DURATION_S:
         started_s = time.perf_counter()
         product()
         if on_gpu:
             torch.cuda.synchronize()
         if number >= WARMUP:
             best_s = min(best_s, time.perf_counter() - started_s)
+        number += 1
     return flops / best_s / 1e12

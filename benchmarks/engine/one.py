@@ -11,8 +11,10 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +58,16 @@ def carry_out(order: Order) -> dict[str, Any]:
     prepare = partial(peer.prepared, case, Path(order.start) if order.start else None, order.threads)
     with prepare(**settings) as step:
         answer = measure(step, order.warmup, order.steps, order.block, case.device == "cuda")
-    return {**answer, "precision": peer.describe(case)}
+    return {**answer, "precision": peer.describe(case), "packages": packages()}
+
+
+def packages() -> dict[str, str]:
+    """Versions of the peers' packages that this process can import."""
+    found = {}
+    for package in ("torchtitan", "torchao", "triton"):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def main() -> int:

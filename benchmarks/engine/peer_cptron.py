@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.engine.batches import batches_of
 from benchmarks.engine.cases import Case
 from benchmarks.engine.timing import CLIP, LEARNING_RATE, Step
@@ -22,8 +24,6 @@ from cptron.model.options import ModelOptions
 from cptron.optim.optimizer import build_optimizer, wrap_chunks
 from cptron.runtime.session import open_session
 from cptron.train.step import train_step
-
-import numpy as np
 
 OPTIM = OptimConfig(lr=LEARNING_RATE, weight_decay=0.1, beta1=0.9, beta2=0.95, eps=1e-8, clip_grad_norm=CLIP)
 

@@ -11,9 +11,10 @@ converter names the recipe `rowwise`; `tensorwise` is handed to torchao by the s
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -191,13 +192,11 @@ def _set_sequence(config: Any, parallelism: Any, seq_length: int) -> None:
 def _one_rank(on_gpu: bool) -> Iterator[None]:
     """A process group of one, over nothing but this process."""
     torch.autograd.set_multithreading_enabled(False)  # as its init_distributed does
+    gc.disable()  # as its trainer does for 50 steps at a time
     if on_gpu:
         torch.cuda.set_device(0)
-    dist.init_process_group(
-        "nccl" if on_gpu else "gloo", store=dist.HashStore(), rank=0, world_size=1
-    )
+    dist.init_process_group("nccl" if on_gpu else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        with nullcontext():
-            yield
+        yield
     finally:
         dist.destroy_process_group()

@@ -39,8 +39,9 @@ def start_weights(arch: Architecture, work_dir: Path) -> tuple[Path, Path]:
 
 
 def main() -> int:
-    """Command line: an architecture as JSON, and the work directory."""
-    start_weights(Architecture.from_dict(json.loads(sys.argv[1])), Path(sys.argv[2]))
+    """Command line: an architecture as JSON, and the work directory; prints the two directories."""
+    model_dir, checkpoint = start_weights(Architecture.from_dict(json.loads(sys.argv[1])), Path(sys.argv[2]))
+    print(f"{model_dir}\n{checkpoint}")
     return 0
 
 

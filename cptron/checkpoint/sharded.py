@@ -93,9 +93,13 @@ def load_shards(
     if absent or unused:
         wrong = sorted(absent) or sorted(unused)
         what = "lacks" if absent else "holds parameters this model does not have:"
-        raise CheckpointError(
-            f"{shards} {what} {', '.join(wrong[:3])} ({len(wrong)} in all); it is of another model"
+        of_optimizer = all(key.startswith("optimizer.") for key in wrong)
+        advice = (
+            "keep the optimizer and what is trained as they were"
+            if of_optimizer
+            else "it is of another model"
         )
+        raise CheckpointError(f"{shards} {what} {', '.join(wrong[:3])} ({len(wrong)} in all); {advice}")
     for name, chunk in zip(model_state, chunks, strict=True):
         unset, _ = chunk.load_state_dict(loaded[name], strict=False)
         unset = [key for key in unset if holds(key) and not key.endswith("_extra_state")]

@@ -39,7 +39,12 @@ def load_weights(
 
 def base_of(manifest: layout.Manifest, base: Path | None = None) -> Path:
     """The checkpoint of whole weights that an adapter belongs to. Raises `CheckpointError` unless it is that one."""
-    path = base or Path(manifest.base)
+    if base is None and not Path(manifest.base).is_dir():
+        raise CheckpointError(
+            f"{manifest.base} does not exist, and the adapter was trained on it; "
+            "give --base, the place where that checkpoint is now"
+        )
+    path = layout.resolve(str(base or manifest.base))
     found = layout.read_manifest(path).weights_fingerprint
     if found != manifest.base_fingerprint:
         raise CheckpointError(

@@ -112,6 +112,10 @@ def _check_backend(config: Config) -> None:
                     f"{key}=true needs model.backend=te; set it to false or choose that backend"
                 )
         return
+    if fp8.recipe != "none" and fp8.without_hardware == "emulate":
+        raise ConfigError(
+            f"fp8.without_hardware={fp8.without_hardware} is offered by model.backend=native only; use refuse or off"
+        )
     if parallel.cp > 1 and config.attention.document_mask:
         raise ConfigError(
             f"model.backend=te with parallel.cp={parallel.cp} cuts rows, not documents, over context ranks, so "

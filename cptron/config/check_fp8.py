@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from cptron.errors import ConfigError
 
+FP8_CAPABILITY = (8, 9)
+"""First CUDA compute capability whose tensor cores multiply FP8: Ada, then Hopper."""
+
 ALIGNMENT = 16
 """Tensor cores contract and write 8-bit operands in multiples of this."""
 

@@ -40,6 +40,10 @@ def export_hugging_face(
         raise ConversionError(f"{target} already exists; choose another output directory or remove it")
     precision = manifest.precision if dtype == "stored" else dtype
     config = _exported_config(checkpoint, manifest, precision)
+    if manifest.adapter is not None:
+        from cptron.checkpoint.weights import base_of
+
+        base = base_of(manifest, base)
     working = target.with_name(f".writing_{target.name}")
     shutil.rmtree(working, ignore_errors=True)
     carry_small_files(checkpoint / layout.HUGGING_FACE, working)

@@ -26,22 +26,23 @@ class Comparison:
     tokens: int
 
 
-def engine_logits(checkpoint: Path, token_ids: list[int]) -> torch.Tensor:
+def engine_logits(checkpoint: Path, token_ids: list[int], base: Path | None = None) -> torch.Tensor:
     """Logits `[S, V]` of the checkpoint computed by the engine in fp32, padding columns removed."""
     from cptron.checkpoint.weights import open_model
     from cptron.runtime.session import open_session
 
     manifest = layout.read_manifest(checkpoint)
     with open_session() as session, torch.no_grad():
-        model = open_model(checkpoint).eval()
+        model = open_model(checkpoint, base=base).eval()
         tokens_BS = torch.tensor([token_ids], device=session.device.torch_device)
         return model(tokens_BS)[0, :, : manifest.arch.vocab_size].cpu()  # type: ignore[no-any-return]
 
 
-def compare(checkpoint: Path, hugging_face: Path) -> Comparison:
-    """Run both on the checkpoint's probe tokens."""
+def compare(checkpoint: Path, hugging_face: Path, base: Path | None = None) -> Comparison:
+    """Run both on the checkpoint's probe tokens. `base`: where an adapter's base is now."""
     token_ids = layout.read_manifest(checkpoint).probe.token_ids
-    ours, theirs = engine_logits(checkpoint, token_ids), reference_logits(hugging_face, token_ids)
+    ours = engine_logits(checkpoint, token_ids, base)
+    theirs = reference_logits(hugging_face, token_ids)
     labels = torch.tensor(token_ids[1:])
     return Comparison(
         float((ours - theirs).abs().max()),
@@ -51,9 +52,11 @@ def compare(checkpoint: Path, hugging_face: Path) -> Comparison:
     )
 
 
-def require_equal(checkpoint: Path, hugging_face: Path, tolerance: float = 1e-3) -> Comparison:
+def require_equal(
+    checkpoint: Path, hugging_face: Path, tolerance: float = 1e-3, base: Path | None = None
+) -> Comparison:
     """`compare`, and `ConversionError` when a logit differs by more than `tolerance`."""
-    found = compare(checkpoint, hugging_face)
+    found = compare(checkpoint, hugging_face, base)
     if not found.max_abs_logit_difference <= tolerance:
         raise ConversionError(
             f"{hugging_face} and {checkpoint} differ by {found.max_abs_logit_difference:.3g} in a logit, more than "

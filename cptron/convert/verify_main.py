@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `cptron verify CHECKPOINT HF_MODEL`; prints the comparison as one JSON object."""
+    """Run `cptron verify CHECKPOINT HF_MODEL [--tolerance T] [--base B]`; prints the comparison as one JSON object."""
     parser = argparse.ArgumentParser(
         prog="cptron verify", description="Compare logits with transformers, in fp32."
     )
@@ -19,11 +19,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--tolerance", type=float, default=1e-3, help="largest logit difference (default: 1e-3)"
     )
+    parser.add_argument("--base", type=Path, help="where an adapter's base checkpoint is, if it has moved")
     args = parser.parse_args(argv)
 
     from cptron.checkpoint.layout import resolve
     from cptron.convert.verify import require_equal
 
-    found = require_equal(resolve(args.checkpoint), args.hugging_face, args.tolerance)
+    found = require_equal(resolve(args.checkpoint), args.hugging_face, args.tolerance, args.base)
     print(json.dumps(asdict(found)))
     return 0

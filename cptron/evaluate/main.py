@@ -38,6 +38,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--no-document-mask", action="store_true", help="let attention cross documents (default: it does not)"
     )
+    parser.add_argument("--base", type=Path, help="where an adapter's base checkpoint is, if it has moved")
     args = parser.parse_args(argv)
     if min(args.seq_length, args.micro_batch_size) < 1 or args.max_tokens < 0:
         raise ConfigError(
@@ -78,7 +79,7 @@ def _evaluate_checkpoint(args: argparse.Namespace) -> list[tuple[str, float, int
             precision="fp32" if session.device.kind == "cpu" else "bf16",
             attention=AttentionConfig(document_mask=not args.no_document_mask),
         )
-        model = open_model(checkpoint, options)
+        model = open_model(checkpoint, options, args.base)
         for valid_set in sets:
             sums = evaluate_set([model], valid_set, session.device.torch_device)
             results.append((valid_set.name, sums.loss_nats_per_token, sums.tokens))

@@ -12,12 +12,14 @@ size, T = B * S, K keys of all segments, W tokens of a whole sequence.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import cptron.runtime.megatron_ready  # noqa: F401
 
@@ -98,14 +100,15 @@ class TorchAttention(MegatronModule):  # type: ignore[misc]
     def _attend_rows(
         self, query_SBND: torch.Tensor, key_SBGD: torch.Tensor, value_SBGD: torch.Tensor
     ) -> torch.Tensor:
-        context_BNSD = F.scaled_dot_product_attention(
-            query_SBND.permute(1, 2, 0, 3),
-            key_SBGD.permute(1, 2, 0, 3),
-            value_SBGD.permute(1, 2, 0, 3),
-            is_causal=True,
-            scale=self.scale,
-            enable_gqa=query_SBND.size(2) != key_SBGD.size(2),
-        )
+        with _kernels(query_SBND.device):
+            context_BNSD = F.scaled_dot_product_attention(
+                query_SBND.permute(1, 2, 0, 3),
+                key_SBGD.permute(1, 2, 0, 3),
+                value_SBGD.permute(1, 2, 0, 3),
+                is_causal=True,
+                scale=self.scale,
+                enable_gqa=query_SBND.size(2) != key_SBGD.size(2),
+            )
         return context_BNSD.permute(2, 0, 1, 3).reshape(query_SBND.size(0), query_SBND.size(1), -1)
 
     def _attend_segments(
@@ -126,6 +129,16 @@ class TorchAttention(MegatronModule):  # type: ignore[misc]
             self.scale,
         )
         return context_TND.reshape(rows, seq_length, -1).transpose(0, 1).contiguous()
+
+
+def _kernels(device: torch.device) -> AbstractContextManager[Any]:
+    """On GPUs cuDNN's attention before the older flash kernel; never one that materialises scores."""
+    if device.type != "cuda":
+        return nullcontext()
+    return sdpa_kernel(
+        [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION],
+        set_priority=True,
+    )
 
 
 def _keys_of(segments: Segments, x_WBGD: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
+from cptron.config.check_fp8 import FP8_CAPABILITY
 from cptron.config.schema import Fp8Config
 from cptron.errors import ConfigError
 from cptron.model.fused import fused
@@ -100,7 +101,7 @@ def hardware_has_fp8() -> bool:
     """The current device multiplies FP8 matrices: CUDA of compute capability 8.9 (Ada, Hopper) or later."""
     if not torch.cuda.is_available() or torch.version.hip is not None:
         return False
-    return torch.cuda.get_device_capability() >= (8, 9)
+    return torch.cuda.get_device_capability() >= FP8_CAPABILITY
 
 
 @fused

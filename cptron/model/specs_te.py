@@ -22,6 +22,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 
 from cptron.model.architecture import Architecture
 from cptron.model.attention import AttentionInputs
+from cptron.model.backend import has_apex_weight_gradients
 from cptron.model.options import ModelOptions
 from cptron.model.rotary import rotate
 
@@ -71,7 +72,7 @@ def te_settings(options: ModelOptions) -> dict[str, Any]:
     fp8 = options.fp8
     settings: dict[str, Any] = {
         "bias_activation_fusion": True,
-        "gradient_accumulation_fusion": True,
+        "gradient_accumulation_fusion": has_apex_weight_gradients(),  # the output layer is megatron-core's own
         "tp_comm_overlap": options.tp_overlap,
     }
     if fp8.recipe != "none":

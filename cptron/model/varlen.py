@@ -1,20 +1,26 @@
 """Causal attention over segments of different lengths, without a mask of the whole batch.
 
-Place in the flow: below the core attention of the native backend. On a GPU one call of torch's variable-length flash
-attention; on the CPU one call of torch's attention a segment. Invariant: both compute the same; in each segment the
-last query sees all keys, the one before all but the last, and so on.
+Place in the flow: below the core attention of the native backend. On a GPU and in 16 bits one call of torch's
+variable-length flash attention; otherwise one call of torch's attention a segment. Invariant: both compute the same; in
+each segment the last query sees all keys, the one before all but the last, and so on.
 
 Shapes: T queries and K keys of all segments, N query heads, G key/value groups, D head size, q and k one segment's.
 """
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from cptron.model.segments import Segments
+
+FLASH_DTYPES = (torch.bfloat16, torch.float16)
+"""What flash attention computes in; anything else goes segment by segment on GPUs too."""
 
 
 def varlen_attention(
@@ -27,22 +33,9 @@ def varlen_attention(
     scale: float,
 ) -> torch.Tensor:
     """`[T, N, D]`; `query_starts` and `key_starts` are those of `segments`, on the device."""
-    if query_TND.is_cuda:
-        from torch.nn.attention.varlen import varlen_attn
-
-        context_TND: torch.Tensor = varlen_attn(  # type: ignore[assignment] # no auxiliary output is asked for
-            query_TND,
-            key_KGD,
-            value_KGD,
-            query_starts,
-            key_starts,
-            segments.longest_query,
-            segments.longest_key,
-            scale=scale,
-            window_size=(-1, 0),
-            enable_gqa=query_TND.size(1) != key_KGD.size(1),
-        )
-        return context_TND
+    if query_TND.is_cuda and query_TND.dtype in FLASH_DTYPES:
+        lengths = (query_starts, key_starts, segments.longest_query, segments.longest_key)
+        return _on_gpu(query_TND, key_KGD, value_KGD, *lengths, scale)
     parts = []
     edges = zip(
         itertools.pairwise(segments.query_starts.tolist()),
@@ -55,14 +48,41 @@ def varlen_attention(
     return torch.cat(parts)
 
 
+def _on_gpu(
+    query_TND: torch.Tensor,
+    key_KGD: torch.Tensor,
+    value_KGD: torch.Tensor,
+    query_starts: torch.Tensor,
+    key_starts: torch.Tensor,
+    longest_query: int,
+    longest_key: int,
+    scale: float,
+) -> torch.Tensor:
+    """torch's variable-length flash attention, whose options have changed names from version to version."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    offered = inspect.signature(varlen_attn).parameters
+    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in offered else {"is_causal": True}
+    if "scale" in offered:
+        options["scale"] = scale
+    else:
+        assert math.isclose(scale, query_TND.size(-1) ** -0.5), "this torch knows the usual scale only"
+    if "enable_gqa" in offered:
+        options["enable_gqa"] = query_TND.size(1) != key_KGD.size(1)
+    lengths = (query_starts, key_starts, longest_query, longest_key)
+    context_TND = varlen_attn(query_TND, key_KGD, value_KGD, *lengths, **options)
+    assert isinstance(context_TND, torch.Tensor), "no auxiliary output was asked for"
+    return context_TND
+
+
 def _one_segment(
     query_qND: torch.Tensor, key_kGD: torch.Tensor, value_kGD: torch.Tensor, scale: float
 ) -> torch.Tensor:
     num_queries, num_keys = len(query_qND), len(key_kGD)
     mask_qk = None
     if num_queries != num_keys:  # torch's causal flag would align the first tokens, not the last
-        places_q1 = torch.arange(num_keys - num_queries, num_keys)[:, None]
-        mask_qk = torch.arange(num_keys) <= places_q1
+        places_k = torch.arange(num_keys, device=query_qND.device)
+        mask_qk = places_k <= places_k[num_keys - num_queries :, None]
     context_1NqD = F.scaled_dot_product_attention(
         query_qND.transpose(0, 1)[None],
         key_kGD.transpose(0, 1)[None],

@@ -40,7 +40,7 @@ def describe_nonfinite(chunks: Sequence[Any]) -> str:
     dist.all_gather_object(by_rank, list(_local_findings(chunks)))
     found = [finding for findings in by_rank for finding in findings]
     if not found:
-        return "every gradient is finite, and only their sum of squares is not"
+        return "every parameter has a finite gradient"
     names = list(dict.fromkeys(finding.name for finding in found))
     shown = [f"{name} {_origin([f for f in found if f.name == name])}" for name in names[:SHOWN]]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""

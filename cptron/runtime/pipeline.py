@@ -23,6 +23,7 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from cptron.data.batch import MicroBatch
+from cptron.model.flops import sum_of_squares
 from cptron.model.segments import local_tokens
 from cptron.optim.loss import masked_sums
 from cptron.runtime.groups import is_first_stage, is_last_stage
@@ -34,11 +35,17 @@ class LossSums:
 
     loss_nats_by_source: np.ndarray
     tokens_by_source: np.ndarray
+    places: int
+    """Tokens the model went over, counted or not."""
+    squared_lengths: int
+    """Sum over documents of the square of their length: what attention costs."""
 
     def __add__(self, other: LossSums) -> LossSums:
         return LossSums(
             self.loss_nats_by_source + other.loss_nats_by_source,
             self.tokens_by_source + other.tokens_by_source,
+            self.places + other.places,
+            self.squared_lengths + other.squared_lengths,
         )
 
     @property
@@ -66,6 +73,7 @@ def run_schedule(
     takes its part of them here.
     """
     batch_size, seq_length = batches[0].tokens_BS.shape
+    document_mask = unwrapped(chunks[0]).options.attention.document_mask
     outputs = get_forward_backward_func()(
         forward_step_func=functools.partial(_forward, num_sources=num_sources, device=device),
         data_iterator=[iter(batches) for _ in chunks] if len(chunks) > 1 else iter(batches),
@@ -75,12 +83,27 @@ def run_schedule(
         micro_batch_size=batch_size,
         forward_only=forward_only,
     )
-    sums_K2 = torch.zeros(num_sources, 2, dtype=torch.float64, device=device)
+    sums_K2 = torch.zeros(num_sources + 1, 2, dtype=torch.float64, device=device)
     if is_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0:
-        sums_K2 += torch.stack(outputs).sum(0)
+        sums_K2[:-1] += torch.stack(outputs).sum(0)
+        if parallel_state.get_context_parallel_rank() == 0:
+            sums_K2[-1] += torch.tensor(_work_of(batches, document_mask))
     dist.all_reduce(sums_K2)
     sums = sums_K2.cpu().numpy()
-    return LossSums(sums[:, 0], sums[:, 1])
+    return LossSums(sums[:-1, 0], sums[:-1, 1], int(sums[-1, 0]), int(sums[-1, 1]))
+
+
+def _work_of(batches: Sequence[MicroBatch], document_mask: bool) -> tuple[int, int]:
+    """Places and squared lengths of documents (or of whole rows, where attention crosses documents)."""
+    places = sum(batch.tokens_BS.size for batch in batches)
+    if not document_mask:
+        return places, sum(batch.tokens_BS.size * batch.tokens_BS.shape[1] for batch in batches)
+    return places, sum(sum_of_squares(batch.documents_BS) for batch in batches)
+
+
+def unwrapped(chunk: Any) -> Any:
+    """A chunk without its data parallel wrapper."""
+    return getattr(chunk, "module", chunk)
 
 
 def _forward(batches: Iterator[MicroBatch], model: Any, num_sources: int, device: torch.device) -> Any:

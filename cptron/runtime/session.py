@@ -61,6 +61,9 @@ def open_session(
 ) -> Iterator[Session]:
     """Join the ranks into one engine for the duration of the context."""
     topology = Topology(ranks.world_size, layout or Layout())
+    if topology.layout.tp * topology.layout.cp > 1:
+        # kernels start in the order of their calls, so that a message sent before a matrix product overlaps with it
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     chosen = select_device(device, ranks.local_rank)
     if chosen.kind == "cpu":
         torch.set_num_threads(threads_per_rank or max(1, (os.cpu_count() or 1) // ranks.local_world_size))

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import torch
 
+from cptron.model.flops import train_flops
 from cptron.runtime.pipeline import LossSums
 from cptron.train.hooks import Record
 from cptron.train.setup import Run
@@ -23,8 +24,11 @@ def step_record(run: Run, result: StepResult, step_time_s: float) -> Record:
 
     `tokens_per_s` counts predicted tokens of the global batch over the wall time of the step; `grad_norm`
     is the global L2 norm before clipping; `tokens/NAME` counts the source's tokens since the start of the
-    run.
+    run. `model_tflop_per_s_per_rank` counts causal model FLOPs, forward and backward, without recomputation
+    (`model.flops`), over the wall time of the step and all ranks.
     """
+    sums = result.sums
+    flops = train_flops(run.plan.arch, sums.places, sums.squared_lengths)
     record: Record = {
         "kind": "step",
         "step": run.state.step,
@@ -34,6 +38,7 @@ def step_record(run: Run, result: StepResult, step_time_s: float) -> Record:
         "grad_norm": result.grad_norm,
         "step_time_s": step_time_s,
         "tokens_per_s": result.sums.tokens / step_time_s,
+        "model_tflop_per_s_per_rank": flops / step_time_s / run.session.ranks.world_size / 1e12,
         "mem_peak_gib": peak_memory_gib(),
     }
     for index, name in enumerate(run.source_names):

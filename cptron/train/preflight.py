@@ -57,7 +57,8 @@ def preflight(config: Config, world_size: int) -> Plan:
         "order": config.data.order,
     }
     if config.adapter.kind != "none":
-        identity["adapter"] = asdict(config.adapter) | {"targets": list(config.adapter.targets)}
+        settings = asdict(config.adapter) | {"targets": list(config.adapter.targets)}
+        identity |= {f"adapter.{name}": value for name, value in settings.items()}
     resume_from, notes = _existing_run(Path(config.run.dir), identity)
     notes = (*notes, *data_notes)
     if not tokenizer and not config.data.tokenizer and base is not None:

@@ -131,10 +131,11 @@ def _check_same_plan(plan: Plan) -> None:
     dist.all_gather_object(plans, (str(plan.resume_from or "the beginning"), plan.identity))
     start, identity = plans[0]
     for rank, (other_start, other_identity) in enumerate(plans):
-        for key in identity:
-            if other_identity[key] != identity[key]:
+        for key in {**identity, **other_identity}:
+            ours, theirs = identity.get(key), other_identity.get(key)
+            if ours != theirs:
                 raise CheckpointError(
-                    f"rank {rank} has {key}={other_identity[key]}, rank 0 has {key}={identity[key]}; "
+                    f"rank {rank} has {key}={theirs}, rank 0 has {key}={ours}; "
                     "give every rank the same configuration, base checkpoint and data"
                 )
         if other_start != start:

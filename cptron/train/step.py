@@ -16,6 +16,7 @@ import torch
 from cptron.config.schema import OptimConfig
 from cptron.data.batch import MicroBatch
 from cptron.errors import TrainingError
+from cptron.optim.nonfinite import describe_nonfinite
 from cptron.optim.optimizer import apply_gradients, set_rates
 from cptron.runtime.pipeline import LossSums, run_schedule
 
@@ -47,7 +48,8 @@ def train_step(
     sums = run_schedule(chunks, batches, num_sources, device, forward_only=False)
     if not math.isfinite(sums.loss_nats_per_token):
         raise TrainingError(
-            f"training loss is {sums.loss_nats_per_token}; no weight was changed. Lower optim.lr or look at the data"
+            f"training loss is {sums.loss_nats_per_token}; no weight was changed. {describe_nonfinite(chunks)}. "
+            "Lower optim.lr or look at the data"
         )
     set_rates(optimizer, lr, optim)
     grad_norm = apply_gradients(optimizer, optim.clip_grad_norm)

@@ -8,14 +8,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from composition_calls import OPTIM, Batch, assemble, one_step
+from composition_cases import CASES, Case
 
-from cptron.config.schema import AttentionConfig, MemoryConfig
+from cptron.config.schema import Fp8Config
 from cptron.convert.weight_map import to_megatron
 from cptron.model.families.llama import LLAMA, read_config
 from cptron.model.options import ModelOptions
@@ -24,107 +25,6 @@ from cptron.testing import run_ranks
 
 ROWS, WIDTH, VOCAB = 12, 32, 300
 RTOL = 1e-5
-SOME_LOGITS = MemoryConfig(logits_chunk_tokens=7)
-
-
-class Case(NamedTuple):
-    """A layout, and what else is on."""
-
-    layout: Layout
-    world_size: int
-    tied: bool = False
-    documents: bool = True
-    reset: bool = False
-    recompute: str = "none"
-    micro: int = 2
-    overlap: bool = False
-
-    @property
-    def id(self) -> str:
-        """What the test is called."""
-        dp = self.world_size // self.layout.ranks
-        words = [f"{self.layout.describe()}_dp{dp}", "tied" if self.tied else "untied"]
-        words += ["documents"] if self.documents else []
-        words += ["reset"] if self.reset else []
-        words += [f"recompute-{self.recompute}"] if self.recompute != "none" else []
-        words += ["overlap"] if self.overlap else []
-        return "-".join(words)
-
-    @property
-    def options(self) -> ModelOptions:
-        """Model options of the case."""
-        return ModelOptions(
-            attention=AttentionConfig(document_mask=self.documents, reset_positions=self.reset),
-            memory=MemoryConfig(
-                recompute=self.recompute,  # type: ignore[arg-type]
-                recompute_modules=("core_attn", "mlp"),
-                logits_chunk_tokens=7,  # no divisor of anything
-            ),
-        )
-
-
-def case(world_size: int, tied: bool = False, **given: object) -> Case:
-    """A case from the fields of `Layout` and of `Case`."""
-    own = {key: given.pop(key) for key in list(given) if key in Case._fields}
-    sp = bool(given.pop("sp", False))
-    return Case(Layout(sequence_parallel=sp, **given), world_size, tied, **own)  # type: ignore[arg-type]
-
-
-CASES = [
-    # one axis
-    case(1, documents=False),
-    case(1, tied=True, reset=True, recompute="full"),
-    case(1, recompute="selective"),
-    case(2, tp=2),
-    case(4, tp=4, tied=True),
-    case(2, tp=2, sp=True),
-    case(4, tp=4, sp=True, tied=True, recompute="full"),
-    case(2, pp=2, tied=True),
-    case(3, pp=3, recompute="full"),
-    case(4, pp=4, first_stage_layers=1, last_stage_layers=1, tied=True),
-    case(2, pp=2, first_stage_layers=2),
-    case(2, pp=2, virtual_stages=3),
-    case(3, pp=3, virtual_stages=2, tied=True),
-    case(2, pp=2, virtual_stages=2, first_stage_layers=2, recompute="full"),
-    case(2, cp=2, documents=False),
-    case(2, cp=2, tied=True),
-    case(4, cp=4, reset=True),
-    case(2, cp=2, recompute="selective"),
-    case(2),
-    case(4, tied=True, recompute="full", micro=1),
-    case(2, overlap=True),
-    # pairs
-    case(4, tp=2, pp=2, tied=True),
-    case(4, tp=2, sp=True, pp=2),
-    case(4, tp=2, sp=True, pp=2, virtual_stages=3, tied=True, recompute="full"),
-    case(4, tp=2, pp=2, virtual_stages=3, documents=False),
-    case(4, tp=2, cp=2),
-    case(4, tp=2, sp=True, cp=2, tied=True, reset=True),
-    case(4, tp=2, sp=True, cp=2, documents=False, recompute="selective"),
-    case(4, tp=2),
-    case(4, tp=2, sp=True, tied=True, recompute="full"),
-    case(4, pp=2, cp=2),
-    case(4, pp=2, cp=2, tied=True, recompute="full"),
-    case(4, pp=2, cp=2, virtual_stages=3),
-    case(4, pp=2, tied=True, micro=1),
-    case(4, pp=2, virtual_stages=3, micro=1),
-    case(4, pp=2, first_stage_layers=4, recompute="selective"),
-    case(4, cp=2, reset=True),
-    case(4, cp=2, tied=True, documents=False),
-    case(4, cp=2, overlap=True),
-    case(8, tp=4, pp=2, tied=True),
-    case(8, tp=4, sp=True, cp=2),
-    # triples
-    case(8, tp=2, sp=True, pp=2, cp=2, tied=True, reset=True),
-    case(8, tp=2, pp=2, cp=2, recompute="full"),
-    case(8, tp=2, sp=True, pp=2, cp=2, virtual_stages=3),
-    case(8, tp=2, sp=True, pp=2, tied=True, micro=1, recompute="selective"),
-    case(8, tp=2, sp=True, pp=2, virtual_stages=3, micro=1),
-    case(8, tp=2, sp=True, cp=2, tied=True),
-    case(8, tp=2, cp=2, recompute="full", overlap=True),
-    case(8, pp=2, cp=2, micro=1),
-    case(8, pp=2, cp=2, virtual_stages=3, tied=True, micro=1),
-]
 
 
 @pytest.fixture(scope="module")
@@ -261,6 +161,42 @@ def test_composition(
         for name, values in wanted.items():
             part = found[name][: len(values)] if found[name].ndim == 2 else found[name]  # vocabulary padding
             assert np.abs(part - values).max() <= RTOL * np.abs(values).max(), f"{what} of {name}"
+
+
+FP8_LAYOUTS = [
+    Layout(tp=2),
+    Layout(tp=2, sequence_parallel=True, pp=2),
+    Layout(pp=2, virtual_stages=3),
+    Layout(tp=2, sequence_parallel=True, cp=2),
+]
+
+
+@pytest.mark.parametrize("recipe", ["tensorwise", "rowwise"])
+@pytest.mark.parametrize("layout", FP8_LAYOUTS, ids=Layout.describe)
+def test_fp8_composition(layout: Layout, recipe: Any, batch: Batch, converted: dict[bool, Path]) -> None:
+    """FP8 under a layout computes what FP8 computes in one process: the same scales, so the same codes, but where
+    rounding in fp32 pushes a value over the edge between two codes; what follows from that is well within FP8's own
+    distance from fp32. Context ranks quantise their own tokens, as data ranks do, so there the scales differ too."""
+    options = ModelOptions(
+        fp8=Fp8Config(recipe=recipe, without_hardware="emulate", bf16_first_layers=1, bf16_last_layers=1)
+    )
+    arguments = (str(converted[False]), batch)
+    single = run_ranks(one_step, 1, *arguments, Layout(), options, 2)
+    steps = run_ranks(one_step, layout.ranks, *arguments, layout, options, 2)
+    plain = run_ranks(one_step, 1, *arguments, Layout(), ModelOptions(), 2)
+    assert steps[0].loss == pytest.approx(single[0].loss, rel=3e-3)
+    exact, wanted, found = (assemble(run, "gradients") for run in (plain, single, steps))
+    own = distance(wanted, exact)
+    assert own > 0.01, "FP8 that equals fp32 was not FP8"
+    assert distance(found, wanted) <= (1.0 if layout.cp > 1 else 0.5) * own
+
+
+def distance(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> float:
+    """Of all gradients together, relative."""
+    squares = sum(float(np.square(found[name] - wanted[name], dtype=np.float64).sum()) for name in wanted)
+    return float(
+        np.sqrt(squares / sum(float(np.square(wanted[name], dtype=np.float64).sum()) for name in wanted))
+    )
 
 
 def test_the_cases_are_many_and_different() -> None:

@@ -202,6 +202,10 @@ def test_stages_agree_with_brute_force(layers: int, pp: int, first: int, last: i
             {"model__backend": "te", "fp8__recipe": "rowwise"},
             "fp8.recipe=rowwise is not offered by .*use none",
         ),
+        (
+            {"model__backend": "te", "fp8__recipe": "delayed", "fp8__without_hardware": "emulate"},
+            "fp8.without_hardware=emulate is offered by model.backend=native only",
+        ),
         ({"fp8__recipe": "delayed"}, "fp8.recipe=delayed is not offered .*; use none, tensorwise or rowwise"),
         ({"fp8__param_gather": True}, "fp8.param_gather=true needs model.backend=te"),
         ({"parallel__tp_overlap": True}, "parallel.tp_overlap=true needs model.backend=te"),

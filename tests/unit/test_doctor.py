@@ -87,7 +87,15 @@ def test_json_holds_the_same_findings(capsys: pytest.CaptureFixture[str]) -> Non
     assert {finding["name"] for finding in report["optional"]} == set(doctor.ACCELERATORS)
     assert (code == 0) == (not any(finding["problem"] for finding in report["required"]))
     assert report["device"]["cores"] >= 1 and report["device"]["memory_gib"] > 0.1
-    for part in ("device and backend", "attention", "norm", "optimizer", "checkpoints", "logging"):
+    for part in (
+        "device and backend",
+        "layers",
+        "attention",
+        "FP8 products",
+        "optimizer",
+        "checkpoints",
+        "logging",
+    ):
         assert report["uses"][part]
 
 

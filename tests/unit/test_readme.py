@@ -258,7 +258,7 @@ def rooms_of_the_page() -> dict[str, set[str]]:
             line = re.split(r" {2,}", line.strip(), maxsplit=2)[-1]
         if room:
             words = re.sub(r"\([^)]*\)?|^[^(]*\)", "", line)
-            rooms.setdefault(room, set()).update(re.findall(r"\b[a-z_]+\b", words))
+            rooms.setdefault(room, set()).update(re.findall(r"\b[a-z][a-z0-9_]*\b", words))
     return rooms
 
 

@@ -1,0 +1,107 @@
+"""Output layer and loss by chunks against torch's own cross entropy over whole logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cptron.model import rotary, vocab_loss
+from cptron.model.vocab_loss import Vocabulary, weighted_losses
+
+
+def tensors(num_tokens: int, hidden: int, rows: int, real: int, seed: int) -> tuple[torch.Tensor, ...]:
+    """Hidden states, output matrix, labels and weights, some of them 0."""
+    draw = torch.Generator().manual_seed(seed)
+    weights_T = torch.rand(num_tokens, generator=draw) * (torch.rand(num_tokens, generator=draw) < 0.8)
+    return (
+        torch.randn(num_tokens, hidden, generator=draw, dtype=torch.float64).float(),
+        torch.randn(rows, hidden, generator=draw),
+        torch.randint(0, real, (num_tokens,), generator=draw),
+        weights_T,
+    )
+
+
+@settings(deadline=None)
+@given(
+    num_tokens=st.integers(1, 30),
+    hidden=st.integers(1, 16),
+    real=st.integers(1, 40),
+    padding=st.integers(0, 9),
+    chunk=st.integers(0, 40),
+    seed=st.integers(0, 10**6),
+    scale=st.sampled_from([1.0, 3.5]),
+)
+def test_losses_and_gradients_are_those_of_whole_logits(
+    num_tokens: int, hidden: int, real: int, padding: int, chunk: int, seed: int, scale: float
+) -> None:
+    """Whatever the chunk; padding rows take no part; a factor from behind scales the gradients."""
+    hidden_TH, weight_VH, labels_T, weights_T = tensors(num_tokens, hidden, real + padding, real, seed)
+    ours = [hidden_TH.clone().requires_grad_(), weight_VH.clone().requires_grad_()]
+    total, losses_T = weighted_losses(*ours, labels_T, weights_T, Vocabulary(0, real, None), chunk)
+    (total * scale).backward()
+
+    theirs = [hidden_TH.double().requires_grad_(), weight_VH.double().requires_grad_()]
+    logits_TV = (theirs[0] @ theirs[1].t())[:, :real]
+    expected_T = torch.nn.functional.cross_entropy(logits_TV, labels_T, reduction="none")
+    (expected_T * weights_T).sum().mul(scale).backward()
+
+    assert not losses_T.requires_grad
+    torch.testing.assert_close(losses_T.double(), expected_T.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        total.detach().double(), (expected_T * weights_T).sum().detach(), rtol=1e-5, atol=1e-4
+    )
+    for mine, wanted in zip(ours, theirs, strict=True):
+        assert mine.grad is not None and wanted.grad is not None
+        torch.testing.assert_close(mine.grad.double(), wanted.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [0, 5])
+def test_bf16_sums_weight_gradients_of_chunks_in_fp32(chunk: int) -> None:
+    """Within bf16's rounding of the fp64 gradient, however many chunks are added."""
+    hidden_TH, weight_VH, labels_T, weights_T = tensors(40, 16, 64, 60, 3)
+    weight = weight_VH.bfloat16().requires_grad_()
+    total, _ = weighted_losses(
+        hidden_TH.bfloat16(), weight, labels_T, weights_T, Vocabulary(0, 60, None), chunk
+    )
+    total.backward()
+    exact = weight_VH.bfloat16().double().requires_grad_()
+    logits_TV = (hidden_TH.bfloat16().double() @ exact.t())[:, :60]
+    loss_T = torch.nn.functional.cross_entropy(logits_TV, labels_T, reduction="none")
+    (loss_T * weights_T).sum().backward()
+    assert weight.grad is not None and exact.grad is not None
+    assert weight.grad.dtype == torch.bfloat16
+    error = (weight.grad.double() - exact.grad).norm() / exact.grad.norm()
+    assert error < 0.02, f"relative error {error:.4f}"
+
+
+def test_frozen_parts_get_no_gradient_and_evaluation_makes_none() -> None:
+    """Neither a frozen output matrix nor evaluation pays for gradients."""
+    hidden_TH, weight_VH, labels_T, weights_T = tensors(6, 4, 8, 8, 0)
+    hidden = hidden_TH.clone().requires_grad_()
+    total, _ = weighted_losses(hidden, weight_VH, labels_T, weights_T, Vocabulary(0, 8, None), 4)
+    total.backward()
+    assert hidden.grad is not None and weight_VH.grad is None
+    with torch.no_grad():
+        silent, _ = weighted_losses(hidden, weight_VH, labels_T, weights_T, Vocabulary(0, 8, None), 4)
+    assert not silent.requires_grad
+    torch.testing.assert_close(silent, total.detach())
+
+
+def test_what_is_compiled_on_gpus_is_one_graph() -> None:
+    """torch can trace each pointwise function whole, and the trace computes the same."""
+    hidden_TH, weight_VH, labels_T, weights_T = tensors(6, 4, 12, 10, 1)
+    logits_TV = hidden_TH @ weight_VH.t()
+    log_sum_T = logits_TV[:, :10].logsumexp(-1)
+    angles = torch.rand(6, 1, 1, 4)
+    calls = [
+        (vocab_loss._largest, (logits_TV, 10)),
+        (vocab_loss._sum_and_target, (logits_TV, labels_T, logits_TV.amax(-1), 10)),
+        (vocab_loss._gradient, (logits_TV, labels_T, log_sum_T, weights_T, 10)),
+        (rotary.rotate, (torch.rand(6, 2, 3, 8), angles.cos(), angles.sin())),
+    ]
+    for function, arguments in calls:
+        plain = function.__wrapped__  # type: ignore[attr-defined]
+        compiled = torch.compile(plain, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(*arguments), plain(*arguments))
