@@ -28,6 +28,9 @@ FORMULA = (
     "+ 6 x layers x heads x head_dim x sum of squared document lengths (causal); nothing for recomputation"
 )
 
+MAX_SPREAD = 2.0
+"""Between the slowest and the fastest step of a row that a goal is judged by."""
+
 
 def results_path(device: str) -> Path:
     """Where the rows of a device are kept."""
@@ -166,12 +169,15 @@ def judge(rows: Mapping[str, dict[str, Any]]) -> None:
 
 def _judged(goal: Goal, ours: Mapping[str, Any], rows: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     name, quantity, against, least = goal
-    value: float | None
-    if quantity == "tflops":
-        value = ours["model_tflops"]
-    else:
-        value = _times(ours, _fastest(against, rows))
-    return {"goal": name, "value": value, "met": None if value is None else value >= least}
+    theirs = ours if quantity == "tflops" else _fastest(against, rows)
+    value = ours["model_tflops"] if quantity == "tflops" else _times(ours, theirs)
+    sure = value is not None and _is_steady(ours) and _is_steady(theirs)
+    return {"goal": name, "value": value, "met": value >= least if sure else None}
+
+
+def _is_steady(row: Mapping[str, Any] | None) -> bool:
+    """Something else ran on the machine when one step took much longer than another."""
+    return row is not None and row["spread_s"][1] <= MAX_SPREAD * row["spread_s"][0]
 
 
 def _fastest(name: str, rows: Mapping[str, dict[str, Any]]) -> Mapping[str, Any] | None:
@@ -237,5 +243,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _shown(goal: Mapping[str, Any]) -> str:
-    value = "-" if goal["value"] is None else f"{goal['value']:.4g}"
-    return f"{goal['goal']}: {value} {({True: 'yes', False: 'NO', None: ''})[goal['met']]}".rstrip()
+    if goal["value"] is None:
+        return f"{goal['goal']}: -"
+    verdict = {True: "yes", False: "NO", None: "(too unsteady to tell)"}[goal["met"]]
+    return f"{goal['goal']}: {goal['value']:.4g} {verdict}"

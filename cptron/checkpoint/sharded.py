@@ -18,6 +18,7 @@ from megatron.core.dist_checkpointing.validation import StrictHandling
 
 from cptron.checkpoint.untrusted import refuse_foreign_code, weights_only
 from cptron.errors import CheckpointError
+from cptron.runtime.dist import agree
 
 Holds = Callable[[str], bool]
 """Whether a parameter, by its name in a chunk, is meant."""
@@ -71,7 +72,7 @@ def load_shards(
 ) -> None:
     """Fill the parameters that `holds` says, and the optimizer where given; collective. Raises `CheckpointError`
     on anything missing."""
-    refuse_foreign_code(shards)
+    agree(lambda: refuse_foreign_code(shards))
     model_state = _model_state(chunks, holds)
     state: dict[str, Any] = dict(model_state)
     if optimizer is not None:

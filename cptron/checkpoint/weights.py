@@ -19,6 +19,7 @@ from cptron.model.adapters import is_adapter, is_base
 from cptron.model.build import build_model
 from cptron.model.causal_lm import CausalLM
 from cptron.model.options import ModelOptions
+from cptron.runtime.dist import agree
 
 
 def load_weights(
@@ -33,7 +34,8 @@ def load_weights(
     if manifest.adapter is None:
         load_shards(checkpoint / layout.SHARDS, chunks, optimizer, holds=is_base)
         return
-    load_shards(base_of(manifest, base) / layout.SHARDS, chunks, holds=is_base)
+    path = agree(lambda: base_of(manifest, base))
+    load_shards(path / layout.SHARDS, chunks, holds=is_base)
     load_shards(checkpoint / layout.SHARDS, chunks, optimizer, holds=is_adapter)
 
 
@@ -57,7 +59,7 @@ def base_of(manifest: layout.Manifest, base: Path | None = None) -> Path:
 def open_model(checkpoint: Path, options: ModelOptions | None = None, base: Path | None = None) -> CausalLM:
     """The model of a checkpoint, with its adapter if it has one, in this one process."""
     manifest = layout.read_manifest(checkpoint)
-    options = replace(options or ModelOptions(), adapter=adapter_of(manifest))
+    options = replace(options or ModelOptions(), adapter=adapter_of(manifest), random_weights=False)
     model = build_model(manifest.arch, options)
     load_weights(checkpoint, [model], base=base)
     return model

@@ -103,14 +103,10 @@ def _check_backend(config: Config) -> None:
             f"fp8.recipe={fp8.recipe} is not offered by model.backend={backend}; use {either(RECIPES[backend])}"
         )
     if backend == "native":
-        for key, asked in (
-            ("parallel.tp_overlap", parallel.tp_overlap),
-            ("fp8.param_gather", fp8.param_gather),
-        ):
-            if asked:
-                raise ConfigError(
-                    f"{key}=true needs model.backend=te; set it to false or choose that backend"
-                )
+        if fp8.param_gather:
+            raise ConfigError(
+                f"fp8.param_gather={fp8.param_gather} needs model.backend=te; set it to false or choose that backend"
+            )
         return
     if fp8.recipe != "none" and fp8.without_hardware == "emulate":
         raise ConfigError(
@@ -120,11 +116,6 @@ def _check_backend(config: Config) -> None:
         raise ConfigError(
             f"model.backend=te with parallel.cp={parallel.cp} cuts rows, not documents, over context ranks, so "
             "attention.document_mask=true would not hold; use model.backend=native or attention.document_mask=false"
-        )
-    if parallel.tp_overlap and not (parallel.tp > 1 and parallel.sequence_parallel):
-        raise ConfigError(
-            f"parallel.tp_overlap=true needs parallel.tp={parallel.tp} above 1 and parallel.sequence_parallel=true; "
-            "set both or leave tp_overlap out"
         )
     if config.adapter.kind != "none":
         raise ConfigError(
@@ -143,6 +134,11 @@ def _check_memory(config: Config) -> None:
                 raise ConfigError(
                     f"{key} has {name!r}, which cannot be had with model.backend={backend}; use {either(known)}"
                 )
+    if memory.recompute_layers and memory.recompute != "full":
+        raise ConfigError(
+            f"memory.recompute_layers={memory.recompute_layers} counts layers of memory.recompute=full, but it is "
+            f"{memory.recompute}; set memory.recompute=full or leave the count 0"
+        )
     if memory.recompute == "selective" and not memory.recompute_modules:
         raise ConfigError(
             "memory.recompute_modules=[] but memory.recompute=selective; name some, or use none"

@@ -66,8 +66,6 @@ class ParallelConfig:
     """Layers on the last stage, which also computes the loss; 0 means as many as on the others."""
     overlap: bool = True
     """On GPUs: reduce gradients while the backward pass goes on, and gather parameters while the forward pass does."""
-    tp_overlap: bool = False
-    """`model.backend: te` only: tensor parallel messages overlap with matrix products (userbuffers)."""
     local_ranks: int = 0
     """Ranks that `cptron train` starts on this machine; 0 means one rank, or the launcher's environment."""
 
@@ -89,7 +87,7 @@ class MemoryConfig:
     recompute: Literal["none", "selective", "full"] = "none"
     """`full`: each layer is computed again in the backward pass. `selective`: only `memory.recompute_modules` are."""
     recompute_layers: int = 0
-    """With `full`: so many layers of each stage are recomputed, the rest kept; 0 means all."""
+    """With `full`: so many layers of each stage's part are recomputed, the rest kept; 0 means all."""
     recompute_modules: tuple[str, ...] = ("core_attn",)
     """With `selective`: any of `core_attn` and `mlp`; with `model.backend: te` also `layernorm`."""
     offload_modules: tuple[str, ...] = ()

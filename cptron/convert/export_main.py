@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
+
+from cptron.errors import ConversionError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,12 +25,25 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--base", type=Path, help="where an adapter's base checkpoint is, if it has moved")
     args = parser.parse_args(argv)
+    os.environ["CUDA_VISIBLE_DEVICES"] = (
+        ""  # whole models fit the host, not always a GPU; before torch is imported
+    )
 
     from cptron.checkpoint.layout import read_manifest, resolve
     from cptron.convert.hf_export import export_adapter, export_hugging_face
 
     checkpoint = resolve(args.checkpoint)
-    if read_manifest(checkpoint).adapter is not None and not args.merge:
+    adapter = read_manifest(checkpoint).adapter is not None
+    if adapter and not args.merge and (args.dtype != "stored" or args.base):
+        raise ConversionError(
+            f"--dtype={args.dtype} and --base={args.base} belong to --merge; PEFT's form keeps the stored precision "
+            "and needs no base: remove them, or merge"
+        )
+    if not adapter and (args.merge or args.base):
+        raise ConversionError(
+            f"{checkpoint} holds whole weights, no adapter, so there is nothing to merge; remove --merge and --base"
+        )
+    if adapter and not args.merge:
         manifest = export_adapter(checkpoint, args.hugging_face)
         print(
             f"{args.hugging_face}: PEFT adapter of {manifest.hugging_face_model} after step {manifest.step}"

@@ -83,10 +83,13 @@ def export_adapter(checkpoint: Path, target: Path) -> layout.Manifest:
     from cptron.model.options import ModelOptions
     from cptron.runtime.session import open_session
 
+    if target.exists():
+        raise ConversionError(f"{target} already exists; choose another output directory or remove it")
     manifest = layout.read_manifest(checkpoint)
     settings = adapter_of(manifest)
+    options = ModelOptions(precision=manifest.precision, adapter=settings, random_weights=False)  # type: ignore[arg-type]
     with open_session():
-        model = build_model(manifest.arch, ModelOptions(precision=manifest.precision, adapter=settings))  # type: ignore[arg-type]
+        model = build_model(manifest.arch, options)
         load_shards(checkpoint / layout.SHARDS, [model], holds=is_adapter)
         adapters = {name: parameter.detach().cpu() for name, parameter in adapter_parameters([model]).items()}
         export_peft(target, adapters, manifest.arch, settings, manifest.hugging_face_model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("checkpoint", type=Path, help="new directory")
     args = parser.parse_args(argv)
+    os.environ["CUDA_VISIBLE_DEVICES"] = (
+        ""  # whole models fit the host, not always a GPU; before torch is imported
+    )
 
     from cptron.convert.hf_import import import_hugging_face
 

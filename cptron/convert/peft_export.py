@@ -88,8 +88,11 @@ def _merged(
     merged_PI = weight_PI.detach().float() + settings.alpha / settings.rank * (lora_B_PR @ lora_A_RI)
     if settings.kind == "lora":
         return merged_PI
-    norm_P: torch.Tensor = torch.linalg.vector_norm(merged_PI, dim=1)
-    scale_P: torch.Tensor = adapters[f"{prefix}.magnitude"].detach().float() / norm_P
+    magnitude_P = adapters[f"{prefix}.magnitude"].detach()
+    norm_P: torch.Tensor = torch.linalg.vector_norm(merged_PI, dim=1).to(
+        magnitude_P.dtype
+    )  # rounded as in training
+    scale_P: torch.Tensor = (magnitude_P / norm_P).float()
     return merged_PI * scale_P[:, None]
 
 

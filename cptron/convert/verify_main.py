@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--base", type=Path, help="where an adapter's base checkpoint is, if it has moved")
     args = parser.parse_args(argv)
+    os.environ["CUDA_VISIBLE_DEVICES"] = (
+        ""  # whole models fit the host, not always a GPU; before torch is imported
+    )
 
     from cptron.checkpoint.layout import resolve
     from cptron.convert.verify import require_equal

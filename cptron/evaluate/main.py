@@ -39,6 +39,11 @@ def main(argv: Sequence[str]) -> int:
         "--no-document-mask", action="store_true", help="let attention cross documents (default: it does not)"
     )
     parser.add_argument("--base", type=Path, help="where an adapter's base checkpoint is, if it has moved")
+    parser.add_argument(
+        "--reset-positions",
+        action="store_true",
+        help="positions start anew in every document (of a checkpoint)",
+    )
     args = parser.parse_args(argv)
     if min(args.seq_length, args.micro_batch_size) < 1 or args.max_tokens < 0:
         raise ConfigError(
@@ -77,7 +82,9 @@ def _evaluate_checkpoint(args: argparse.Namespace) -> list[tuple[str, float, int
     with open_session() as session:
         options = ModelOptions(
             precision="fp32" if session.device.kind == "cpu" else "bf16",
-            attention=AttentionConfig(document_mask=not args.no_document_mask),
+            attention=AttentionConfig(
+                document_mask=not args.no_document_mask, reset_positions=args.reset_positions
+            ),
         )
         model = open_model(checkpoint, options, args.base)
         for valid_set in sets:

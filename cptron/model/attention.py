@@ -12,14 +12,11 @@ size, T = B * S, K keys of all segments, W tokens of a whole sequence.
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import cptron.runtime.megatron_ready  # noqa: F401
 
@@ -30,8 +27,8 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from cptron.model.rotary import rotate
-from cptron.model.segments import Segments, local_tokens
-from cptron.model.varlen import varlen_attention
+from cptron.model.segments import Segments
+from cptron.model.varlen import causal_attention, varlen_attention
 
 
 @dataclass
@@ -100,15 +97,12 @@ class TorchAttention(MegatronModule):  # type: ignore[misc]
     def _attend_rows(
         self, query_SBND: torch.Tensor, key_SBGD: torch.Tensor, value_SBGD: torch.Tensor
     ) -> torch.Tensor:
-        with _kernels(query_SBND.device):
-            context_BNSD = F.scaled_dot_product_attention(
-                query_SBND.permute(1, 2, 0, 3),
-                key_SBGD.permute(1, 2, 0, 3),
-                value_SBGD.permute(1, 2, 0, 3),
-                is_causal=True,
-                scale=self.scale,
-                enable_gqa=query_SBND.size(2) != key_SBGD.size(2),
-            )
+        context_BNSD = causal_attention(
+            query_SBND.permute(1, 2, 0, 3),
+            key_SBGD.permute(1, 2, 0, 3),
+            value_SBGD.permute(1, 2, 0, 3),
+            self.scale,
+        )
         return context_BNSD.permute(2, 0, 1, 3).reshape(query_SBND.size(0), query_SBND.size(1), -1)
 
     def _attend_segments(
@@ -131,16 +125,6 @@ class TorchAttention(MegatronModule):  # type: ignore[misc]
         return context_TND.reshape(rows, seq_length, -1).transpose(0, 1).contiguous()
 
 
-def _kernels(device: torch.device) -> AbstractContextManager[Any]:
-    """On GPUs cuDNN's attention before the older flash kernel; never one that materialises scores."""
-    if device.type != "cuda":
-        return nullcontext()
-    return sdpa_kernel(
-        [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION],
-        set_priority=True,
-    )
-
-
 def _keys_of(segments: Segments, x_WBGD: torch.Tensor) -> torch.Tensor:
     """The slices of whole sequences that this rank's segments attend to, one after the other: `[K, G, D]`."""
     whole = x_WBGD.size(0)
@@ -157,26 +141,20 @@ class _GatherContext(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, both_2SBGD: torch.Tensor, group: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        ctx.group, ctx.local_shape = group, both_2SBGD.shape
+        ctx.group = group
         cp, seq_length = group.size(), both_2SBGD.size(1)
         gathered = both_2SBGD.new_empty((cp * 2, *both_2SBGD.shape[1:]))
         dist.all_gather_into_tensor(gathered, both_2SBGD.contiguous(), group=group)
-        ctx.order = _order(cp * seq_length, cp, both_2SBGD.device)
-        by_rank_2W = gathered.unflatten(0, (cp, 2)).transpose(0, 1).flatten(1, 2)
-        whole = torch.empty_like(by_rank_2W).index_copy_(1, ctx.order, by_rank_2W)
+        # by rank, key or value, first or second chunk: the first chunks follow each other, the second ones backwards
+        chunks = gathered.unflatten(0, (cp, 2)).unflatten(2, (2, seq_length // 2))
+        whole = torch.cat([chunks[:, :, 0], chunks[:, :, 1].flip(0)]).transpose(0, 1).flatten(1, 2)
         return whole[0], whole[1]
 
     @staticmethod
     def backward(ctx: Any, grad_key: torch.Tensor, grad_value: torch.Tensor) -> Any:
         cp = ctx.group.size()
-        by_rank_2W = torch.stack([grad_key, grad_value]).index_select(1, ctx.order)
-        by_rank = by_rank_2W.unflatten(1, (cp, -1)).transpose(0, 1).flatten(0, 1).contiguous()
-        own = by_rank.new_empty(ctx.local_shape)
-        dist.reduce_scatter_tensor(own, by_rank, group=ctx.group)
+        chunks = torch.stack([grad_key, grad_value]).unflatten(1, (2 * cp, -1)).transpose(0, 1)
+        by_rank = torch.stack([chunks[:cp], chunks[cp:].flip(0)], dim=2).flatten(2, 3).flatten(0, 1)
+        own = by_rank.new_empty((2, *by_rank.shape[1:]))
+        dist.reduce_scatter_tensor(own, by_rank.contiguous(), group=ctx.group)
         return own, None
-
-
-def _order(seq_length: int, cp: int, device: torch.device) -> torch.Tensor:
-    """Place in the sequence of each token when the ranks' tokens are put one after the other."""
-    places = [torch.from_numpy(local_tokens(seq_length, cp, rank)) for rank in range(cp)]
-    return torch.cat(places).to(device, non_blocking=True)

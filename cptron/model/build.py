@@ -8,6 +8,7 @@ the model, once.
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -53,6 +54,7 @@ def transformer_config(arch: Architecture, layout: Layout, options: ModelOptions
         bf16=options.precision == "bf16",
         use_cpu_initialization=not torch.cuda.is_available(),
         init_method_std=0.02,
+        **({} if options.random_weights else {"init_method": _leave, "output_layer_init_method": _leave}),
         masked_softmax_fusion=False,
         bias_dropout_fusion=False,
         apply_rope_fusion=False,
@@ -62,6 +64,10 @@ def transformer_config(arch: Architecture, layout: Layout, options: ModelOptions
         **_memory(options),
         **_backend(options),
     )
+
+
+def _leave(weight: torch.Tensor) -> None:
+    """In place of random numbers where every weight is about to be loaded: a load fills all of them or raises."""
 
 
 def _parallel(layout: Layout, dtype: torch.dtype) -> dict[str, Any]:
@@ -118,13 +124,25 @@ def build_chunks(
     """
     layout, options = layout or Layout(), options or ModelOptions()
     options = replace(options, fp8=resolve_fp8(options.fp8))
+    _check_device(layout, options)
+    config = transformer_config(arch, layout, options)
+    return [_build_chunk(arch, layout, options, config, number) for number in range(layout.virtual_stages)]
+
+
+def _check_device(layout: Layout, options: ModelOptions) -> None:
+    """Raise `ConfigError` for what this device, or this torch on it, cannot do."""
     if options.memory.offload_modules and not torch.cuda.is_available():
         raise ConfigError(
             f"memory.offload_modules={list(options.memory.offload_modules)} moves activations from a GPU to the host, "
             "but there is no GPU; leave it out here"
         )
-    config = transformer_config(arch, layout, options)
-    return [_build_chunk(arch, layout, options, config, number) for number in range(layout.virtual_stages)]
+    segments = options.attention.document_mask or layout.cp > 1
+    flash = torch.cuda.is_available() and options.backend == "native" and options.precision == "bf16"
+    if segments and flash and find_spec("torch.nn.attention.varlen") is None:
+        raise ConfigError(
+            f"attention.document_mask and parallel.cp={layout.cp} need torch 2.10 on GPUs in bf16, here is "
+            f"{torch.__version__}; install it, or set attention.document_mask=false and parallel.cp=1"
+        )
 
 
 def build_model(arch: Architecture, options: ModelOptions | None = None) -> CausalLM:

@@ -89,8 +89,12 @@ class CausalLM(GPTModel):  # type: ignore[misc]
     def _preprocess(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._preprocess(*args, **kwargs)
         hidden = prepared[0]
-        if self.training and torch.is_grad_enabled() and hidden is not None and not hidden.requires_grad:
-            hidden.requires_grad_()  # frozen embeddings: recomputation passes on no gradient to inputs without
+        passed_on = (
+            self.config.recompute_granularity is not None or self.config.pipeline_model_parallel_size > 1
+        )
+        if passed_on and torch.is_grad_enabled() and hidden is not None and not hidden.requires_grad:
+            # frozen embeddings: recomputation, and a stage that is frozen as a whole, need an input with a gradient
+            hidden.requires_grad_()
         return prepared
 
     def _postprocess(

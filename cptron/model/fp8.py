@@ -12,6 +12,7 @@ are `[]`, `[R, 1]` or `[1, C]`.
 from __future__ import annotations
 
 import functools
+import inspect
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -71,7 +72,9 @@ def quantize(x_RC: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> Sca
     Under a scale of NaN all becomes NaN: one infinite number is not hidden as a large one, and whoever looks for
     non-finite gradients finds it.
     """
-    return Scaled(_cast(x_RC, scale, dtype), scale.reciprocal())
+    # compiled only where the hardware knows these formats: the compiler refuses them elsewhere
+    cast = _cast if hardware_has_fp8() else inspect.unwrap(_cast)
+    return Scaled(cast(x_RC, scale, dtype), scale.reciprocal())
 
 
 def matmul(a: Scaled, b: Scaled, out_dtype: torch.dtype, *, fast_accumulation: bool = False) -> torch.Tensor:

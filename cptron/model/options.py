@@ -22,7 +22,8 @@ class ModelOptions:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     fp8: Fp8Config = field(default_factory=Fp8Config)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
-    tp_overlap: bool = False
+    random_weights: bool = True
+    """False where all weights are loaded next: drawing those of a large model takes minutes."""
 
     @classmethod
     def of(cls, config: Config) -> ModelOptions:
@@ -34,5 +35,5 @@ class ModelOptions:
             memory=config.memory,
             fp8=config.fp8,
             adapter=config.adapter,
-            tp_overlap=config.parallel.tp_overlap,
+            random_weights=config.start.mode == "random",
         )

@@ -34,16 +34,10 @@ class Segments:
     """(row, first token, end) of the whole sequences."""
     whole_rows: bool
     """Every row is one document, and all of it is on this rank: plain causal attention."""
-
-    @property
-    def longest_query(self) -> int:
-        """Queries of the longest segment."""
-        return int(np.diff(self.query_starts).max())
-
-    @property
-    def longest_key(self) -> int:
-        """Keys of the longest segment."""
-        return int(np.diff(self.key_starts).max())
+    longest_query: int
+    """Queries of the longest segment."""
+    longest_key: int
+    """Keys of the longest segment."""
 
 
 def chunks_of(seq_length: int, cp: int, cp_rank: int) -> list[tuple[int, int]]:
@@ -79,7 +73,7 @@ def segments_of(documents_BS: Int32Array, cp: int = 1, cp_rank: int = 0) -> Segm
     if cp == 1:
         slices = [(row, 0, seq_length) for row in range(len(documents_BS))]
     whole = cp == 1 and len(queries) == len(documents_BS)
-    return Segments(_starts(queries), _starts(keys), tuple(slices), whole)
+    return Segments(_starts(queries), _starts(keys), tuple(slices), whole, max(queries), max(keys))
 
 
 def document_positions(documents_BS: Int32Array) -> npt.NDArray[np.int64]:

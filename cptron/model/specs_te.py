@@ -73,7 +73,6 @@ def te_settings(options: ModelOptions) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "bias_activation_fusion": True,
         "gradient_accumulation_fusion": has_apex_weight_gradients(),  # the output layer is megatron-core's own
-        "tp_comm_overlap": options.tp_overlap,
     }
     if fp8.recipe != "none":
         settings |= {

@@ -4,23 +4,29 @@ Place in the flow: below the core attention of the native backend. On a GPU and 
 variable-length flash attention; otherwise one call of torch's attention a segment. Invariant: both compute the same; in
 each segment the last query sees all keys, the one before all but the last, and so on.
 
-Shapes: T queries and K keys of all segments, N query heads, G key/value groups, D head size, q and k one segment's.
+Shapes: T queries, K keys of all segments, B batch, N query heads, G key/value groups, D head size, q, k one segment's.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cptron.model.segments import Segments
 
 FLASH_DTYPES = (torch.bfloat16, torch.float16)
 """What flash attention computes in; anything else goes segment by segment on GPUs too."""
+
+
+KERNELS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
 
 
 def varlen_attention(
@@ -61,7 +67,7 @@ def _on_gpu(
     """torch's variable-length flash attention, whose options have changed names from version to version."""
     from torch.nn.attention.varlen import varlen_attn
 
-    offered = inspect.signature(varlen_attn).parameters
+    offered = _offered_options()
     options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in offered else {"is_causal": True}
     if "scale" in offered:
         options["scale"] = scale
@@ -75,6 +81,13 @@ def _on_gpu(
     return context_TND
 
 
+@functools.cache
+def _offered_options() -> frozenset[str]:
+    from torch.nn.attention.varlen import varlen_attn
+
+    return frozenset(inspect.signature(varlen_attn).parameters)
+
+
 def _one_segment(
     query_qND: torch.Tensor, key_kGD: torch.Tensor, value_kGD: torch.Tensor, scale: float
 ) -> torch.Tensor:
@@ -83,13 +96,32 @@ def _one_segment(
     if num_queries != num_keys:  # torch's causal flag would align the first tokens, not the last
         places_k = torch.arange(num_keys, device=query_qND.device)
         mask_qk = places_k <= places_k[num_keys - num_queries :, None]
-    context_1NqD = F.scaled_dot_product_attention(
-        query_qND.transpose(0, 1)[None],
-        key_kGD.transpose(0, 1)[None],
-        value_kGD.transpose(0, 1)[None],
-        attn_mask=mask_qk,
-        is_causal=mask_qk is None,
-        scale=scale,
-        enable_gqa=query_qND.size(1) != key_kGD.size(1),
-    )
-    return context_1NqD[0].transpose(0, 1)
+    query, key, value = (x.transpose(0, 1)[None] for x in (query_qND, key_kGD, value_kGD))
+    return causal_attention(query, key, value, scale, mask_qk)[0].transpose(0, 1)
+
+
+def causal_attention(
+    query_BNqD: torch.Tensor,
+    key_BGkD: torch.Tensor,
+    value_BGkD: torch.Tensor,
+    scale: float,
+    mask_qk: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """torch's attention, causal, or as `mask_qk` says. On GPUs cuDNN before the older flash kernel, and never the one
+    that materialises scores; which means repeated keys and values where only that one would broadcast them."""
+    broadcast = query_BNqD.size(1) != key_BGkD.size(1)
+    on_gpu = query_BNqD.is_cuda
+    if broadcast and on_gpu and (query_BNqD.dtype not in FLASH_DTYPES or mask_qk is not None):
+        repeat = query_BNqD.size(1) // key_BGkD.size(1)
+        key_BGkD, value_BGkD = (x.repeat_interleave(repeat, 1) for x in (key_BGkD, value_BGkD))
+        broadcast = False
+    with sdpa_kernel(KERNELS, set_priority=True) if on_gpu else nullcontext():
+        return F.scaled_dot_product_attention(
+            query_BNqD,
+            key_BGkD,
+            value_BGkD,
+            attn_mask=mask_qk,
+            is_causal=mask_qk is None,
+            scale=scale,
+            enable_gqa=broadcast,
+        )

@@ -50,7 +50,8 @@ def weighted_losses(
     """(sum of weights * losses, losses `[T]`). The gradient of `hidden_TH` is this rank's part: sum it over
     tensor ranks."""
     chunk = chunk_tokens or hidden_TH.size(0)
-    arguments = (hidden_TH, weight_VH, labels_T, weights_T, vocabulary, chunk)
+    # inside the function autograd is off in any case, so it cannot see for itself whether gradients are wanted
+    arguments = (hidden_TH, weight_VH, labels_T, weights_T, vocabulary, chunk, torch.is_grad_enabled())
     total, losses_T = _WeightedLosses.apply(*arguments)  # type: ignore[no-untyped-call]
     return total, losses_T
 
@@ -65,20 +66,21 @@ class _WeightedLosses(torch.autograd.Function):
         weights_T: torch.Tensor,
         vocabulary: Vocabulary,
         chunk: int,
+        with_gradients: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        need_hidden, need_weight = ctx.needs_input_grad[:2]
+        need_hidden, need_weight = (needed and with_gradients for needed in ctx.needs_input_grad[:2])
         grad_hidden_TH = torch.empty_like(hidden_TH) if need_hidden else None
         grad_weight_VH: torch.Tensor | None = None
         losses_T = torch.empty(labels_T.shape, dtype=torch.float32, device=hidden_TH.device)
         for start in range(0, len(labels_T), chunk):
             part = slice(start, start + chunk)
             hidden_CH, local_C = hidden_TH[part], labels_T[part] - vocabulary.first_row
-            logits_CV = hidden_CH @ weight_VH.t()
-            log_sum_C, target_C = _log_sum_and_target(logits_CV, local_C, vocabulary)
-            losses_T[part] = log_sum_C - target_C
+            exps_CV, sum_C, losses_T[part] = _exponentials_and_loss(
+                hidden_CH @ weight_VH.t(), local_C, vocabulary
+            )
             if need_hidden or need_weight:
-                grad_CV = _gradient(logits_CV, local_C, log_sum_C, weights_T[part], vocabulary.num_real_rows)
-                del logits_CV
+                grad_CV = _gradient(exps_CV, local_C, sum_C, weights_T[part], hidden_TH.dtype)
+                del exps_CV
                 if grad_hidden_TH is not None:
                     torch.matmul(grad_CV, weight_VH, out=grad_hidden_TH[part])
                 if need_weight:
@@ -92,11 +94,10 @@ class _WeightedLosses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_total: torch.Tensor, _: Any) -> Any:
         grad_hidden_TH, grad_weight_VH = ctx.saved_tensors
-        if grad_hidden_TH is not None:
-            grad_hidden_TH = grad_hidden_TH * grad_total.to(grad_hidden_TH.dtype)
-        if grad_weight_VH is not None:
-            grad_weight_VH = grad_weight_VH * grad_total.to(grad_weight_VH.dtype)
-        return grad_hidden_TH, grad_weight_VH, None, None, None, None
+        for grad in (grad_hidden_TH, grad_weight_VH):
+            if grad is not None:
+                grad.mul_(grad_total.to(grad.dtype))  # in place: backward runs once
+        return grad_hidden_TH, grad_weight_VH, None, None, None, None, None
 
 
 def _accumulate(total: torch.Tensor | None, part: torch.Tensor) -> torch.Tensor:
@@ -104,56 +105,58 @@ def _accumulate(total: torch.Tensor | None, part: torch.Tensor) -> torch.Tensor:
     return part if total is None else total.float().add_(part)
 
 
-def _log_sum_and_target(
+def _exponentials_and_loss(
     logits_CV: torch.Tensor, local_C: torch.Tensor, vocabulary: Vocabulary
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logarithm of the sum of exponentials, and the logit of the label, over all tensor ranks; fp32 `[C]`."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """exp(logit - max) of this rank's rows, 0 in padding; their sum over all tensor ranks, and the loss, fp32 `[C]`."""
     max_C = _largest(logits_CV, vocabulary.num_real_rows)
     if vocabulary.group is not None:
         dist.all_reduce(max_C, dist.ReduceOp.MAX, group=vocabulary.group)
-    sum_C, target_C = _sum_and_target(logits_CV, local_C, max_C, vocabulary.num_real_rows)
+    exps_CV, sum_C, target_C = _exponentials(logits_CV, local_C, max_C, vocabulary.num_real_rows)
     if vocabulary.group is not None:
         both_2C = torch.stack([sum_C, target_C])
         dist.all_reduce(both_2C, group=vocabulary.group)
         sum_C, target_C = both_2C.unbind()
-    return max_C + sum_C.log(), target_C
-
-
-def _real(logits_CV: torch.Tensor, num_real: int) -> torch.Tensor:
-    return logits_CV[:, :num_real].float()
+    return exps_CV, sum_C, sum_C.log() - target_C
 
 
 @fused
 def _largest(logits_CV: torch.Tensor, num_real: int) -> torch.Tensor:
     if num_real == 0:  # a tensor rank whose rows are all padding
         return torch.full(logits_CV.shape[:1], -torch.inf, device=logits_CV.device)
-    return _real(logits_CV, num_real).amax(-1)
+    return logits_CV[:, :num_real].amax(-1).float()
 
 
 @fused
-def _sum_and_target(
+def _exponentials(
     logits_CV: torch.Tensor, local_C: torch.Tensor, max_C: torch.Tensor, num_real: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum of exp(logit - max); and the label's logit, 0 where another rank has it."""
-    sum_C = (_real(logits_CV, num_real) - max_C[:, None]).exp_().sum(-1)
-    mine_C = (local_C >= 0) & (local_C < num_real)
-    place_C = local_C.clamp(0, logits_CV.size(-1) - 1)
-    target_C = logits_CV.gather(-1, place_C[:, None])[:, 0].float()
-    return sum_C, torch.where(mine_C, target_C, 0.0)
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """exp(logit - max), its sum, and the label's logit - max, which is 0 where another rank has the label."""
+    shifted_CV = logits_CV.float() - max_C[:, None]
+    target_C = shifted_CV.gather(-1, _column(local_C, shifted_CV))[:, 0]
+    exps_CV = shifted_CV.exp_()
+    exps_CV[:, num_real:] = 0
+    return exps_CV, exps_CV.sum(-1), torch.where(_is_here(local_C, num_real), target_C, 0.0)
 
 
 @fused
 def _gradient(
-    logits_CV: torch.Tensor,
+    exps_CV: torch.Tensor,
     local_C: torch.Tensor,
-    log_sum_C: torch.Tensor,
+    sum_C: torch.Tensor,
     weights_C: torch.Tensor,
-    num_real: int,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
-    """weight * (softmax - one at the label), in the logits' dtype; 0 in padding columns."""
-    grad_CV = (logits_CV.float() - log_sum_C[:, None]).exp_().mul_(weights_C[:, None])
-    grad_CV[:, num_real:] = 0
-    mine_C = (local_C >= 0) & (local_C < num_real)
-    place_C = local_C.clamp(0, logits_CV.size(-1) - 1)
-    grad_CV.scatter_add_(-1, place_C[:, None], torch.where(mine_C, -weights_C, 0.0)[:, None])
-    return grad_CV.to(logits_CV.dtype)
+    """weight * (softmax - one at the label), made where the exponentials were."""
+    grad_CV = exps_CV.mul_((weights_C / sum_C)[:, None])
+    here_C = _is_here(local_C, exps_CV.size(-1))  # a label is never a padding row
+    grad_CV.scatter_add_(-1, _column(local_C, grad_CV), torch.where(here_C, -weights_C, 0.0)[:, None])
+    return grad_CV.to(dtype)
+
+
+def _is_here(local_C: torch.Tensor, num_rows: int) -> torch.Tensor:
+    return (local_C >= 0) & (local_C < num_rows)
+
+
+def _column(local_C: torch.Tensor, of_CV: torch.Tensor) -> torch.Tensor:
+    return local_C.clamp(0, of_CV.size(-1) - 1)[:, None]

@@ -1,7 +1,7 @@
 """megatron-core's process groups for one topology.
 
-Place in the flow: after `init_process_group`, before the model is built. Adapter: the only module that
-touches `megatron.core.parallel_state`. Invariant: the ranks it reports equal those of `topology.Topology`.
+Place in the flow: after `init_process_group`, before the model is built. Adapter for
+`megatron.core.parallel_state`. Invariant: the ranks it reports equal those of `topology.Topology`.
 """
 
 from __future__ import annotations

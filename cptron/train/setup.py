@@ -34,6 +34,8 @@ from cptron.train.preflight import RUN_FILE, Plan
 from cptron.train.state import TrainState
 
 GATE_TOLERANCE_NATS = {"fp32": 1e-3, "bf16": 3e-2}
+FP8_GATE_TOLERANCE_NATS = 1e-1
+"""Where the recorded loss was computed with another FP8 recipe, or without, than the found one."""
 
 
 @dataclass
@@ -74,7 +76,7 @@ def prepare(config: Config, plan: Plan, session: Session) -> Run:
     _check_same_plan(plan)
     arch = plan.arch
     options = ModelOptions.of(config)
-    plan = _with_fp8_note(plan, options)
+    plan = agree(lambda: _with_fp8_note(plan, options))
     on_gpu = session.device.kind == "cuda"
     bare = build_chunks(arch, session.topology.layout, options)
     if options.adapter.kind == "none":
@@ -82,7 +84,8 @@ def prepare(config: Config, plan: Plan, session: Session) -> Run:
     else:
         init_adapters(bare, config.run.seed)
         freeze_base(bare)
-    overlap = on_gpu and config.parallel.overlap
+    # adapters are small, and their parameters are read without the module calls that gathering waits for
+    overlap = on_gpu and config.parallel.overlap and options.adapter.kind == "none"
     chunks = wrap_chunks(bare, overlap, optimizer=config.optim.name)
     optimizer = build_optimizer(config.optim, chunks, config.train.precision)
     directory = plan.resume_from or plan.base
@@ -117,6 +120,10 @@ def prepare(config: Config, plan: Plan, session: Session) -> Run:
 def _with_fp8_note(plan: Plan, options: ModelOptions) -> Plan:
     """The plan, which says so where FP8 was asked for and this device computes something else."""
     asked, found = options.fp8.recipe, resolve_fp8(options.fp8).recipe
+    if asked == "delayed" and plan.resume_from is not None:
+        return replace(
+            plan, notes=(*plan.notes, "fp8.recipe=delayed: its scales are not saved and start anew")
+        )
     if asked == "none" or hardware_has_fp8():
         return plan
     what = (
@@ -177,7 +184,10 @@ def _gate(run: Run) -> None:
     record."""
     if run.base is None:
         return
-    tolerance = run.config.start.gate_tolerance_nats or GATE_TOLERANCE_NATS[run.config.train.precision]
+    tolerance = GATE_TOLERANCE_NATS[run.config.train.precision]
+    if run.base.fp8_recipe != resolve_fp8(run.config.fp8).recipe:
+        tolerance = FP8_GATE_TOLERANCE_NATS
+    tolerance = run.config.start.gate_tolerance_nats or tolerance
     expected, found = run.base.probe.loss_nats_per_token, probe_loss(run)
     if not abs(found - expected) <= tolerance:
         raise TrainingError(

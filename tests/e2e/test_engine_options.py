@@ -46,7 +46,7 @@ def losses(run: Path) -> list[float]:
 
 def evaluated(checkpoint: Path, data: Path, *flags: str, kind: str = "checkpoint") -> dict[str, Any]:
     """What `cptron eval` prints."""
-    words = ("--data", data, "--seq-length", str(SEQ_LENGTH), "--max-tokens", "800", *flags)
+    words: list[str | Path] = ["--data", data, "--seq-length", str(SEQ_LENGTH), "--max-tokens", "800", *flags]
     done = command("eval", f"--{kind}", checkpoint, *words)
     assert done.error == ""
     return json.loads(done.stdout)  # type: ignore[no-any-return]
@@ -77,7 +77,7 @@ def test_every_layout_gives_the_same_run(layout: Layout, plain: Path, cut: dict[
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [(CUT[0], CUT[2]), (CUT[2], CUT[3]), (CUT[3], ONE), (ONE, CUT[0])],
+    [(CUT[0], CUT[2]), (CUT[2], CUT[3]), (CUT[3], ONE)],
     ids=lambda layout: str(layout),
 )
 def test_a_checkpoint_goes_on_under_another_layout(
@@ -96,10 +96,9 @@ def test_documents_positions_and_targets_survive_every_cut(world: World, tmp_pat
     words = [*SHORT, "attention.document_mask=false", "attention.reset_positions=true"]
     words += ["data.eod_mask_loss=true", "train.steps=3"]
     alone = world.trained(tmp_path / "alone", ONE, *words)
-    for layout in (CUT[2], CUT[3]):
-        run = world.trained(tmp_path / str(layout), layout, *words)
-        assert_close(steps(run), steps(alone))
-        assert_close(evals(run), evals(alone))
+    run = world.trained(tmp_path / "cut", CUT[3], *words)
+    assert_close(steps(run), steps(alone))
+    assert_close(evals(run), evals(alone))
 
 
 # 2. documents
@@ -161,7 +160,6 @@ def test_eval_equals_transformers_with_and_without_mask(world: World, plain: Pat
             ),
         ),
         (CUT[2], ("memory.recompute=full", "memory.recompute_layers=1")),
-        (CUT[3], ("memory.recompute=full", "memory.logits_chunk_tokens=5")),
     ],
     ids=lambda value: str(value) if isinstance(value, Layout) else value[0].partition("=")[2],
 )
@@ -246,7 +244,7 @@ def test_idle_patterns_are_refused_on_every_rank(
 def test_fp8_trains_and_resumes(
     recipe: str, layout: Layout, world: World, plain: Path, tmp_path: Path
 ) -> None:
-    """Emulated: other numbers than fp32, within 2 % of them; the second half again to the bit."""
+    """Emulated: other numbers than fp32, within 2 % of them; the second half again to the bit, or without FP8."""
     words = [*SHORT, f"fp8.recipe={recipe}", "fp8.without_hardware=emulate"]
     outcomes = world.train(tmp_path / "whole", layout, *words)
     assert [outcome.error for outcome in outcomes] == [""] * layout.world_size
@@ -256,6 +254,8 @@ def test_fp8_trains_and_resumes(
     assert losses(whole)[0] != pytest.approx(losses(plain)[0], rel=1e-6)
     run = world.trained(interrupted(whole, tmp_path / "run"), layout, *words)
     assert steps(run) == steps(whole)
+    run = world.trained(interrupted(whole, tmp_path / "off"), ONE, *SHORT)
+    assert losses(run) == pytest.approx(losses(plain), rel=0.02)
 
 
 def test_fp8_without_hardware_is_refused_or_off(world: World, plain: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from cptron.checkpoint import layout as checkpoint_layout
 from cptron.checkpoint.sharded import load_shards
 from cptron.config.schema import OptimConfig
 from cptron.data.batch import MicroBatch
+from cptron.model.adapters import freeze_base, init_adapters, init_magnitudes, is_base
 from cptron.model.build import build_chunks
 from cptron.model.options import ModelOptions
 from cptron.optim.optimizer import apply_gradients, build_optimizer, set_rates, wrap_chunks
@@ -74,9 +75,13 @@ def one_step(
     arch = checkpoint_layout.read_manifest(Path(checkpoint)).arch
     with open_session(ranks, layout, threads_per_rank=1) as session:
         bare = build_chunks(arch, layout, options)
+        if options.adapter.kind != "none":
+            init_adapters(bare, seed=1)
+            freeze_base(bare)
         chunks = wrap_chunks(bare, overlap)
         optimizer = build_optimizer(OPTIM, chunks, options.precision)
-        load_shards(Path(checkpoint) / checkpoint_layout.SHARDS, bare)
+        load_shards(Path(checkpoint) / checkpoint_layout.SHARDS, bare, holds=is_base)
+        init_magnitudes(bare)
         optimizer.reload_model_params()
         for chunk in chunks:
             chunk.zero_grad_buffer()
@@ -110,10 +115,13 @@ def pieces(chunks: list[Any], what: str) -> list[Piece]:
     for chunk in chunks:
         for entry in chunk.sharded_state_dict(metadata=None).values():
             if isinstance(entry, ShardedTensorFactory):
-                values = getattr(entry.data, what).detach()
+                values = getattr(entry.data, what, None)
+                if values is None:  # frozen
+                    continue
+                values = values.detach()
                 parts = entry.build_fn(entry.key, values, entry.replica_id, entry.flattened_range)
                 found += [_piece(part, part.data) for part in parts]
-            elif isinstance(entry, ShardedTensor):
+            elif isinstance(entry, ShardedTensor) and hasattr(entry.data, what):
                 found.append(_piece(entry, getattr(entry.data, what).detach()))
     return found
 

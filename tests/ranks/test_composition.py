@@ -16,7 +16,7 @@ import torch
 from composition_calls import OPTIM, Batch, assemble, one_step
 from composition_cases import CASES, Case
 
-from cptron.config.schema import Fp8Config
+from cptron.config.schema import AdapterConfig, Fp8Config
 from cptron.convert.weight_map import to_megatron
 from cptron.model.families.llama import LLAMA, read_config
 from cptron.model.options import ModelOptions
@@ -189,6 +189,35 @@ def test_fp8_composition(layout: Layout, recipe: Any, batch: Batch, converted: d
     own = distance(wanted, exact)
     assert own > 0.01, "FP8 that equals fp32 was not FP8"
     assert distance(found, wanted) <= (1.0 if layout.cp > 1 else 0.5) * own
+
+
+ADAPTER_LAYOUTS = [
+    (2, Layout()),
+    (2, Layout(cp=2)),
+    (2, Layout(pp=2, virtual_stages=3)),
+    (4, Layout(tp=2, sequence_parallel=True, cp=2)),
+]
+
+
+@pytest.mark.parametrize("fp8", ["none", "rowwise"])
+@pytest.mark.parametrize(("world_size", "layout"), ADAPTER_LAYOUTS, ids=str)
+def test_adapter_composition(
+    world_size: int, layout: Layout, fp8: Any, batch: Batch, converted: dict[bool, Path]
+) -> None:
+    """DoRA, on a base in fp32 and in FP8, under data, context and interleaved pipeline parallelism: what one process
+    computes. (`test_adapters` proves that one process computes what PEFT does.)"""
+    options = ModelOptions(
+        adapter=AdapterConfig(kind="dora", rank=4), fp8=Fp8Config(recipe=fp8, without_hardware="emulate")
+    )
+    single, steps = (
+        run_ranks(one_step, ranks, str(converted[False]), batch, cut, options, 2)
+        for ranks, cut in ((1, Layout()), (world_size, layout))
+    )
+    exact = fp8 == "none"
+    assert steps[0].loss == pytest.approx(single[0].loss, rel=RTOL if exact else 3e-3)
+    wanted, found = (assemble(run, "gradients") for run in (single, steps))
+    assert wanted.keys() == found.keys() and all(".adapter." in name for name in wanted)
+    assert distance(found, wanted) <= (1e-5 if exact else 0.2)
 
 
 def distance(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> float:

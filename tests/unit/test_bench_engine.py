@@ -94,6 +94,9 @@ def test_goals_compare_with_the_fastest_way_of_a_peer_on_the_same_model() -> Non
     goals = {goal["goal"]: goal for goal in rows[f"{case.name}/cptron"]["goals"]}
     assert goals[">= 1.05 x torchtitan"] == {"goal": ">= 1.05 x torchtitan", "value": 1.25, "met": True}
     assert goals[">= 560 TFLOP/s"]["met"] is False
+    rows[f"{case.name}/cptron"]["spread_s"] = [1.0, 3.0]
+    results.judge(rows)
+    assert "1.25 (too unsteady to tell)" in results.table(list(rows.values()))
     for row in rows.values():
         row["layers"] -= row["peer"] != "cptron"
     results.judge(rows)

@@ -207,9 +207,8 @@ def test_stages_agree_with_brute_force(layers: int, pp: int, first: int, last: i
             "fp8.without_hardware=emulate is offered by model.backend=native only",
         ),
         ({"fp8__recipe": "delayed"}, "fp8.recipe=delayed is not offered .*; use none, tensorwise or rowwise"),
-        ({"fp8__param_gather": True}, "fp8.param_gather=true needs model.backend=te"),
-        ({"parallel__tp_overlap": True}, "parallel.tp_overlap=true needs model.backend=te"),
-        ({"model__backend": "te", "parallel__tp_overlap": True}, "needs parallel.tp=1 above 1"),
+        ({"fp8__param_gather": True}, "fp8.param_gather=True needs model.backend=te"),
+        ({"memory__recompute_layers": 1}, "memory.recompute_layers=1 counts layers of memory.recompute=full"),
         (
             {"model__backend": "te", "adapter__kind": "lora"},
             "adapter.kind=lora is offered by model.backend=native",
@@ -335,4 +334,6 @@ def test_engine_messages() -> None:
     with pytest.raises(ConfigError, match="leaves no layer of 4 in FP8"):
         check_shape(architecture(), changed(fp8__recipe="tensorwise", fp8__bf16_first_layers=4))
     with pytest.raises(ConfigError, match=r"memory.recompute_layers=3 is more than the 2 layers"):
-        check_shape(architecture(), changed(parallel__pp=2, memory__recompute_layers=3))
+        check_shape(
+            architecture(), changed(parallel__pp=2, memory__recompute="full", memory__recompute_layers=3)
+        )
