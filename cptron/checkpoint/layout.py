@@ -56,8 +56,6 @@ class Manifest:
     run_identity: str = ""
     layout: str = ""
     precision: str = ""
-    fp8_recipe: str = "none"
-    """How the matrix products were computed in which the probe's loss was found."""
     parent: str = ""
     adapter: dict[str, Any] | None = None
     """Settings of the adapter whose parameters the shards hold, and nothing else; None: whole weights."""

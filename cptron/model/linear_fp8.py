@@ -12,6 +12,8 @@ this rank under sequence parallelism, else T. Column-parallel layers cut N, row-
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -177,8 +179,11 @@ class _Fp8ColumnParallelLinear(ColumnParallelLinear):  # type: ignore[misc]
     """Weight and output are cut along N; the input along the tokens, under sequence parallelism."""
 
     fp8: ClassVar[Fp8Config]
+    fp8_is_on = True
 
     def _forward_impl(self, input: torch.Tensor, weight: torch.Tensor, **options: Any) -> torch.Tensor:
+        if not self.fp8_is_on:
+            return super()._forward_impl(input, weight, **options)  # type: ignore[no-any-return]
         cuts = (0 if options["sequence_parallel"] else None, 0, 1)
         return _multiply(self, cuts, input, weight, options)
 
@@ -187,9 +192,37 @@ class _Fp8RowParallelLinear(RowParallelLinear):  # type: ignore[misc]
     """Input and weight are cut along K; the output is each rank's summand, and its gradient the same on all."""
 
     fp8: ClassVar[Fp8Config]
+    fp8_is_on = True
 
     def _forward_impl(self, input: torch.Tensor, weight: torch.Tensor, **options: Any) -> torch.Tensor:
+        if not self.fp8_is_on:
+            return super()._forward_impl(input, weight, **options)  # type: ignore[no-any-return]
         return _multiply(self, (1, 1, None), input, weight, options)
+
+
+@contextmanager
+def without_fp8(chunks: Sequence[Any]) -> Iterator[None]:
+    """Within this context the chunks multiply in the precision of their weights: what their checkpoints record."""
+    linears = [
+        module
+        for chunk in chunks
+        for module in chunk.modules()
+        if isinstance(module, _Fp8ColumnParallelLinear | _Fp8RowParallelLinear)
+    ]
+    configs = {
+        id(chunk.config): (chunk.config, chunk.config.fp8) for chunk in chunks
+    }  # Transformer Engine's switch
+    try:
+        for linear in linears:
+            linear.fp8_is_on = False
+        for config, _ in configs.values():
+            config.fp8 = None
+        yield
+    finally:
+        for linear in linears:
+            linear.fp8_is_on = True
+        for config, fp8 in configs.values():
+            config.fp8 = fp8
 
 
 @functools.cache

@@ -20,7 +20,6 @@ from cptron.checkpoint import layout
 from cptron.checkpoint.sharded import everything, save_shards
 from cptron.errors import CheckpointError
 from cptron.model.adapters import is_adapter
-from cptron.model.fp8 import resolve_fp8
 from cptron.optim.optimizer import finish_param_gather
 from cptron.runtime.dist import agree
 from cptron.train.setup import Run, probe_loss
@@ -101,7 +100,6 @@ def _manifest(run: Run, loss_nats_per_token: float) -> layout.Manifest:
         probe=layout.Probe(token_ids=run.probe_token_ids, loss_nats_per_token=loss_nats_per_token),
         layout=run.session.topology.describe(),
         precision=run.config.train.precision,
-        fp8_recipe=resolve_fp8(run.config.fp8).recipe,
         parent=str(run.plan.resume_from or run.plan.base or ""),
         versions=installed_versions(),
     )

@@ -24,6 +24,7 @@ from cptron.errors import CheckpointError, ConfigError, TrainingError
 from cptron.model.adapters import freeze_base, init_adapters, init_magnitudes
 from cptron.model.build import build_chunks
 from cptron.model.fp8 import hardware_has_fp8, resolve_fp8
+from cptron.model.linear_fp8 import without_fp8
 from cptron.model.options import ModelOptions
 from cptron.optim.optimizer import build_optimizer, freeze, wrap_chunks
 from cptron.runtime.dist import agree
@@ -34,8 +35,6 @@ from cptron.train.preflight import RUN_FILE, Plan
 from cptron.train.state import TrainState
 
 GATE_TOLERANCE_NATS = {"fp32": 1e-3, "bf16": 3e-2}
-FP8_GATE_TOLERANCE_NATS = 1e-1
-"""Where the recorded loss was computed with another FP8 recipe, or without, than the found one."""
 
 
 @dataclass
@@ -165,7 +164,8 @@ def _claim_directory(config: Config, plan: Plan) -> None:
 
 
 def probe_loss(run: Run) -> float:
-    """Loss of the current weights on the probe, in nats per token; collective."""
+    """Loss of the current weights on the probe, in nats per token; collective. Never in FP8, so that every run can be
+    compared with every other."""
     ids = np.asarray(run.probe_token_ids, dtype=np.int64)
     count = len(ids) - 1
     filler = -count % run.session.topology.layout.sequence_unit
@@ -176,7 +176,8 @@ def probe_loss(run: Run) -> float:
         source_B=np.zeros(1, dtype=np.int64),
         documents_BS=np.zeros((1, count + filler), dtype=np.int32),
     )
-    return evaluate(run.chunks, [batch], run.session.device.torch_device).loss_nats_per_token
+    with without_fp8(run.chunks):
+        return evaluate(run.chunks, [batch], run.session.device.torch_device).loss_nats_per_token
 
 
 def _gate(run: Run) -> None:
@@ -184,10 +185,7 @@ def _gate(run: Run) -> None:
     record."""
     if run.base is None:
         return
-    tolerance = GATE_TOLERANCE_NATS[run.config.train.precision]
-    if run.base.fp8_recipe != resolve_fp8(run.config.fp8).recipe:
-        tolerance = FP8_GATE_TOLERANCE_NATS
-    tolerance = run.config.start.gate_tolerance_nats or tolerance
+    tolerance = run.config.start.gate_tolerance_nats or GATE_TOLERANCE_NATS[run.config.train.precision]
     expected, found = run.base.probe.loss_nats_per_token, probe_loss(run)
     if not abs(found - expected) <= tolerance:
         raise TrainingError(
