@@ -31,7 +31,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test check test-newest-mcore sanitize bench-peers bench-data bench-engine bench-gpu-peers \
-	bench-gpu test-gpu clean
+	bench-gpu bench-fp8-curve test-gpu clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 28
@@ -75,6 +75,9 @@ bench-gpu-peers: ## fetch torchtitan and torchao for bench-gpu into .cache, besi
 
 bench-gpu: ## the engine against its peers on one CUDA device, in the environment of PY: benchmarks/results/engine_cuda.json
 	$(PY) -m benchmarks.engine.run --device cuda $(BENCH_ARGS)
+
+bench-fp8-curve: $(READY) ## loss in FP8 beside loss in bf16, after `make demo`: benchmarks/results/fp8_curve.json
+	$(VENV)/bin/python -m benchmarks.engine.fp8_curve $(BENCH_ARGS)
 
 sanitize: $(READY) ## the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	rm -rf $(SANITIZED)
