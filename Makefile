@@ -30,7 +30,7 @@ NEWEST_READY := $(NEWEST_DIR)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check test-newest-mcore sanitize bench-peers bench-data bench-engine bench-gpu-peers \
+.PHONY: help env demo test test-more check test-newest-mcore sanitize bench-peers bench-data bench-engine bench-gpu-peers \
 	bench-gpu bench-fp8-curve test-gpu clean
 
 help: ## list the targets
@@ -47,14 +47,17 @@ check: $(READY) ## lint, format and types
 	$(VENV)/bin/mypy
 
 test: env $(MODEL)/complete.json check ## check, then all tests, then the core multi-rank tests under the newest megatron-core
-	$(PYTEST)
+	$(PYTEST) -m "not more"
 	@$(MAKE) --no-print-directory test-newest-mcore
+
+test-more: env $(MODEL)/complete.json ## more cases of what `make test` proves: FP8 and adapters under more layouts
+	$(PYTEST) -m more
 
 test-newest-mcore: $(READY) $(NEWEST_READY) ## the core multi-rank tests under the newest megatron-core
 ifdef NEWEST_READY
 	PYTHONPATH=$(CURDIR)/$(NEWEST_DIR) $(VENV)/bin/python -c \
 		'import megatron.core as m; assert m.__version__.startswith("$(NEWEST)"), m.__version__'
-	PYTHONPATH=$(CURDIR)/$(NEWEST_DIR) $(PYTEST) -m core_ranks tests/ranks
+	PYTHONPATH=$(CURDIR)/$(NEWEST_DIR) $(PYTEST) -m "core_ranks and not more" tests/ranks
 else
 	@echo "megatron-core $(NEWEST) has no wheel for $$(uname -sm): its tests run on Linux x86_64 only"
 endif

@@ -174,7 +174,7 @@ FP8_LAYOUTS = [
 ]
 
 
-@pytest.mark.parametrize("recipe", ["tensorwise", "rowwise"])
+@pytest.mark.parametrize("recipe", ["tensorwise", pytest.param("rowwise", marks=pytest.mark.more)])
 @pytest.mark.parametrize("layout", FP8_LAYOUTS, ids=Layout.describe)
 def test_fp8_composition(layout: Layout, recipe: Any, batch: Batch, converted: dict[bool, Path]) -> None:
     """FP8 under a layout computes what FP8 computes in one process: the same scales, so the same codes, but where
@@ -202,7 +202,7 @@ ADAPTER_LAYOUTS = [
 ]
 
 
-@pytest.mark.parametrize("fp8", ["none", "rowwise"])
+@pytest.mark.parametrize("fp8", ["none", pytest.param("rowwise", marks=pytest.mark.more)])
 @pytest.mark.parametrize(("world_size", "layout"), ADAPTER_LAYOUTS, ids=str)
 def test_adapter_composition(
     world_size: int, layout: Layout, fp8: Any, batch: Batch, converted: dict[bool, Path]

@@ -62,7 +62,6 @@ def test_equals_torch(
     )
 
 
-@pytest.mark.core_ranks
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("optim", [ADAMW, SGD], ids=lambda optim: optim.name)
 def test_overlap_changes_nothing(
@@ -81,7 +80,6 @@ def test_overlap_changes_nothing(
                 np.testing.assert_allclose(found.weights[name], weight, atol=optim.lr / 100)
 
 
-@pytest.mark.core_ranks
 @pytest.mark.parametrize("layout", [PP2, replace(PP2, virtual_stages=2)], ids=ids)
 def test_overlap_with_stages(layout: Layout, checkpoints: dict[str, Path], tokens_NGS1: np.ndarray) -> None:
     """Stages and virtual stages times data parallel, tied embeddings: as without overlap."""
@@ -123,7 +121,6 @@ def test_resumes_under_any_layout(
         np.testing.assert_allclose(continued.losses, whole.losses[4:], rtol=rtol)
 
 
-@pytest.mark.core_ranks
 def test_bf16_moments_cost_half(checkpoints: dict[str, Path], tokens_NGS1: np.ndarray) -> None:
     """Half the bytes of state on every rank, and losses within 1e-3 of fp32 moments over eight steps."""
     full = run(2, checkpoints["untied"], tokens_NGS1[:8], Case(optim=ADAMW))
@@ -159,7 +156,6 @@ GROUPED = replace(
 )
 
 
-@pytest.mark.core_ranks
 @pytest.mark.parametrize(
     ("world_size", "layout"), [(2, Layout()), (2, PP2), (4, replace(TP2, pp=2))], ids=ids
 )
@@ -205,7 +201,6 @@ FROZEN = {
 }
 
 
-@pytest.mark.core_ranks
 @pytest.mark.parametrize("recompute", ["none", "full"])
 @pytest.mark.parametrize("part", list(FROZEN))
 def test_frozen_parameters_change_nothing_else(
@@ -279,7 +274,6 @@ def test_patterns_that_fit_nothing_are_refused_on_every_rank(
         assert outcome.error.startswith("ConfigError") and message in outcome.error
 
 
-@pytest.mark.core_ranks
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("layer", [0, 3])
@@ -297,7 +291,6 @@ def test_nan_is_traced_to_its_parameter_and_rank(
     assert f"{name} (on rank {rank}: tp 0, pp 0)" in outcomes[0].error
 
 
-@pytest.mark.core_ranks
 def test_nan_on_a_stage_and_tensor_rank(checkpoints: dict[str, Path], tokens_NGS1: np.ndarray) -> None:
     """Rank 3 of TP2 x PP2; the layer has its number in the whole model."""
     name = "decoder.layers.3.mlp.linear_fc1.weight"

@@ -131,7 +131,8 @@ def test_every_line_in_provenance_holds_its_value(tmp_path: Path) -> None:
     path = write(tmp_path, resolved_yaml(config))
     lines = path.read_text().splitlines()
     for key, place in load_config(path).provenance.items():
-        assert key.rpartition(".")[2] in lines[int(place.rpartition(":")[2]) - 1]
+        line, last = lines[int(place.rpartition(":")[2]) - 1], key.rpartition(".")[2]
+        assert line.lstrip().startswith("- ") if last.isdecimal() else last in line
 
 
 def test_list_elements_go_by_position_and_by_name(tmp_path: Path) -> None:
