@@ -48,7 +48,7 @@ def test_ahead_or_not_is_the_same(prefixes: dict[str, str]) -> None:
 
 
 def test_ranks_that_do_not_read_keep_the_same_account(prefixes: dict[str, str]) -> None:
-    """They get shapes, sources and documents, read no tokens of their own, and say that the tokens come from elsewhere."""
+    """They get shapes, sources and documents, and say that the tokens come from elsewhere."""
     ledgers = [Ledger(), Ledger()]
     readers = [
         loader_of(prefixes, ledger, Cut(8, 2, 1, 2, reads=reads, hands_on=True))
