@@ -95,7 +95,7 @@ CASES: dict[str, tuple[Prepare, tuple[str, ...]]] = {
     "empty validation set": (one_token_validation, ("validation set general", "1 tokens")),
     "no validation set": (lambda w, t: ["data.valid=[]"], ("data.valid is empty",)),
     "layout and heads": (
-        lambda w, t: ["parallel.local_ranks=3", "parallel.tp=3"],
+        lambda w, t: ["parallel.local_ranks=3", "parallel.tp=3", "data.seq_length=33"],
         ("parallel.tp=3", "heads"),
     ),
     "layout and layers": (lambda w, t: ["parallel.local_ranks=3", "parallel.pp=3"], ("parallel.pp=3", "4")),
