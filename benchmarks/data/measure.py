@@ -155,11 +155,11 @@ class _Sampler:
 def _family(pid: int) -> list[int]:
     family = [pid]
     for parent in family:
-        for task in Path(f"/proc/{parent}/task").glob("*/children"):
-            try:
-                family += [int(child) for child in task.read_text().split()]
-            except OSError:
-                continue  # it ended meanwhile
+        try:
+            for task in Path(f"/proc/{parent}/task").iterdir():
+                family += [int(child) for child in (task / "children").read_text().split()]
+        except OSError:
+            continue  # it, or one of its threads, ended meanwhile
     return family
 
 
