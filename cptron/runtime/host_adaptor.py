@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.utils._device import _device_constructors
 
 from cptron.errors import LaunchError
@@ -126,6 +127,26 @@ def _on_host(factory: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def _among_ranks(collective: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a collective of (output, input) so that one rank alone does nothing in place, as NCCL does; gloo copies."""
+
+    @functools.wraps(collective)
+    def wrapped(
+        output: torch.Tensor,
+        input: torch.Tensor,
+        *args: Any,
+        group: Any = None,
+        async_op: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        in_place = output.data_ptr() == input.data_ptr() and output.numel() == input.numel()
+        if in_place and not async_op and not args and dist.get_world_size(group) == 1:
+            return None
+        return collective(output, input, *args, group=group, async_op=async_op, **kwargs)
+
+    return wrapped
+
+
 def _tensor_type(tensor: torch.Tensor, dtype: Any = None, *args: Any, **kwargs: Any) -> Any:
     if dtype is None and tensor.dtype in _TYPE_NAMES:
         return _TYPE_NAMES[tensor.dtype]
@@ -175,6 +196,8 @@ def replacements() -> dict[tuple[Any, str], Any]:
     for owner in (torch.cuda, torch.cuda.random):
         table[owner, "get_rng_state"] = lambda device=None: default.get_state()
         table[owner, "set_rng_state"] = lambda state, device=None: default.set_state(state)
+    for name in ("all_gather_into_tensor", "reduce_scatter_tensor"):
+        table[dist, name] = _among_ranks(getattr(dist, name))
     for name in FACTORIES:
         table[torch, name] = _on_host(getattr(torch, name))
     return table
