@@ -7,7 +7,12 @@ new one, whenever the machine stops.
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from cptron.errors import ConversionError
 
 
 def fsync_path(path: Path) -> None:
@@ -40,6 +45,49 @@ def replace_text(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
         raise
     fsync_path(path.parent)
+
+
+def working_directory(final: Path) -> Path:
+    """Where the directory `final` is written before it gets its name; always the same, so that none piles up."""
+    return final.with_name(f".writing_{final.name}")
+
+
+def begin_directory(final: Path) -> Path:
+    """The empty working directory of `final`; what a killed writer left there is removed."""
+    working = working_directory(final)
+    shutil.rmtree(working, ignore_errors=True)
+    working.mkdir(parents=True)
+    return working
+
+
+def publish_directory(final: Path) -> None:
+    """Force the working directory of `final` to disk and give it its name; what stood there is replaced."""
+    working = working_directory(final)
+    fsync_tree(working)
+    if final.exists():
+        shutil.rmtree(final)
+    os.rename(working, final)
+    fsync_path(final.parent)
+
+
+def must_be_new(target: Path) -> None:
+    """Raise `ConversionError` where the output `target` exists: a conversion never replaces what it did not write."""
+    if target.exists():
+        raise ConversionError(f"{target} already exists; choose another output directory or remove it")
+
+
+@contextmanager
+def new_directory(final: Path) -> Iterator[Path]:
+    """A working directory that becomes `final` at the end, and is removed where an error comes first. Raises
+    `ConversionError` where `final` exists."""
+    must_be_new(final)
+    working = begin_directory(final)
+    try:
+        yield working
+        publish_directory(final)
+    except BaseException:
+        shutil.rmtree(working, ignore_errors=True)
+        raise
 
 
 def partial_path(final: Path) -> Path:

@@ -99,12 +99,13 @@ def rewrite_shards(base: str, target: str, change: str) -> None:
 
     from cptron.checkpoint import layout
     from cptron.checkpoint.sharded import load_shards
+    from cptron.durable import begin_directory
     from cptron.model.build import build_model
     from cptron.runtime.session import open_session
 
     source, final = Path(base), Path(target)
     manifest = layout.read_manifest(source)
-    working = layout.begin(final)
+    working = begin_directory(final)
     for name in (layout.SHARDS, layout.HUGGING_FACE):
         (working / name).mkdir()
     for path in (source / layout.HUGGING_FACE).iterdir():
@@ -124,4 +125,4 @@ def rewrite_shards(base: str, target: str, change: str) -> None:
         if change == "drop":
             del state["decoder.final_layernorm.weight"]
         dist_checkpointing.save({"model": state}, str(working / layout.SHARDS))
-    layout.publish(working, final, manifest)
+    layout.publish(final, manifest)

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from cptron.durable import fsync_path, fsync_tree, replace_text
+from cptron.durable import publish_directory, replace_text, working_directory
 from cptron.errors import CheckpointError
 from cptron.model.architecture import Architecture
 
@@ -77,25 +77,15 @@ def step_directory(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step_{step:08d}"
 
 
-def begin(final: Path) -> Path:
-    """An empty working directory beside `final`; what a killed writer left there is removed."""
-    working = final.with_name(f".writing_{final.name}")
-    shutil.rmtree(working, ignore_errors=True)
-    working.mkdir(parents=True)
-    return working
-
-
-def publish(working: Path, final: Path, manifest: Manifest) -> Manifest:
-    """Write the manifest, force everything to disk and give the directory its final name."""
+def publish(final: Path, manifest: Manifest) -> Manifest:
+    """Write the manifest into the working directory of `final` and publish it. A `final` that exists is replaced: a
+    run never saves the same step twice, so that only a damaged one can be in the way."""
+    working = working_directory(final)
     paths = sorted(path for path in working.rglob("*") if path.is_file())
     files = {str(path.relative_to(working)): path.stat().st_size for path in paths}
     complete = Manifest(**{**vars(manifest), "files": files})
     write_json(working / MANIFEST, asdict(complete))
-    fsync_tree(working)
-    if final.exists():  # only a damaged one can be in the way: a run never saves the same step twice
-        shutil.rmtree(final)
-    os.rename(working, final)
-    fsync_path(final.parent)
+    publish_directory(final)
     return complete
 
 

@@ -7,8 +7,6 @@ holds every weight and a config that describes exactly these weights.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +17,7 @@ from cptron.checkpoint import layout
 from cptron.convert.hf_import import carry_small_files
 from cptron.convert.safetensors_io import write_model
 from cptron.convert.weight_map import to_hugging_face
-from cptron.durable import fsync_path, fsync_tree
+from cptron.durable import must_be_new, new_directory
 from cptron.errors import ConversionError
 from cptron.model.families import family_of
 
@@ -35,23 +33,18 @@ def export_hugging_face(
     `dtype`: `stored` keeps the precision of the checkpoint bit for bit; others convert. `base`: where an adapter's
     base is now. Raises `ConversionError` when the target exists or the config does not describe the weights.
     """
+    must_be_new(target)
     manifest = layout.read_manifest(checkpoint)
-    if target.exists():
-        raise ConversionError(f"{target} already exists; choose another output directory or remove it")
     precision = manifest.precision if dtype == "stored" else dtype
     config = _exported_config(checkpoint, manifest, precision)
     if manifest.adapter is not None:
         from cptron.checkpoint.weights import base_of
 
         base = base_of(manifest, base)
-    working = target.with_name(f".writing_{target.name}")
-    shutil.rmtree(working, ignore_errors=True)
-    carry_small_files(checkpoint / layout.HUGGING_FACE, working)
-    write_model(working, _tensors(checkpoint, manifest, precision, base))
-    (working / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    fsync_tree(working)
-    os.rename(working, target)
-    fsync_path(target.parent)
+    with new_directory(target) as working:
+        carry_small_files(checkpoint / layout.HUGGING_FACE, working)
+        write_model(working, _tensors(checkpoint, manifest, precision, base))
+        (working / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     return manifest
 
 
@@ -83,8 +76,7 @@ def export_adapter(checkpoint: Path, target: Path) -> layout.Manifest:
     from cptron.model.options import ModelOptions
     from cptron.runtime.session import open_session
 
-    if target.exists():
-        raise ConversionError(f"{target} already exists; choose another output directory or remove it")
+    must_be_new(target)
     manifest = layout.read_manifest(checkpoint)
     settings = adapter_of(manifest)
     options = ModelOptions(precision=manifest.precision, adapter=settings, random_weights=False)  # type: ignore[arg-type]

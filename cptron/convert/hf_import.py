@@ -18,7 +18,8 @@ from cptron.checkpoint import layout
 from cptron.convert.probe import make_probe, probe_tokens
 from cptron.convert.safetensors_io import ModelReader
 from cptron.convert.weight_map import hugging_face_names, to_megatron
-from cptron.errors import CheckpointError, ConversionError
+from cptron.durable import begin_directory, must_be_new
+from cptron.errors import ConversionError
 from cptron.model.architecture import Architecture
 from cptron.model.families import family_of
 from cptron.model.families.family import Family
@@ -31,10 +32,9 @@ PROBE_TOKENS = 256
 
 
 def import_hugging_face(source: Path, target: Path) -> layout.Manifest:
-    """Convert `source` into a new checkpoint `target`. Raises `ConversionError` or `CheckpointError` with
+    """Convert `source` into a new checkpoint `target`. Raises `ConversionError` with
     nothing left behind under the final name."""
-    if target.exists():
-        raise CheckpointError(f"{target} already exists; choose another output directory or remove it")
+    must_be_new(target)
     reader = ModelReader(source)
     try:
         family = family_of(str(reader.config.get("model_type")))
@@ -55,10 +55,10 @@ def import_hugging_face(source: Path, target: Path) -> layout.Manifest:
             precision=precision,
             versions=installed_versions(),
         )
-        working = layout.begin(target)
+        working = begin_directory(target)
         _write_shards(family, arch, reader, working / layout.SHARDS, precision)
         carry_small_files(source, working / layout.HUGGING_FACE)
-        return layout.publish(working, target, manifest)
+        return layout.publish(target, manifest)
     finally:
         reader.close()
 
@@ -105,7 +105,7 @@ def find_tokenizer(directory: Path) -> Tokenizer | None:
 
 def carry_small_files(source: Path, target: Path) -> None:
     """Copy config, tokenizer and licence files; weight indices stay behind."""
-    target.mkdir(parents=True)
+    target.mkdir(exist_ok=True)
     for pattern in SMALL_FILES:
         for path in source.glob(pattern):
             if not path.name.endswith(".index.json"):

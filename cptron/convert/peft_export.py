@@ -9,8 +9,6 @@ Shapes: R rank of the adapter, I inputs, P outputs of one projection.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from safetensors.torch import save_file
 
 from cptron.config.schema import AdapterConfig
 from cptron.convert.weight_map import ReadTensor, layers_of, to_hugging_face
-from cptron.durable import fsync_path, fsync_tree
+from cptron.durable import new_directory
 from cptron.errors import ConversionError
 from cptron.model.architecture import Architecture
 from cptron.model.families import family_of
@@ -47,17 +45,10 @@ def export_peft(
 
     Raises `ConversionError` when the target exists or the tensors are not those of `settings`.
     """
-    if target.exists():
-        raise ConversionError(f"{target} already exists; choose another output directory or remove it")
     tensors = {name: tensor.detach().contiguous() for name, tensor in peft_tensors(adapters, arch, settings)}
-    working = target.with_name(f".writing_{target.name}")
-    shutil.rmtree(working, ignore_errors=True)
-    working.mkdir(parents=True)
-    save_file(tensors, str(working / WEIGHTS), metadata={"format": "pt"})
-    (working / CONFIG).write_text(json.dumps(_peft_config(settings, base_model), indent=2) + "\n")
-    fsync_tree(working)
-    os.rename(working, target)
-    fsync_path(target.parent)
+    with new_directory(target) as working:
+        save_file(tensors, str(working / WEIGHTS), metadata={"format": "pt"})
+        (working / CONFIG).write_text(json.dumps(_peft_config(settings, base_model), indent=2) + "\n")
 
 
 def peft_tensors(

@@ -2,8 +2,8 @@
 
 Place in the flow: a submodule of the native layer spec; stands where megatron-core's `DotProductAttention`
 stands. `AttentionInputs` reaches it as megatron-core's `packed_seq_params`. Invariant: exactly
-softmax(q k^T * scale) v over the keys of a query's own document up to itself; no dense mask of a batch, no
-repeated keys or values.
+softmax(q k^T * scale) v over the keys of a query's own document up to itself; no dense mask of a
+batch.
 
 Shapes: S tokens of a row on this rank, B rows, N query heads on this rank, G key/value groups on this rank, D head
 size, T = B * S, K keys of all segments, W tokens of a whole sequence.

@@ -44,7 +44,7 @@ def describe_nonfinite(chunks: Sequence[Any]) -> str:
     names = list(dict.fromkeys(finding.name for finding in found))
     shown = [f"{name} {_origin([f for f in found if f.name == name])}" for name in names[:SHOWN]]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{len(names)} parameters have NaN or Inf in their gradient: {', '.join(shown)}{more}"
+    return f"{len(names)} parameter(s) with NaN or Inf in the gradient: {', '.join(shown)}{more}"
 
 
 def _origin(findings: list[_Finding]) -> str:

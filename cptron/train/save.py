@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from cptron.checkpoint import layout
 from cptron.checkpoint.sharded import everything, save_shards
+from cptron.durable import begin_directory, working_directory
 from cptron.errors import CheckpointError
 from cptron.model.adapters import is_adapter
 from cptron.optim.optimizer import finish_param_gather
@@ -31,7 +32,7 @@ def save_checkpoint(run: Run) -> Path:
     """Write and publish the checkpoint of the current step; collective. Returns its directory."""
     checkpoints = run.directory / "checkpoints"
     final = layout.step_directory(checkpoints, run.state.step)
-    working = final.with_name(f".writing_{final.name}")
+    working = working_directory(final)
     main = run.session.ranks.is_main
     finish_param_gather(run.chunks)
     loss = probe_loss(run)
@@ -40,7 +41,7 @@ def save_checkpoint(run: Run) -> Path:
 
     def begin() -> None:
         with _disk_errors(working):
-            (layout.begin(final) / layout.SHARDS).mkdir()
+            (begin_directory(final) / layout.SHARDS).mkdir()
 
     def publish() -> None:
         state = {**run.state.to_dict(), "random_states": random_states}
@@ -49,7 +50,7 @@ def save_checkpoint(run: Run) -> Path:
             (working / layout.HUGGING_FACE).mkdir()
             for name, content in run.hugging_face.items():
                 (working / layout.HUGGING_FACE / name).write_bytes(content)
-            layout.publish(working, final, _manifest(run, loss))
+            layout.publish(final, _manifest(run, loss))
             layout.prune(checkpoints, run.config.checkpoint.keep_last)
 
     agree(lambda: begin() if main else None)

@@ -109,8 +109,8 @@ def train_on_full_disk(config: str, overrides: list[str]) -> rank_calls.Outcome:
     """Train; the disk is full when the shards are written and the rest of the checkpoint is to follow."""
     publish = layout.publish
 
-    def full(working: Path, *_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", str(working / layout.MANIFEST))
+    def full(final: Path, *_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(final))
 
     layout.publish = full  # type: ignore[assignment]
     try:

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cptron.checkpoint import layout
+from cptron.durable import begin_directory
 from cptron.errors import CheckpointError
 from cptron.model.architecture import Architecture, RopeScaling
 
@@ -63,18 +64,18 @@ def fill(working: Path) -> None:
 def save(checkpoints: Path, step: int) -> Path:
     """A published checkpoint."""
     final = layout.step_directory(checkpoints, step)
-    working = layout.begin(final)
+    working = begin_directory(final)
     fill(working)
-    layout.publish(working, final, manifest(step))
+    layout.publish(final, manifest(step))
     return final
 
 
 def test_published_manifest_is_read_again(tmp_path: Path) -> None:
     """All of it, with the size of every file but its own."""
     final = layout.step_directory(tmp_path, 3)
-    working = layout.begin(final)
+    working = begin_directory(final)
     fill(working)
-    published = layout.publish(working, final, manifest(3))
+    published = layout.publish(final, manifest(3))
     found = layout.read_manifest(final)
     assert found == published
     assert found.arch == ARCH
@@ -91,7 +92,7 @@ def test_published_manifest_is_read_again(tmp_path: Path) -> None:
 def test_nothing_is_listed_before_it_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither while it is written nor when the writer dies in the last moment; its remains are cleared away."""
     final = layout.step_directory(tmp_path, 1)
-    working = layout.begin(final)
+    working = begin_directory(final)
     fill(working)
     assert layout.list_checkpoints(tmp_path) == []
 
@@ -100,11 +101,11 @@ def test_nothing_is_listed_before_it_is_published(tmp_path: Path, monkeypatch: p
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("os.rename", die)
-        layout.publish(working, final, manifest(1))
+        layout.publish(final, manifest(1))
     assert (working / layout.MANIFEST).is_file()
     assert layout.list_checkpoints(tmp_path) == []
     assert layout.newest_complete(tmp_path) == (None, [])
-    assert layout.begin(final) == working
+    assert begin_directory(final) == working
     assert list(working.iterdir()) == []
 
 
@@ -243,7 +244,7 @@ def test_prune_keeps_the_newest(keep_last: int, kept: list[int], tmp_path: Path)
     """And returns what it deleted; working directories are nobody's checkpoints."""
     for step in (1, 2, 3, 4):
         save(tmp_path, step)
-    layout.begin(layout.step_directory(tmp_path, 5))
+    begin_directory(layout.step_directory(tmp_path, 5))
     removed = layout.prune(tmp_path, keep_last)
     assert removed == [layout.step_directory(tmp_path, step) for step in (1, 2, 3, 4) if step not in kept]
     assert [step for step, _ in layout.list_checkpoints(tmp_path)] == kept

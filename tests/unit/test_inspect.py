@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from cptron.checkpoint import layout
 from cptron.cli import main
+from cptron.durable import begin_directory
 from cptron.errors import CptronError, DataError
 from cptron.inspect import describe, text_lines
 from cptron.inspect_run import num_parameters
@@ -84,7 +85,7 @@ def corpus(tmp_path: Path) -> Path:
 
 def save_checkpoint(directory: Path, parent: str = "", step: int = 0) -> Path:
     """A checkpoint whose shards are three bytes: `inspect` reads none of them."""
-    working = layout.begin(directory)
+    working = begin_directory(directory)
     (working / layout.SHARDS).mkdir()
     (working / layout.SHARDS / "a.distcp").write_bytes(b"abc")
     if step:
@@ -102,7 +103,7 @@ def save_checkpoint(directory: Path, parent: str = "", step: int = 0) -> Path:
         precision="fp32",
         parent=parent,
     )
-    layout.publish(working, directory, manifest)
+    layout.publish(directory, manifest)
     return directory
 
 
