@@ -7,9 +7,17 @@ Invariant: no configuration that ever was in force is overwritten.
 from __future__ import annotations
 
 import itertools
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from cptron.config.load import config_to_dict
+from cptron.config.schema import Config
 from cptron.durable import fsync_path, replace_text
+from cptron.errors import ConfigError
 
 _CURRENT = "config.yaml"
 
@@ -24,7 +32,7 @@ def store_config(run: Path, resolved: str, step: int) -> None:
     if path.exists() and path.read_text() != resolved:
         stem = f"config.until_step_{step:08d}"
         names = itertools.chain([f"{stem}.yaml"], (f"{stem}_{number}.yaml" for number in itertools.count(2)))
-        path.rename(next(run / name for name in names if not (run / name).exists()))
+        replace_text(next(run / name for name in names if not (run / name).exists()), path.read_text())
     new.replace(path)
     fsync_path(run)
 
@@ -32,3 +40,40 @@ def store_config(run: Path, resolved: str, step: int) -> None:
 def stored_configs(run: Path) -> list[Path]:
     """The configuration of `run`, then those that were in force before."""
     return [run / _CURRENT, *sorted(run.glob("config.until_step_*.yaml"), reverse=True)]
+
+
+def changes_since(run: Path, config: Config) -> list[str]:
+    """What `config` has otherwise than the configuration in force in `run`: `attention.document_mask true -> false`.
+
+    A key that only one of them knows is `absent` in the other. Raises ConfigError when the stored one cannot be read.
+    """
+    path = run / _CURRENT
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        problem = " ".join(str(error).split())
+        raise ConfigError(
+            f"{path} cannot be read ({problem}); restore it or choose another run.dir"
+        ) from None
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path} cannot be read (it holds no sections); restore it or choose another run.dir"
+        )
+    stored = dict(_values(values, ""))
+    now = dict(_values(config_to_dict(config), ""))
+    return [
+        f"{key} {stored.get(key, 'absent')} -> {now.get(key, 'absent')}"
+        for key in {**stored, **now}
+        if stored.get(key) != now.get(key)
+    ]
+
+
+def _values(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Dotted keys and values as text; an element of a list goes by its name, where it has one."""
+    if isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
+        value = {item["name"]: item for item in value}
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _values(item, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, json.dumps(value, ensure_ascii=False)

@@ -15,6 +15,7 @@ from cptron.checkpoint import layout
 from cptron.config.check import check_config
 from cptron.config.check_engine import check_shape
 from cptron.config.schema import Config
+from cptron.config.stored import changes_since
 from cptron.data.content import open_content
 from cptron.durable import partial_path
 from cptron.errors import CheckpointError, ConfigError, DataError
@@ -60,6 +61,9 @@ def preflight(config: Config, world_size: int) -> Plan:
         settings = asdict(config.adapter) | {"targets": list(config.adapter.targets)}
         identity |= {f"adapter.{name}": value for name, value in settings.items()}
     resume_from, notes = _existing_run(Path(config.run.dir), identity)
+    if resume_from is not None:
+        changes = changes_since(Path(config.run.dir), config)
+        notes += (f"changed since the last start: {', '.join(changes)}",) if changes else ()
     notes = (*notes, *data_notes)
     if not tokenizer and not config.data.tokenizer and base is not None:
         notes = (

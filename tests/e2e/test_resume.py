@@ -94,10 +94,17 @@ def test_other_batch_cut_within_tolerance(
 def test_new_learning_rate_is_used_on_resume(
     world: World, whole_runs: dict[Layout, Path], tmp_path: Path
 ) -> None:
-    """An override wins over what the checkpoint was trained with, shows in the metrics and changes the weights."""
+    """An override wins over what the checkpoint was trained with, is said, shows in the metrics and changes the
+    weights."""
     whole = whole_runs[ONE]
     changes = ("optim.schedule=constant", "optim.lr=5.0e-4")
-    run = world.trained(interrupted(whole, tmp_path / "run"), ONE, *changes)
+    run = interrupted(whole, tmp_path / "run")
+    (outcome,) = world.train(run, ONE, *changes)
+    assert not outcome.error
+    assert (
+        f'changed since the last start: run.dir "{whole}" -> "{run}", optim.lr 0.002 -> 0.0005, '
+        'optim.schedule "cosine" -> "constant"'
+    ) in outcome.stdout
     assert steps(run)[:10] == steps(whole)[:10]
     assert {record["lr"] for record in steps(run, after=10)} == {5.0e-4}
     assert steps(run)[10]["loss_nats_per_token"] == steps(whole)[10]["loss_nats_per_token"]
