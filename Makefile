@@ -3,10 +3,12 @@
 #
 #   make demo PYTHON=python3.12        another interpreter (3.11 or newer)
 #   make env CONSTRAINTS=/dev/null     the newest allowed versions instead of the tested ones
+#   make test WORKERS=4                more test processes at a time; each of them starts up to 8 ranks
 
 PYTHON ?= python3
 CONSTRAINTS ?= requirements/constraints-cpu.txt
 PYTEST_ARGS ?=
+WORKERS ?= 2
 BENCH_ARGS ?=
 PY ?= $(VENV)/bin/python
 
@@ -22,7 +24,8 @@ NEWEST := 0.19.2
 NEWEST_DIR := .cache/megatron-core-$(NEWEST)
 
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input
-PYTEST := HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+# Files of tests are handed out to processes: half of a test of several ranks is waiting for messages and disks.
+PYTEST := HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 # The newest megatron-core is published as wheels for Linux on x86-64, which is what CI has.
 ifeq ($(shell uname -s)-$(shell uname -m),Linux-x86_64)

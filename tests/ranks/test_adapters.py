@@ -159,9 +159,10 @@ def peft_training(model: Any, tokens_NBS1: np.ndarray) -> tuple[list[float], lis
     return losses, norms, first
 
 
-@pytest.mark.core_ranks
 @pytest.mark.parametrize("layout", LAYOUTS, ids=Layout.describe)
-@pytest.mark.parametrize(("kind", "name"), [("lora", "untied"), ("dora", "tied")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("lora", "untied"), pytest.param("dora", "tied", marks=pytest.mark.core_ranks)]
+)
 def test_training_equals_peft(
     kind: str,
     name: str,
@@ -233,8 +234,11 @@ def test_start_does_not_depend_on_the_layout(layout: Layout, checkpoints: dict[s
     assert np.abs(alone[down.format(0)]).max() <= 128**-0.5
 
 
-@pytest.mark.core_ranks
-@pytest.mark.parametrize("source", [Layout(), Layout(tp=2), Layout(pp=2)], ids=Layout.describe)
+@pytest.mark.parametrize(
+    "source",
+    [Layout(), pytest.param(Layout(tp=2), marks=pytest.mark.core_ranks), Layout(pp=2)],
+    ids=Layout.describe,
+)
 def test_adapter_loads_under_any_layout(
     source: Layout,
     checkpoints: dict[str, Path],

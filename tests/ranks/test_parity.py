@@ -14,6 +14,8 @@ from cptron.testing import run_ranks
 
 LAYOUTS = [(1, 1, 1), (2, 2, 1), (2, 1, 2), (2, 1, 1), (4, 2, 2)]
 """(world size, tp, pp); what is left is data parallel."""
+MORE = pytest.mark.more
+NEWEST_TOO = pytest.mark.core_ranks
 
 
 def transformers_logits(directory: Path, token_ids: list[int], dtype: str = "float32") -> np.ndarray:
@@ -59,8 +61,7 @@ def plain_torch_run(directory: Path, tokens_NGS1: np.ndarray) -> list[tuple[floa
     return history
 
 
-@pytest.mark.core_ranks
-@pytest.mark.parametrize("name", ["untied", "tied"])
+@pytest.mark.parametrize("name", ["untied", pytest.param("tied", marks=NEWEST_TOO)])
 @pytest.mark.parametrize(("world_size", "tp", "pp"), [(1, 1, 1), (2, 2, 1), (4, 4, 1), (2, 1, 2), (4, 2, 2)])
 def test_logits_equal_transformers(
     name: str, world_size: int, tp: int, pp: int, checkpoints: dict[str, Path], request: pytest.FixtureRequest
@@ -76,8 +77,7 @@ def test_logits_equal_transformers(
     assert np.abs(expected).max() > 0.5, "logits this small could not tell a wrong model"
 
 
-@pytest.mark.core_ranks
-@pytest.mark.parametrize("name", ["untied", "tied"])
+@pytest.mark.parametrize("name", ["untied", pytest.param("tied", marks=NEWEST_TOO)])
 @pytest.mark.parametrize(("world_size", "tp", "pp"), LAYOUTS)
 def test_twenty_steps_equal_plain_torch(
     name: str,
@@ -99,7 +99,10 @@ def test_twenty_steps_equal_plain_torch(
 
 
 @pytest.mark.core_ranks
-@pytest.mark.parametrize(("world_size", "tp", "pp"), LAYOUTS)
+@pytest.mark.parametrize(
+    ("world_size", "tp", "pp"),
+    [*LAYOUTS[-1:], *(pytest.param(*layout, marks=MORE) for layout in LAYOUTS[:-1])],
+)
 def test_bf16_stays_close_to_fp32(
     world_size: int, tp: int, pp: int, checkpoints: dict[str, Path], tokens_NGS1: np.ndarray
 ) -> None:
@@ -140,8 +143,15 @@ def test_recompute_changes_nothing(checkpoints: dict[str, Path], tokens_NGS1: np
 
 
 @pytest.mark.core_ranks
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("source", [(2, 2, 1), (4, 2, 2)])
+@pytest.mark.parametrize(
+    ("source", "precision"),
+    [
+        ((4, 2, 2), "fp32"),
+        pytest.param((4, 2, 2), "bf16", marks=MORE),
+        pytest.param((2, 2, 1), "fp32", marks=MORE),
+        pytest.param((2, 2, 1), "bf16", marks=MORE),
+    ],
+)
 def test_optimizer_resumes_under_any_layout(
     source: tuple[int, int, int],
     precision: str,

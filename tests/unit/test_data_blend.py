@@ -77,10 +77,10 @@ def test_bound_is_reached_far_from_the_beginning() -> None:
 def test_extreme_and_equal_shares() -> None:
     """1e-9 beside 1: nothing of it for long, then one within a sample of its time; equal shares take turns."""
     weights = integer_weights([1e-9, 1.0])
-    blend = kernels.Blend(weights, [0, 0])
-    assert not (blend.draw(400_000_000)[0] == 0).any()
-    rare = np.flatnonzero(blend.draw(250_000_000)[0] == 0)
-    assert len(rare) == 1 and abs(400_000_000 + rare[0] - 5 * 10**8) < 10**6
+    assert not (kernels.Blend(weights, [0, 0]).draw(4_000_000)[0] == 0).any()
+    before = 499_000_000
+    rare = np.flatnonzero(kernels.Blend(weights, [0, before]).draw(2_000_000)[0] == 0)
+    assert len(rare) == 1 and abs(before + rare[0] - 5 * 10**8) < 10**6
     for k in (2, 5, 64):
         turns = kernels.Blend([1] * k, [0] * k).draw(10 * k)[0].reshape(10, k)
         assert all(sorted(turn) == list(range(k)) for turn in turns.tolist())
