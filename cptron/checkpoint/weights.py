@@ -30,7 +30,7 @@ def load_weights(
     From whole weights, adapters that the chunks have are left as they are. `base`: where an adapter's base is now, if
     not where it was. Raises `CheckpointError`.
     """
-    manifest = layout.read_manifest(checkpoint)
+    manifest = agree(lambda: layout.read_manifest(checkpoint))
     if manifest.adapter is None:
         load_shards(checkpoint / layout.SHARDS, chunks, optimizer, holds=is_base)
         return

@@ -6,29 +6,21 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from small_arch import SMALL
 
 from cptron.checkpoint import layout
 from cptron.durable import begin_directory
 from cptron.errors import CheckpointError
-from cptron.model.architecture import Architecture, RopeScaling
+from cptron.model.architecture import RopeScaling
 
-ARCH = Architecture(
-    family="llama",
-    num_layers=2,
-    hidden_size=8,
-    ffn_hidden_size=12,
-    num_attention_heads=4,
-    num_kv_heads=2,
-    head_dim=2,
-    vocab_size=10,
-    max_position_embeddings=16,
-    norm_eps=1e-5,
-    rope_theta=1e4,
+ARCH = replace(
+    SMALL,
     rope_scaling=RopeScaling(
         factor=2.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8
     ),

@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_arch import SMALL
 
 from cptron.config.schema import AdapterConfig
 from cptron.convert.peft_export import CONFIG, WEIGHTS, export_peft, merge, peft_tensors
 from cptron.convert.weight_map import to_hugging_face, to_megatron
 from cptron.errors import ConversionError
-from cptron.model.architecture import Architecture
 from cptron.model.families import family_of
 
-ARCH = Architecture(
-    family="llama",
-    num_layers=2,
-    hidden_size=8,
-    ffn_hidden_size=12,
-    num_attention_heads=4,
-    num_kv_heads=2,
-    head_dim=4,
-    vocab_size=10,
-    max_position_embeddings=16,
-    norm_eps=1e-5,
-    rope_theta=1e4,
-)
+ARCH = replace(SMALL, head_dim=4)
 LLAMA = family_of("llama")
 PREFIX = "decoder.layers.{layer}.{linear}.adapter.{projection}"
 LINEARS = {

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_arch import SMALL
 
 from cptron.convert.hf_import import check_names
 from cptron.convert.weight_map import hugging_face_names, to_hugging_face, to_megatron
@@ -109,49 +110,34 @@ def test_joined_layouts_by_hand(arch: Architecture) -> None:
     assert ("output_layer.weight" in megatron) != arch.tied_embeddings
 
 
-ARCH = Architecture(
-    family="llama",
-    num_layers=2,
-    hidden_size=8,
-    ffn_hidden_size=12,
-    num_attention_heads=4,
-    num_kv_heads=2,
-    head_dim=2,
-    vocab_size=10,
-    max_position_embeddings=16,
-    norm_eps=1e-5,
-    rope_theta=1e4,
-)
-
-
-@pytest.mark.parametrize("name", sorted(hugging_face_tensors(ARCH)))
+@pytest.mark.parametrize("name", sorted(hugging_face_tensors(SMALL)))
 def test_a_wrong_shape_is_refused(name: str) -> None:
     """For each of the tensors: named, with both shapes."""
-    tensors = hugging_face_tensors(ARCH)
+    tensors = hugging_face_tensors(SMALL)
     rows = tensors[name].shape[0]
     tensors[name] = tensors[name][:-1]
     with pytest.raises(ConversionError, match=rf"{name} has shape \[{rows - 1}.* implies \[{rows}"):
-        list(to_megatron(LLAMA, ARCH, tensors.__getitem__, 128))
+        list(to_megatron(LLAMA, SMALL, tensors.__getitem__, 128))
 
 
 def test_names_must_match_the_config() -> None:
     """Exactly: one less, one more and another number of layers are refused; stored rotary tables are not weights."""
-    names = set(hugging_face_tensors(ARCH))
-    check_names(LLAMA, ARCH, names)
-    check_names(LLAMA, ARCH, names | {"model.layers.0.self_attn.rotary_emb.inv_freq"})
+    names = set(hugging_face_tensors(SMALL))
+    check_names(LLAMA, SMALL, names)
+    check_names(LLAMA, SMALL, names | {"model.layers.0.self_attn.rotary_emb.inv_freq"})
     with pytest.raises(ConversionError, match=r"lacks 1 tensor.*model\.norm\.weight"):
-        check_names(LLAMA, ARCH, names - {"model.norm.weight"})
+        check_names(LLAMA, SMALL, names - {"model.norm.weight"})
     with pytest.raises(ConversionError, match=r"unknown 1 tensor.*q_proj\.bias"):
-        check_names(LLAMA, ARCH, names | {"model.layers.0.self_attn.q_proj.bias"})
+        check_names(LLAMA, SMALL, names | {"model.layers.0.self_attn.q_proj.bias"})
     with pytest.raises(ConversionError, match="unknown 9 tensor"):
         check_names(
-            LLAMA, ARCH, names | {n.replace("layers.1", "layers.2") for n in names if "layers.1" in n}
+            LLAMA, SMALL, names | {n.replace("layers.1", "layers.2") for n in names if "layers.1" in n}
         )
 
 
 def test_a_tied_copy_of_the_output_is_allowed() -> None:
     """Some files hold `lm_head.weight` though it is the embedding."""
-    values = ARCH.to_dict() | {"tied_embeddings": True}
-    names = set(hugging_face_tensors(ARCH))
+    values = SMALL.to_dict() | {"tied_embeddings": True}
+    names = set(hugging_face_tensors(SMALL))
     check_names(LLAMA, Architecture.from_dict(values), names)
     check_names(LLAMA, Architecture.from_dict(values), names - {"lm_head.weight"})
