@@ -24,7 +24,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from cptron.data.batch import MicroBatch
 from cptron.model.flops import sum_of_squares
-from cptron.model.segments import local_tokens
+from cptron.model.segments import chunks_of
 from cptron.optim.loss import masked_sums
 from cptron.runtime.groups import is_first_stage, is_last_stage
 
@@ -120,12 +120,13 @@ def _forward(batches: Iterator[MicroBatch], model: Any, num_sources: int, device
 
 
 def _here(array_BS: np.ndarray, device: torch.device) -> torch.Tensor:
-    """This context rank's part of whole rows, on the device."""
+    """This context rank's part of whole rows, on the device. Cut there: a copy made here would not be pinned."""
+    whole_BS = torch.from_numpy(array_BS).to(device, non_blocking=True)
     cp = parallel_state.get_context_parallel_world_size()
-    if cp > 1:
-        places_S = local_tokens(array_BS.shape[1], cp, parallel_state.get_context_parallel_rank())
-        array_BS = array_BS[:, places_S]
-    return torch.from_numpy(array_BS).to(device, non_blocking=True)
+    if cp == 1:
+        return whole_BS
+    chunks = chunks_of(array_BS.shape[1], cp, parallel_state.get_context_parallel_rank())
+    return torch.cat([whole_BS[:, start:stop] for start, stop in chunks], dim=1)
 
 
 def _from_first_tensor_rank(
