@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cptron.config.check_fp8 import check_fp8_shapes
+from cptron.config.check_fp8 import check_fp8, check_fp8_layers, check_fp8_shapes
 from cptron.config.schema import AdapterConfig, Config
 from cptron.errors import ConfigError, either
 from cptron.model.families.family import ADAPTABLE
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 RECOMPUTABLE = {"native": ("core_attn", "mlp"), "te": ("core_attn", "mlp", "layernorm")}
 OFFLOADABLE = ("attn_norm", "qkv_linear", "core_attn", "attn_proj", "mlp_norm")
-RECIPES = {"native": ("none", "tensorwise", "rowwise"), "te": ("none", "tensorwise", "delayed", "blockwise")}
 
 
 def nearest_multiples(value: int, unit: int) -> str:
@@ -35,6 +34,7 @@ def check_engine(config: Config, world_size: int) -> None:
     _check_sequence(config, layout)
     _check_interleaving(config, layout, world_size // layout.ranks)
     _check_backend(config)
+    check_fp8(config)
     _check_memory(config)
     if config.adapter.kind != "none":
         _check_adapter(config.adapter)
@@ -97,21 +97,9 @@ def _check_interleaving(config: Config, layout: Layout, dp: int) -> None:
 
 
 def _check_backend(config: Config) -> None:
-    backend, fp8, parallel = config.model.backend, config.fp8, config.parallel
-    if fp8.recipe not in RECIPES[backend]:
-        raise ConfigError(
-            f"fp8.recipe={fp8.recipe} is not offered by model.backend={backend}; use {either(RECIPES[backend])}"
-        )
-    if backend == "native":
-        if fp8.param_gather:
-            raise ConfigError(
-                f"fp8.param_gather={fp8.param_gather} needs model.backend=te; set it to false or choose that backend"
-            )
+    if config.model.backend == "native":
         return
-    if fp8.recipe != "none" and fp8.without_hardware == "emulate":
-        raise ConfigError(
-            f"fp8.without_hardware={fp8.without_hardware} is offered by model.backend=native only; use refuse or off"
-        )
+    parallel = config.parallel
     if parallel.cp > 1 and config.attention.document_mask:
         raise ConfigError(
             f"model.backend=te with parallel.cp={parallel.cp} cuts rows, not documents, over context ranks, so "
@@ -197,18 +185,13 @@ def check_shape(arch: Architecture, config: Config) -> None:
             f"{max(sizes) // layout.virtual_stages} layers of a stage's part; use 0 for all"
         )
     if config.fp8.recipe != "none":
+        check_fp8_layers(config, arch.num_layers)
         check_fp8_shapes(
             hidden=arch.hidden_size,
             ffn_on_rank=arch.ffn_hidden_size // layout.tp,
             heads_on_rank=arch.num_attention_heads * arch.head_dim // layout.tp,
             qkv_rows_on_rank=(arch.num_attention_heads + 2 * arch.num_kv_heads) * arch.head_dim // layout.tp,
             tokens=config.train.micro_batch_size * seq_length // layout.cp,
-        )
-    kept = config.fp8.bf16_first_layers + config.fp8.bf16_last_layers
-    if config.fp8.recipe != "none" and kept >= arch.num_layers:
-        raise ConfigError(
-            f"fp8.bf16_first_layers + fp8.bf16_last_layers = {kept} leaves no layer of {arch.num_layers} in FP8; "
-            "lower them, or set fp8.recipe=none"
         )
     if seq_length > arch.max_position_embeddings:
         raise ConfigError(

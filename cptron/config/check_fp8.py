@@ -1,18 +1,76 @@
-"""Which sizes FP8 matrix products can have.
+"""Rules of FP8: which recipe goes with what, and which sizes its matrix products can have.
 
-Place in the flow: called by `check_engine` once the model's shape is known. Invariant: a model that passes here can be
-multiplied on hardware; the emulation on a CPU has no such rule, but keeps it, so that what runs here runs there.
+Place in the flow: called by `check_engine`, before and once the model's shape is known. Invariant: a model that passes
+here can be multiplied on hardware; the emulation on a CPU has no such rule, but keeps it, so that what runs here runs
+there.
 """
 
 from __future__ import annotations
 
-from cptron.errors import ConfigError
+from cptron.config.schema import Config
+from cptron.errors import ConfigError, either
+
+RECIPES = {"native": ("none", "tensorwise", "rowwise"), "te": ("none", "tensorwise", "delayed", "blockwise")}
 
 FP8_CAPABILITY = (8, 9)
 """First CUDA compute capability whose tensor cores multiply FP8: Ada, then Hopper."""
 
 ALIGNMENT = 16
 """Tensor cores contract and write 8-bit operands in multiples of this."""
+
+
+def check_fp8(config: Config) -> None:
+    """Raise `ConfigError` for what FP8 does not go together with."""
+    backend, fp8 = config.model.backend, config.fp8
+    if fp8.recipe not in RECIPES[backend]:
+        raise ConfigError(
+            f"fp8.recipe={fp8.recipe} is not offered by model.backend={backend}; use {either(RECIPES[backend])}"
+        )
+    if fp8.param_gather:
+        _check_param_gather(config)
+    if backend == "native" or fp8.recipe == "none":
+        return
+    if fp8.without_hardware == "emulate":
+        raise ConfigError(
+            f"fp8.without_hardware={fp8.without_hardware} is offered by model.backend=native only; use refuse or off"
+        )
+    if fp8.recipe == "delayed" and fp8.bf16_first_layers + fp8.bf16_last_layers:
+        raise ConfigError(
+            f"fp8.recipe={fp8.recipe} keeps no layer in bf16, but fp8.bf16_first_layers={fp8.bf16_first_layers} and "
+            f"fp8.bf16_last_layers={fp8.bf16_last_layers}; set them to 0 or use fp8.recipe=tensorwise"
+        )
+
+
+def _check_param_gather(config: Config) -> None:
+    asked = f"fp8.param_gather={config.fp8.param_gather}"
+    if config.model.backend != "te":
+        raise ConfigError(f"{asked} needs model.backend=te; set it to false or choose that backend")
+    if config.fp8.recipe == "none":
+        raise ConfigError(
+            f"{asked} keeps parameters in FP8, but fp8.recipe=none; choose a recipe or set it to false"
+        )
+    if config.optim.name == "muon":
+        raise ConfigError(
+            f"{asked} gathers what the optimizer divided over ranks, but optim.name=muon divides nothing; "
+            "use adamw, or set it to false"
+        )
+
+
+def check_fp8_layers(config: Config, num_layers: int) -> None:
+    """Raise `ConfigError` when the layers that are to stay in bf16 cannot."""
+    fp8, pp = config.fp8, config.parallel.pp
+    kept = fp8.bf16_first_layers + fp8.bf16_last_layers
+    if kept >= num_layers:
+        raise ConfigError(
+            f"fp8.bf16_first_layers + fp8.bf16_last_layers = {kept} leaves no layer of {num_layers} in FP8; "
+            "lower them, or set fp8.recipe=none"
+        )
+    most = num_layers // pp
+    if config.model.backend == "te" and max(fp8.bf16_first_layers, fp8.bf16_last_layers) > most:
+        raise ConfigError(
+            f"fp8.bf16_first_layers={fp8.bf16_first_layers} and fp8.bf16_last_layers={fp8.bf16_last_layers} must be at "
+            f"most num_layers={num_layers} / parallel.pp={pp} = {most} with model.backend=te; lower them"
+        )
 
 
 def check_fp8_shapes(

@@ -38,6 +38,9 @@ def wrap_chunks(
         overlap_param_gather=overlap and sharded,
         use_distributed_optimizer=sharded,
         bucket_size=bucket_elements,
+        fp8_param_gather=chunks[
+            0
+        ].config.fp8_param,  # else the newest megatron-core leaves such parameters unchanged
         check_for_nan_in_grad=False,  # `apply_gradients` checks the global norm, on every rank alike
     )
     wrapped = [

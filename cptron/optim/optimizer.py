@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -26,7 +29,7 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
 
 from cptron.config.schema import OptimConfig
-from cptron.errors import TrainingError
+from cptron.errors import ConfigError, TrainingError
 from cptron.optim.data_parallel import finish_param_gather, wrap_chunks
 from cptron.optim.names import freeze, rate_groups
 from cptron.optim.nonfinite import describe_nonfinite
@@ -73,7 +76,7 @@ def build_optimizer(optim: OptimConfig, chunks: Sequence[Any], precision: Litera
     """The configured optimizer: fp32 masters and its state divided over the data parallel ranks. Collective.
 
     `chunks` are those of `wrap_chunks` for the same `optim.name`. Raises `ConfigError` on every rank when a pattern
-    of `optim.groups` fits nothing.
+    of `optim.groups` fits nothing, or Muon cannot be had.
     """
     chosen = recipe(optim, fused_adam_installed=_FOUND[distrib_optimizer, "HAVE_APEX_OR_TE"])
     _register_inner(chosen)
@@ -88,6 +91,7 @@ def build_optimizer(optim: OptimConfig, chunks: Sequence[Any], precision: Litera
         bf16=precision == "bf16",
         params_dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
         use_distributed_optimizer=chosen.sharded,
+        fp8_recipe=chunks[0].config.fp8_recipe if chunks[0].config.fp8 else None,
         overlap_param_gather=ddp_config.overlap_param_gather,
     )
     overrides = {**get_standard_config_overrides(config), **_rate_overrides(optim, chunks)}
@@ -105,10 +109,22 @@ def build_optimizer(optim: OptimConfig, chunks: Sequence[Any], precision: Litera
 def _make(config: OptimizerConfig, chunks: Sequence[Any], overrides: dict[Any, Any]) -> Any:
     make = get_megatron_optimizer
     if config.optimizer == "muon":
-        from megatron.core.optimizer.muon import get_megatron_muon_optimizer
-
-        make = get_megatron_muon_optimizer
+        make = _muon_maker()
     return make(config, list(chunks), config_overrides=overrides, use_gloo_process_groups=False)
+
+
+def _muon_maker() -> Any:
+    """megatron-core's function that makes it. Raises `ConfigError` where it cannot import what it needs."""
+    from megatron.core.optimizer.muon import get_megatron_muon_optimizer
+
+    newer = find_spec("megatron.core.optimizer.emerging_optimizers") is not None
+    importer = import_module(f"megatron.core.optimizer.{'emerging_optimizers' if newer else 'muon'}")
+    if not importer.HAVE_EMERGING_OPTIMIZERS:
+        raise ConfigError(
+            f"optim.name=muon: megatron-core {version('megatron-core')} cannot import what it needs of the package "
+            "emerging_optimizers; install the version made for it, and triton, or use optim.name=adamw"
+        )
+    return get_megatron_muon_optimizer
 
 
 def _rate_overrides(optim: OptimConfig, chunks: Sequence[Any]) -> dict[Any, Any]:
@@ -151,7 +167,7 @@ def apply_gradients(optimizer: Any, clip_grad_norm: float) -> float:
             f"gradient norm is {grad_norm}; no weight was changed. {describe_nonfinite(optimizer.wrapped_chunks)}. "
             "Lower optim.lr or look at the batch of this step"
         )
-    parameters = optimizer.get_parameters()
+    parameters = [param for part in optimizer.chained_optimizers for param in part.get_parameters()]
     if clip_grad_norm > 0 and parameters:
         clip_grad_by_total_norm_fp32(parameters, max_norm=clip_grad_norm, total_norm=grad_norm)
     optimizer.step_with_ready_grads()

@@ -78,7 +78,12 @@ def _sgd(optim: OptimConfig, fused_adam_installed: bool) -> Recipe:
 def _muon(optim: OptimConfig, fused_adam_installed: bool) -> Recipe:
     """Matrices of the layers by Muon, the rest by AdamW; megatron-core has no sharded form of it in all versions."""
     adam = _adamw(optim, fused_adam_installed)
-    settings = {**adam.settings, "optimizer": "muon", "muon_momentum": optim.momentum}
+    settings = {
+        **adam.settings,
+        "optimizer": "muon",
+        "muon_momentum": optim.momentum,
+        "muon_tp_mode": "duplicated",  # whole matrices; megatron-core's default would let the cut change the update
+    }
     return Recipe(inner=adam.inner, make=adam.make, settings=settings, sharded=False)
 
 

@@ -107,17 +107,24 @@ def test_missing_package_that_only_rank_0_needs(world: World, tmp_path: Path) ->
         assert outcome.error.startswith("ConfigError: log.tensorboard=true needs the tensorboard package")
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl"])
-def test_file_of_the_run_that_cannot_be_written(
-    name: str, world: World, whole_runs: dict[Layout, Path], tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("config.yaml.new", "run.dir={run} cannot be written"),
+        ("metrics.jsonl", "run.dir={run} cannot be written"),
+        ("config.yaml", "{run}/config.yaml cannot be read"),
+    ],
+)
+def test_file_of_the_run_that_is_a_directory(
+    name: str, message: str, world: World, whole_runs: dict[Layout, Path], tmp_path: Path
 ) -> None:
-    """Rank 0 finds a directory where its file should be; both ranks say so."""
+    """Where rank 0 would write it, or every rank reads it: both ranks say so."""
     run = tmp_path / "run"
     shutil.copytree(whole_runs[ONE], run)
-    (run / name).unlink()
+    (run / name).unlink(missing_ok=True)
     (run / name).mkdir()
     for outcome in world.train(run, Layout(2)):
-        assert outcome.error.startswith(f"ConfigError: run.dir={run} cannot be written")
+        assert outcome.error.startswith(f"ConfigError: {message.format(run=run)}")
         assert name in outcome.error
 
 

@@ -88,7 +88,9 @@ def train(checkpoint: str, tokens_NGS1: np.ndarray, case: Case) -> Outcome:
         bare = build_chunks(arch, case.layout, options)
         try:
             frozen = freeze(bare, case.optim.frozen)
-            chunks = wrap_chunks(bare, case.overlap, bucket_elements=case.bucket_elements)
+            chunks = wrap_chunks(
+                bare, case.overlap, optimizer=case.optim.name, bucket_elements=case.bucket_elements
+            )
             optimizer = build_optimizer(case.optim, chunks, options.precision)
             _load(checkpoint, bare, optimizer, case)
         except CptronError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -200,6 +201,13 @@ def test_groups_are_those_of_the_configuration_after_a_load(
         assert {step for _, _, step in outcome.rates} == {6}
         assert outcome.losses[0] == whole.losses[3]
         assert outcome.losses[2] != whole.losses[5]
+
+
+@pytest.mark.skipif(find_spec("emerging_optimizers") is not None, reason="Muon can be had here")
+def test_muon_without_its_package(checkpoints: dict[str, Path], tokens_NGS1: np.ndarray) -> None:
+    """A refusal on every rank, not an assertion of megatron-core's."""
+    for outcome in run(2, checkpoints["tied"], tokens_NGS1[:1], Case(optim=replace(ADAMW, name="muon"))):
+        assert outcome.error.startswith("ConfigError: optim.name=muon: megatron-core ")
 
 
 FROZEN = {

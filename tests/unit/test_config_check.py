@@ -208,6 +208,20 @@ def test_stages_agree_with_brute_force(layers: int, pp: int, first: int, last: i
         ),
         ({"fp8__recipe": "delayed"}, "fp8.recipe=delayed is not offered .*; use none, tensorwise or rowwise"),
         ({"fp8__param_gather": True}, "fp8.param_gather=True needs model.backend=te"),
+        ({"model__backend": "te", "fp8__param_gather": True}, "but fp8.recipe=none; choose a recipe"),
+        (
+            {
+                "model__backend": "te",
+                "fp8__recipe": "tensorwise",
+                "fp8__param_gather": True,
+                "optim__name": "muon",
+            },
+            "optim.name=muon divides nothing",
+        ),
+        (
+            {"model__backend": "te", "fp8__recipe": "delayed", "fp8__bf16_last_layers": 1},
+            "keeps no layer in bf16, .* and fp8.bf16_last_layers=1; set them to 0",
+        ),
         ({"memory__recompute_layers": 1}, "memory.recompute_layers=1 counts layers of memory.recompute=full"),
         (
             {"model__backend": "te", "adapter__kind": "lora"},
@@ -333,6 +347,10 @@ def test_engine_messages() -> None:
         check_config(changed(parallel__cp=2, model__backend="te"), 2)
     with pytest.raises(ConfigError, match="leaves no layer of 4 in FP8"):
         check_shape(architecture(), changed(fp8__recipe="tensorwise", fp8__bf16_first_layers=4))
+    stages = {"parallel__pp": 2, "fp8__recipe": "tensorwise", "fp8__bf16_first_layers": 3}
+    check_shape(architecture(), changed(**stages))
+    with pytest.raises(ConfigError, match=r"at most num_layers=4 / parallel.pp=2 = 2 with model.backend=te"):
+        check_shape(architecture(), changed(**stages, model__backend="te"))
     with pytest.raises(ConfigError, match=r"memory.recompute_layers=3 is more than the 2 layers"):
         check_shape(
             architecture(), changed(parallel__pp=2, memory__recompute="full", memory__recompute_layers=3)
