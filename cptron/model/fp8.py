@@ -82,18 +82,22 @@ def matmul(a: Scaled, b: Scaled, out_dtype: torch.dtype, *, fast_accumulation: b
 
     `fast_accumulation` lets hardware sum in fewer bits than fp32: enough for outputs, not for gradients.
     """
-    if not (a.data_RC.is_cuda and hardware_has_fp8()):
-        sum_MN = a.data_RC.float() @ b.data_RC.float().t()
-        return (sum_MN * a.inverse_scale * b.inverse_scale.t()).to(out_dtype)
+    if a.data_RC.is_cuda and hardware_has_fp8():
+        return scaled_product(a, b, out_dtype, fast_accumulation=fast_accumulation)
+    sum_MN = a.data_RC.float() @ b.data_RC.float().t()
+    return (sum_MN * a.inverse_scale * b.inverse_scale.t()).to(out_dtype)
+
+
+def scaled_product(a: Scaled, b: Scaled, out_dtype: torch.dtype, *, fast_accumulation: bool) -> torch.Tensor:
+    """`matmul` by torch's kernel. torch has it for CPUs too, where it tells whether it is asked for the right thing."""
     rowwise = a.inverse_scale.dim() > 0
     product_MN = torch._scaled_mm(
         a.data_RC,
         b.data_RC.t(),
         scale_a=a.inverse_scale,
         scale_b=b.inverse_scale.t(),
-        out_dtype=torch.bfloat16
-        if rowwise
-        else out_dtype,  # with scales for rows the kernels write bf16 only
+        # with scales for rows the kernels write bf16 only
+        out_dtype=torch.bfloat16 if rowwise else out_dtype,
         use_fast_accum=fast_accumulation,
     )
     return product_MN.to(out_dtype)

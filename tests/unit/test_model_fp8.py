@@ -13,7 +13,7 @@ from cptron.config.check_fp8 import check_fp8_shapes
 from cptron.config.schema import Fp8Config
 from cptron.errors import ConfigError
 from cptron.model import fp8
-from cptron.model.fp8 import DTYPES, Scaled, find_scale, matmul, quantize, resolve_fp8
+from cptron.model.fp8 import DTYPES, Scaled, find_scale, matmul, quantize, resolve_fp8, scaled_product
 
 FORMATS = sorted(DTYPES)
 STEPS = {"e4m3": (2.0**-4, 2.0**-10), "e5m2": (2.0**-3, 2.0**-17)}
@@ -160,6 +160,33 @@ def test_products_equal_float64(seed: int, dims: tuple[int, int, int], format: A
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=2e-6 * size)
     half = matmul(quantized(a, format, dim), quantized(b, "e4m3", dim), torch.bfloat16)
     assert torch.equal(half, found.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("rowwise", [False, True])
+@pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float32])
+@settings(max_examples=15)
+@given(
+    seed=st.integers(0, 2**32),
+    dims=st.tuples(*[st.integers(1, 6).map(lambda n: 16 * n)] * 3),
+    format=st.sampled_from(FORMATS),
+)
+def test_emulation_equals_torchs_scaled_product(
+    rowwise: bool, out_dtype: torch.dtype, seed: int, dims: tuple[int, int, int], format: Any
+) -> None:
+    """torch's kernel for CPUs, called as on a GPU: the same products to the rounding of fp32 sums, and of bf16 where
+    that is what the kernel writes."""
+    rows, columns, depth = dims
+    dim = 1 if rowwise else None
+    a = quantized(random_matrix(rows, depth, seed), format, dim)
+    b = quantized(random_matrix(columns, depth, seed + 1), "e4m3", dim)
+    expected = matmul(a, b, torch.float32)
+    found = scaled_product(a, b, out_dtype, fast_accumulation=False)
+    assert found.dtype == out_dtype
+    bf16 = rowwise or out_dtype == torch.bfloat16
+    size = (a.dequantized().abs() @ b.dequantized().abs().t()).clamp(min=1e-30)
+    assert (
+        (found.float() - expected).abs() <= (2.0**-8 * expected.abs() if bf16 else 0) + 2.0**-20 * size
+    ).all()
 
 
 def test_turned_is_the_transpose() -> None:
