@@ -24,8 +24,9 @@ NEWEST := 0.19.2
 NEWEST_DIR := .cache/megatron-core-$(NEWEST)
 
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input
-# Files of tests are handed out to processes: half of a test of several ranks is waiting for messages and disks.
-PYTEST := HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+# Several processes: half of a test of several ranks is waiting for messages and disks. Each keeps to one stretch of the
+# tests, so that most of what a session makes once is made by one of them.
+PYTEST := HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 # The newest megatron-core is published as wheels for Linux on x86-64, which is what CI has.
 ifeq ($(shell uname -s)-$(shell uname -m),Linux-x86_64)
