@@ -56,7 +56,7 @@ def _check_world(config: Config, layout: Layout, world_size: int) -> None:
         product = f"parallel.tp={tp} * " + (f"parallel.cp={cp} * " if cp > 1 else "") + f"parallel.pp={pp}"
         raise ConfigError(
             f"{product} = {layout.ranks} must divide the world size {world_size}; "
-            f"start a multiple of {layout.ranks} ranks or lower one of them"
+            f"use {_other_worlds(layout, world_size)}"
         )
     dp = world_size // layout.ranks
     micro, batch = config.train.micro_batch_size, config.train.global_batch_size
@@ -65,6 +65,17 @@ def _check_world(config: Config, layout: Layout, world_size: int) -> None:
             f"train.global_batch_size={batch} must be a multiple of train.micro_batch_size={micro} * dp={dp} "
             f"= {micro * dp}; use {nearest_multiples(batch, micro * dp)}"
         )
+
+
+def _other_worlds(layout: Layout, world_size: int) -> str:
+    """What fits: numbers of ranks around this one, or another size of one axis on these ranks."""
+    found = [f"{nearest_multiples(world_size, layout.ranks)} ranks"]
+    for name, size in (("tp", layout.tp), ("cp", layout.cp), ("pp", layout.pp)):
+        share, rest = divmod(max(world_size, 0), layout.ranks // size)
+        if size > 1 and share and not rest:
+            legal = [n for n in range(1, share + 1) if share % n == 0]
+            found.append(f"parallel.{name}={either(legal)}")
+    return ", or ".join(found)
 
 
 def _check_sequence(config: Config, layout: Layout) -> None:

@@ -101,6 +101,26 @@ def test_layout_is_legal_exactly_when_ranks_and_batch_divide(
     assert accepts(config, world_size) == fits
 
 
+@given(tp=st.integers(1, 8), cp=st.integers(1, 6), pp=st.integers(1, 6), world_size=st.integers(1, 40))
+def test_the_world_message_offers_what_fits(tp: int, cp: int, pp: int, world_size: int) -> None:
+    """The nearest numbers of ranks, and of each axis every size that the ranks can be divided into."""
+    ranks = tp * cp * pp
+    if world_size % ranks == 0:
+        return
+    with pytest.raises(ConfigError) as caught:
+        check_config(changed(parallel__tp=tp, parallel__cp=cp, parallel__pp=pp), world_size)
+    worlds, *axes = str(caught.value).rpartition("; use ")[2].split(", or parallel.")
+    below = world_size // ranks * ranks
+    assert worlds == (f"{below} or {below + ranks} ranks" if below else f"{ranks} ranks")
+    offered = {axis[:2]: [int(n) for n in re.findall(r"\d+", axis)] for axis in axes}
+    expected = {
+        name: [n for n in range(1, world_size + 1) if world_size % (ranks // size * n) == 0]
+        for name, size in (("tp", tp), ("cp", cp), ("pp", pp))
+        if size > 1
+    }
+    assert offered == {name: legal for name, legal in expected.items() if legal}
+
+
 @given(micro=st.integers(1, 5), world_size=st.integers(1, 6), batch=st.integers(1, 60))
 def test_the_batch_message_lists_the_nearest_legal_sizes(micro: int, world_size: int, batch: int) -> None:
     sizes = [size for size in range(1, 100) if size % (micro * world_size) == 0]
@@ -334,7 +354,8 @@ def test_engine_messages() -> None:
     """What a user meets most often, word for word."""
     with pytest.raises(
         ConfigError,
-        match=r"^parallel.tp=2 \* parallel.cp=2 \* parallel.pp=1 = 4 must divide the world size 6; ",
+        match=r"^parallel.tp=2 \* parallel.cp=2 \* parallel.pp=1 = 4 must divide the world size 6; use 4 or 8 ranks, "
+        r"or parallel.tp=1 or 3, or parallel.cp=1 or 3$",
     ):
         check_config(changed(parallel__tp=2, parallel__cp=2), 6)
     with pytest.raises(
