@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from cptron.errors import ConversionError
 from cptron.model.architecture import Architecture, RopeScaling, YarnScaling
-from cptron.model.families.family import Family, TensorRule
+from cptron.model.families.family import Family
+from cptron.model.families.rules import ATTENTION, EMBEDDING, FINAL_NORM, MLP, OUTPUT, PRE_NORMS
 
 _REQUIRED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "pretraining_tp": 1}
 """Config values the engine computes; a value that differs is refused (absent means the default, which is
@@ -204,41 +206,42 @@ def read_config(config: dict[str, Any]) -> Architecture:
         ) from None
 
 
+def write_config(arch: Architecture) -> dict[str, Any]:
+    """The Hugging Face Llama config of an architecture."""
+    return {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "head_dim": arch.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": arch.hidden_size,
+        "intermediate_size": arch.ffn_hidden_size,
+        "max_position_embeddings": arch.max_position_embeddings,
+        "mlp_bias": False,
+        "num_attention_heads": arch.num_attention_heads,
+        "num_hidden_layers": arch.num_layers,
+        "num_key_value_heads": arch.num_kv_heads,
+        "rms_norm_eps": arch.norm_eps,
+        **_rope_config(arch),
+        "tie_word_embeddings": arch.tied_embeddings,
+        "vocab_size": arch.vocab_size,
+    }
+
+
+def _rope_config(arch: Architecture) -> dict[str, Any]:
+    """Rotary fields as transformers 4 and 5 both read them."""
+    scaling = arch.rope_scaling
+    if scaling is None:
+        return {"rope_theta": arch.rope_theta, "rope_scaling": None}
+    kind = "llama3" if isinstance(scaling, RopeScaling) else "yarn"
+    return {"rope_theta": arch.rope_theta, "rope_scaling": {"rope_type": kind, **asdict(scaling)}}
+
+
 LLAMA = Family(
     model_type="llama",
     read_config=read_config,
-    rules=(
-        TensorRule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), "vocab"),
-        TensorRule(
-            "decoder.layers.{layer}.input_layernorm.weight", ("model.layers.{layer}.input_layernorm.weight",)
-        ),
-        TensorRule(
-            "decoder.layers.{layer}.self_attention.linear_qkv.weight",
-            (
-                "model.layers.{layer}.self_attn.q_proj.weight",
-                "model.layers.{layer}.self_attn.k_proj.weight",
-                "model.layers.{layer}.self_attn.v_proj.weight",
-            ),
-            "qkv",
-        ),
-        TensorRule(
-            "decoder.layers.{layer}.self_attention.linear_proj.weight",
-            ("model.layers.{layer}.self_attn.o_proj.weight",),
-        ),
-        TensorRule(
-            "decoder.layers.{layer}.pre_mlp_layernorm.weight",
-            ("model.layers.{layer}.post_attention_layernorm.weight",),
-        ),
-        TensorRule(
-            "decoder.layers.{layer}.mlp.linear_fc1.weight",
-            ("model.layers.{layer}.mlp.gate_proj.weight", "model.layers.{layer}.mlp.up_proj.weight"),
-            "gate_up",
-        ),
-        TensorRule(
-            "decoder.layers.{layer}.mlp.linear_fc2.weight", ("model.layers.{layer}.mlp.down_proj.weight",)
-        ),
-        TensorRule("decoder.final_layernorm.weight", ("model.norm.weight",)),
-    ),
-    output_rule=TensorRule("output_layer.weight", ("lm_head.weight",), "vocab"),
+    write_config=write_config,
+    rules=(EMBEDDING, *PRE_NORMS, *ATTENTION, *MLP, FINAL_NORM),
+    output_rule=OUTPUT,
     ignored=("rotary_emb.inv_freq",),
 )
