@@ -1,5 +1,6 @@
-// Python bindings of the data room's kernels, `cptron._kernels`. Every decision is made in integers, so that all platforms and
-// compilers give the same order; each kernel has a twin in plain Python in tests/unit/kernels_reference.py. Objects keep the
+// Python bindings of the kernels, `cptron._kernels`: those of the data room, and the checksum of weights. Every decision is made
+// in integers, so that all platforms and compilers give the same order; each kernel has a twin in plain Python in
+// tests/unit/kernels_reference.py, or in torch beside its caller. Objects keep the
 // arrays they look into alive, nothing is shared between objects, and the interpreter lock is released while work is done.
 
 #include <pybind11/numpy.h>
@@ -14,6 +15,7 @@
 
 #include "batch.h"
 #include "blend.h"
+#include "checksum.h"
 #include "epoch.h"
 #include "permutation.h"
 #include "token_file.h"
@@ -149,6 +151,16 @@ void bind_epoch(py::module_& m, const char* name) {
       .def("spans", &E::spans, py::arg("sample"));
 }
 
+template <typename T>
+uint64_t checksum_of(const Array<T>& matrix, uint64_t first_row, uint64_t first_column) {
+  require(matrix.ndim() == 2, "a checksum is of a matrix");
+  const T* data = matrix.data();
+  const auto rows = static_cast<size_t>(matrix.shape(0));
+  const auto columns = static_cast<size_t>(matrix.shape(1));
+  py::gil_scoped_release release;
+  return checksum(data, rows, columns, first_row, first_column);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_kernels, m) {
@@ -167,6 +179,8 @@ PYBIND11_MODULE(_kernels, m) {
       .def_property_readonly("num_documents", [](const Tokens& tokens) { return tokens.file.num_documents(); });
   bind_epoch<JoinedDocuments>(m, "JoinedEpoch");
   bind_epoch<PackedDocuments>(m, "PackedEpoch");
+  m.def("checksum", &checksum_of<uint16_t>, py::arg("matrix").noconvert(), py::arg("first_row"), py::arg("first_column"));
+  m.def("checksum", &checksum_of<uint32_t>, py::arg("matrix").noconvert(), py::arg("first_row"), py::arg("first_column"));
   m.def("joined_starts", &joined_starts, py::arg("tokens"), py::arg("key"), py::arg("threads"));
   m.def("packed_starts", &packed_starts, py::arg("tokens"), py::arg("key"), py::arg("seq_length"), py::arg("threads"));
   py::class_<Blend>(m, "Blend")

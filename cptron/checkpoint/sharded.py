@@ -16,7 +16,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
-from cptron.checkpoint.untrusted import refuse_foreign_code, weights_only
+from cptron.checkpoint.untrusted import read_index, weights_only
 from cptron.errors import CheckpointError
 from cptron.runtime.dist import agree
 
@@ -72,7 +72,7 @@ def load_shards(
 ) -> None:
     """Fill the parameters that `holds` says, and the optimizer where given; collective. Raises `CheckpointError`
     on anything missing."""
-    agree(lambda: refuse_foreign_code(shards))
+    agree(lambda: read_index(shards))
     model_state = _model_state(chunks, holds)
     state: dict[str, Any] = dict(model_state)
     if optimizer is not None:

@@ -54,11 +54,11 @@ class _DataOnlyUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def refuse_foreign_code(shards: Path) -> None:
-    """Raise `CheckpointError` unless the index in `shards` holds plain data about tensors only."""
+def read_index(shards: Path) -> Any:
+    """The index in `shards`. Raises `CheckpointError` unless it holds plain data about tensors only."""
     path = shards / ".metadata"
     try:
-        _DataOnlyUnpickler(io.BytesIO(path.read_bytes())).load()
+        return _DataOnlyUnpickler(io.BytesIO(path.read_bytes())).load()
     except CheckpointError:
         raise
     except Exception as error:  # a damaged pickle fails in any way it likes

@@ -1,6 +1,6 @@
 """The compiled kernels, or one clear error.
 
-Place in the flow: everything in the data room that loops over documents or samples goes through here.
+Place in the flow: everything that loops over documents, samples or the bits of weights goes through here.
 Invariant: there is no slow substitute that a cluster could run on for hours without knowing.
 """
 
@@ -15,6 +15,7 @@ try:
         PackedEpoch,
         Permutation,
         Tokens,
+        checksum,
         joined_starts,
         packed_starts,
     )
@@ -29,6 +30,7 @@ __all__ = [
     "PackedEpoch",
     "Permutation",
     "Tokens",
+    "checksum",
     "joined_starts",
     "packed_starts",
 ]

@@ -23,6 +23,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
+from cptron.checkpoint.names import STORED_PREFIXES
 from cptron.model.adapter_layers import Role, with_adapter
 from cptron.model.architecture import Architecture
 from cptron.model.attention import TorchAttention
@@ -30,12 +31,6 @@ from cptron.model.backend import has_apex_weight_gradients
 from cptron.model.linear_fp8 import fp8_column_parallel, fp8_row_parallel
 from cptron.model.norm import RMSNorm
 from cptron.model.options import ModelOptions
-
-CHECKPOINT_KEYS = {
-    "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
-    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
-}
-"""Names under which the norms are stored, as Transformer Engine's fused layers store them."""
 
 
 def native_settings(options: ModelOptions) -> dict[str, Any]:
@@ -83,7 +78,7 @@ def _layer_spec(arch: Architecture, number: int, options: ModelOptions) -> Modul
             pre_mlp_layernorm=RMSNorm,
             mlp=mlp,
             mlp_bda=_residual_add,
-            sharded_state_dict_keys_map=dict(CHECKPOINT_KEYS),
+            sharded_state_dict_keys_map=dict(STORED_PREFIXES),
         ),
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cptron.checkpoint.untrusted import refuse_foreign_code, weights_only
+from cptron.checkpoint.untrusted import read_index, weights_only
 from cptron.errors import CheckpointError
 
 
@@ -39,7 +39,7 @@ def test_a_planted_call_is_refused_and_not_made(tmp_path: Path) -> None:
     planted = tmp_path / "planted"
     shards = with_index(tmp_path, pickle.dumps(Touch(planted)))
     with pytest.raises(CheckpointError, match="may run code"):
-        refuse_foreign_code(shards)
+        read_index(shards)
     assert not planted.exists()
     pickle.loads(pickle.dumps(Touch(planted)))
     assert planted.exists(), "the payload must be one that works"
@@ -59,13 +59,13 @@ def test_ways_around_by_attribute_are_refused(module: str, name: str, tmp_path: 
     """Dotted names and modules that import dangerous ones are no way around."""
     shards = with_index(tmp_path, stack_global(module, name, "true"))
     with pytest.raises(CheckpointError, match="may run code"):
-        refuse_foreign_code(shards)
+        read_index(shards)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04garbage", b"not a pickle"])
 def test_a_damaged_index_is_one_clear_error(content: bytes, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be read"):
-        refuse_foreign_code(with_index(tmp_path, content))
+        read_index(with_index(tmp_path, content))
 
 
 def test_a_real_index_is_accepted(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_real_index_is_accepted(tmp_path: Path) -> None:
 
     tensors = {"a": torch.ones(3, 4), "b": torch.ones(2, dtype=torch.bfloat16), "c": torch.arange(3)}
     dcp.save(tensors, checkpoint_id=str(tmp_path / "shards"), no_dist=True)
-    refuse_foreign_code(tmp_path / "shards")
+    read_index(tmp_path / "shards")
 
 
 def test_objects_in_shards_cannot_run_code(tmp_path: Path) -> None:

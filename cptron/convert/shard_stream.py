@@ -1,0 +1,209 @@
+"""Weights of any source -> `torch_dist` shards, file by file on threads.
+
+Place in the flow: the middle of an import. Invariant: every parameter is written once and whole; a file counts when all
+of it is on disk and its record says so, so that an interrupted import goes on with the files that are missing.
+
+The blocks are an eighth of a tensor, as tensor parallel ranks cut it: what is in memory is small, and a rank that loads
+reads little more than its own part.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cptron.checkpoint.checksum import MODULUS, checksum
+from cptron.checkpoint.names import stored_key, stored_name
+from cptron.checkpoint.torch_dist import Chunk, ChunkFile, write_index
+from cptron.convert.source import WeightSource
+from cptron.convert.weight_map import Part, layers_of, megatron_shape, read_part
+from cptron.durable import replace_text
+from cptron.errors import CheckpointError
+from cptron.model.architecture import Architecture
+from cptron.model.families.family import Family, TensorRule, size_of
+
+FILE_BYTES = 10**9
+SMALLEST_BLOCK = 2**20
+
+Report = Callable[[int], object]
+"""Told how many bytes are done, as they are."""
+
+
+def num_workers() -> int:
+    """Threads that convert side by side: a disk is the limit long before many cores are."""
+    return max(1, min(4, len(os.sched_getaffinity(0))))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardStream:
+    """What is written where."""
+
+    source: WeightSource
+    family: Family
+    arch: Architecture
+    padded_vocab: int
+    dtype: torch.dtype
+    shards: Path
+    progress: Path
+    """Directory of the records of finished files."""
+    identity: str
+    """Of source and plan; records of another are not believed."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all parameters."""
+        return sum(self._bytes_of(rule) for rule, _ in self._jobs())
+
+    def write(self, report: Report = lambda _: None) -> dict[str, int]:
+        """Write what is missing and complete the shards; returns the checksum of every parameter by its stored name.
+
+        Raises `CheckpointError` when the disk is full.
+        """
+        self.progress.mkdir(parents=True, exist_ok=True)
+        self.shards.mkdir(exist_ok=True)
+        files = list(enumerate(self._files()))
+        pool = ThreadPoolExecutor(num_workers())
+        try:
+            records = list(pool.map(lambda item: self._file(*item, report), files))
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.shards} cannot be written ({error}); make room, and give the same command to go on"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+        chunks = [chunk for record in records for chunk in record.chunks]
+        write_index(self.shards, self._tensors(), chunks)
+        checksums: dict[str, int] = {}
+        for record in records:
+            checksums |= record.checksums
+        return checksums
+
+    def _jobs(self) -> Iterator[tuple[TensorRule, int]]:
+        """Every parameter, layer by layer, which is the order in which most models are stored."""
+        rules = self.family.rules_for(self.arch)
+        inside = [rule for rule in rules if "{layer}" in rule.megatron]
+        outside = [rule for rule in rules if "{layer}" not in rule.megatron]
+        yield from ((rule, 0) for rule in outside[:1])
+        yield from ((rule, layer) for layer in range(self.arch.num_layers) for rule in inside)
+        yield from ((rule, 0) for rule in outside[1:])
+
+    def _files(self) -> list[list[tuple[TensorRule, int]]]:
+        target = min(FILE_BYTES, math.ceil(self.num_bytes / num_workers()))
+        files: list[list[tuple[TensorRule, int]]] = [[]]
+        size = 0
+        for rule, layer in self._jobs():
+            if files[-1] and size + self._bytes_of(rule) > target:
+                files.append([])
+                size = 0
+            files[-1].append((rule, layer))
+            size += self._bytes_of(rule)
+        return files
+
+    def _bytes_of(self, rule: TensorRule) -> int:
+        return math.prod(megatron_shape(rule, self.arch, self.padded_vocab)) * self.dtype.itemsize
+
+    def _tensors(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and type of every stored tensor, layers stacked."""
+        found = {}
+        for rule in self.family.rules_for(self.arch):
+            key, layer = stored_key(rule.megatron.format(layer=0))
+            shape = megatron_shape(rule, self.arch, self.padded_vocab)
+            stacked = shape if layer is None else (len(layers_of(rule, self.arch)), *shape)
+            found[key] = (stacked, self.dtype)
+        return found
+
+    def _file(self, number: int, jobs: list[tuple[TensorRule, int]], report: Report) -> _Record:
+        path = self.progress / f"{number:05d}.json"
+        done = _Record.read(path, self.identity, self.shards)
+        if done is not None:
+            report(sum(self._bytes_of(rule) for rule, _ in jobs))
+            return done
+        file = ChunkFile(self.shards, number)
+        checksums = {}
+        for rule, layer in jobs:
+            checksums[stored_name(rule.megatron.format(layer=layer))] = self._parameter(file, rule, layer)
+            report(self._bytes_of(rule))
+        file.close()
+        record = _Record(self.identity, file.chunks, checksums)
+        record.write(path)
+        return record
+
+    def _parameter(self, file: ChunkFile, rule: TensorRule, layer: int) -> int:
+        """Write one parameter; returns its checksum."""
+        key, is_of_layer = stored_key(rule.megatron.format(layer=layer))
+        above = [] if is_of_layer is None else [layer]
+        parts = self._parts_of(rule)
+        total = 0
+        for rank in range(parts):
+            part = Part(rank, parts)
+            tensor = read_part(rule, self.arch, layer, self.source.read_range, self.padded_vocab, part)
+            for place, block in _blocks(rule, self.arch, part, tensor.to(self.dtype)):
+                total += checksum(block, *place)
+                offsets = (*above, *place)[: len(above) + block.dim()]
+                file.write(key, offsets, block.reshape((1,) * len(above) + block.shape))
+        return total % MODULUS
+
+    def _parts_of(self, rule: TensorRule) -> int:
+        """Blocks into which a tensor is cut."""
+        if rule.cut is None:
+            return 1
+        cut = megatron_shape(rule, self.arch, self.padded_vocab)[rule.cut]
+        if rule.layout in ("qkv", "fused_qkv"):
+            cut = self.arch.num_kv_heads
+        if rule.layout == "gate_up":
+            cut = self.arch.ffn_hidden_size
+        allowed = (n for n in (8, 4, 2) if cut % n == 0 and self._bytes_of(rule) // n >= SMALLEST_BLOCK)
+        return next(allowed, 1)
+
+
+def _blocks(
+    rule: TensorRule, arch: Architecture, part: Part, tensor: torch.Tensor
+) -> Iterator[tuple[tuple[int, int], torch.Tensor]]:
+    """A part's blocks of the whole tensor, and the row and column at which each begins.
+
+    Gate rows of all parts come before all up rows, as megatron-core stores them.
+    """
+    if rule.layout == "gate_up":
+        width = size_of("ffn", arch)
+        for number, half in enumerate(tensor.chunk(2)):
+            yield (number * width + part.of(width)[0], 0), half
+    elif rule.cut is None:
+        yield (0, 0), tensor
+    else:
+        first = part.rank * tensor.size(rule.cut)
+        yield ((first, 0) if rule.cut == 0 else (0, first)), tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """A finished file."""
+
+    identity: str
+    chunks: list[Chunk] = field(default_factory=list)
+    checksums: dict[str, int] = field(default_factory=dict)
+
+    def write(self, path: Path) -> None:
+        values: dict[str, Any] = {"identity": self.identity, "checksums": self.checksums}
+        replace_text(path, json.dumps({**values, "chunks": [chunk.to_list() for chunk in self.chunks]}))
+
+    @classmethod
+    def read(cls, path: Path, identity: str, shards: Path) -> _Record | None:
+        """The record, if there is one of this identity and the file has all of its chunks."""
+        try:
+            values = json.loads(path.read_text())
+            record = cls(
+                values["identity"], [Chunk.of(c) for c in values["chunks"]], dict(values["checksums"])
+            )
+            size = (shards / record.chunks[0].file).stat().st_size
+        except (OSError, ValueError, KeyError, TypeError, IndexError):
+            return None
+        whole = size == record.chunks[-1].start + record.chunks[-1].length
+        return record if whole and record.identity == identity else None
