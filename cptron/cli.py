@@ -20,6 +20,10 @@ VERBS = {
     "merge": ("cptron.tokens.merge", "several pairs of token files -> one"),
     "split": ("cptron.tokens.split", "one pair of token files -> several, by documents"),
     "convert": ("cptron.convert.main", "Hugging Face model -> checkpoint"),
+    "safetensors": (
+        "cptron.convert.pickled",
+        "a model in pickled files (.bin) -> safetensors, without running code",
+    ),
     "data": ("cptron.data.main", "prepare a run's index files; prove from a run's log what it has seen"),
     "train": ("cptron.train.main", "continue pretraining, on one rank or many"),
     "eval": ("cptron.evaluate.main", "loss of a checkpoint or a Hugging Face model on validation data"),

@@ -6,6 +6,7 @@ new one, whenever the machine stops.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -88,6 +89,37 @@ def new_directory(final: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(working, ignore_errors=True)
         raise
+
+
+@contextmanager
+def resumable_directory(final: Path) -> Iterator[Path]:
+    """The working directory of `final` with what an interrupted writer left in it, for one writer at a time.
+
+    It is kept where an error comes; the caller publishes it. Raises `ConversionError` where `final` exists, or where
+    another process is writing it.
+    """
+    must_be_new(final)
+    working = working_directory(final)
+    working.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(working, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield working
+    except BlockingIOError:
+        raise ConversionError(f"{final} is being written by another process; wait for it to end") from None
+    finally:
+        os.close(descriptor)
+
+
+def require_space(directory: Path, num_bytes: int) -> None:
+    """Raise `ConversionError` unless the disk of `directory`, which need not exist yet, has room for `num_bytes`."""
+    there = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(there).free
+    if free < num_bytes:
+        raise ConversionError(
+            f"{directory} needs {num_bytes / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free; make room or choose "
+            "another disk"
+        )
 
 
 def partial_path(final: Path) -> Path:

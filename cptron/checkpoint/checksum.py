@@ -70,12 +70,21 @@ def _signed(value: int) -> int:
     return value - MODULUS if value >= MODULUS // 2 else value
 
 
-def fingerprint(checksums: Mapping[str, int], precision: str) -> str:
+Checksums = dict[str, str]
+"""Checksum of each parameter by its stored name, in hexadecimal."""
+
+
+def as_text(sums: Mapping[str, int]) -> Checksums:
+    """The form in which checksums are recorded."""
+    return {name: f"{value % MODULUS:016x}" for name, value in sums.items()}
+
+
+def fingerprint(checksums: Checksums, precision: str) -> str:
     """One name for all weights: sha256 over the checksums of all parameters and their precision."""
     content = [precision, sorted(checksums.items())]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def differing(found: Mapping[str, int], expected: Mapping[str, int]) -> list[str]:
+def differing(found: Checksums, expected: Checksums) -> list[str]:
     """Parameters whose checksums differ, or that only one side has."""
     return sorted(name for name in {**found, **expected} if found.get(name) != expected.get(name))

@@ -56,6 +56,10 @@ class Manifest:
     run_identity: str = ""
     layout: str = ""
     precision: str = ""
+    padded_vocab_size: int = 0
+    """Rows of the stored embedding; those beyond the vocabulary are padding."""
+    checksums: dict[str, str] = field(default_factory=dict)
+    """Checksum of every parameter in the shards (`checkpoint.checksum`)."""
     parent: str = ""
     adapter: dict[str, Any] | None = None
     """Settings of the adapter whose parameters the shards hold, and nothing else; None: whole weights."""

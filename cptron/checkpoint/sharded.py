@@ -6,19 +6,31 @@ Invariant: a load fills every parameter asked for or raises; and no code stored 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+import torch.distributed as dist
 
 import cptron.runtime.megatron_ready  # noqa: F401
 
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.mapping import (
+    ShardedObject,
+    ShardedTensor,
+    ShardedTensorFactory,
+    is_main_replica,
+)
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
+from cptron.checkpoint.checksum import Checksums, as_text, checksum
 from cptron.checkpoint.untrusted import read_index, weights_only
 from cptron.errors import CheckpointError
 from cptron.runtime.dist import agree
+
+VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
+"""Tensors with a row for each token."""
 
 Holds = Callable[[str], bool]
 """Whether a parameter, by its name in a chunk, is meant."""
@@ -53,6 +65,45 @@ def _model_state(chunks: Sequence[Any], holds: Holds) -> dict[str, dict[str, Any
 def _optimizer_state(optimizer: Any, model_state: dict[str, dict[str, Any]], *, is_loading: bool) -> Any:
     only = model_state["model"] if len(model_state) == 1 else model_state
     return optimizer.sharded_state_dict(only, is_loading=is_loading, metadata=_metadata())
+
+
+def weight_checksums(
+    chunks: Sequence[Any], vocab_size: int, dtype: torch.dtype | None = None, *, holds: Holds = everything
+) -> Checksums:
+    """Checksum of every parameter that `holds` says, over all ranks; collective. With `dtype` of the weights rounded
+    to it. Padding rows of the vocabulary do not count, since their number depends on the layout."""
+    own: dict[str, int] = {}
+    for state in _model_state(chunks, holds).values():
+        for part in _sharded_tensors(state):
+            if is_main_replica(part.replica_id):
+                name, value = _part_checksum(part, vocab_size, dtype)
+                own[name] = own.get(name, 0) + value
+    by_rank: list[dict[str, int]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(by_rank, own)
+    total: dict[str, int] = {}
+    for sums in by_rank:
+        for name, value in sums.items():
+            total[name] = total.get(name, 0) + value
+    return as_text(total)
+
+
+def _sharded_tensors(state: dict[str, Any]) -> Iterator[ShardedTensor]:
+    for value in state.values():
+        if isinstance(value, ShardedTensorFactory):  # gate and up rows, which are stored apart
+            yield from value.build()
+        else:
+            yield value
+
+
+def _part_checksum(part: ShardedTensor, vocab_size: int, dtype: torch.dtype | None) -> tuple[str, int]:
+    """Stored name, and checksum of a rank's part of the tensor."""
+    key, above = str(part.key), part.prepend_axis_num
+    first_row, *first_column = part.global_offset[above:]
+    data = part.data if dtype is None else part.data.to(dtype)
+    if key in VOCABULARY:
+        data = data[: max(vocab_size - first_row, 0)]
+    name = key.replace("decoder.layers.", f"decoder.layers.{part.global_offset[0]}.", 1) if above else key
+    return name, checksum(data, first_row, *first_column) if len(data) else 0
 
 
 def save_shards(

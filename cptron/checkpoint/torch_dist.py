@@ -198,7 +198,7 @@ class ShardReader:
         try:
             with path.open("rb") as stream:
                 stream.seek(chunk.start)
-                view = _View(stream, chunk.start, chunk.length)
+                view: Any = _View(stream, chunk.start, chunk.length)
                 tensor = torch.load(view, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged archive fails in any way it likes
             raise CheckpointError(f"{path} cannot be read ({error!r:.200}); use another checkpoint") from None

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from cptron.checkpoint import layout
-from cptron.checkpoint.sharded import load_shards
+from cptron.checkpoint.checksum import differing
+from cptron.checkpoint.sharded import Holds, load_shards, weight_checksums
 from cptron.config.schema import AdapterConfig
 from cptron.errors import CheckpointError
 from cptron.model.adapters import is_adapter, is_base
-from cptron.model.build import build_model
+from cptron.model.build import DTYPES, build_model
 from cptron.model.causal_lm import CausalLM
 from cptron.model.options import ModelOptions
 from cptron.runtime.dist import agree
@@ -33,10 +34,33 @@ def load_weights(
     manifest = agree(lambda: layout.read_manifest(checkpoint))
     if manifest.adapter is None:
         load_shards(checkpoint / layout.SHARDS, chunks, optimizer, holds=is_base)
+        require_recorded(checkpoint, chunks, is_base)
         return
     path = agree(lambda: base_of(manifest, base))
     load_shards(path / layout.SHARDS, chunks, holds=is_base)
+    require_recorded(path, chunks, is_base)
     load_shards(checkpoint / layout.SHARDS, chunks, optimizer, holds=is_adapter)
+    require_recorded(checkpoint, chunks, is_adapter)
+
+
+def require_recorded(checkpoint: Path, chunks: Sequence[Any], holds: Holds) -> None:
+    """Raise `CheckpointError` on every rank unless the loaded weights are, to the bit, those that the checkpoint
+    recorded; collective.
+
+    Weights that are loaded into less precision than they are stored in cannot be compared so.
+    """
+    manifest = layout.read_manifest(checkpoint)
+    stored = DTYPES.get(manifest.precision)
+    loaded = next(chunks[0].parameters()).dtype
+    if not manifest.checksums or stored is None or stored.itemsize > loaded.itemsize:
+        return
+    found = weight_checksums(chunks, manifest.arch.vocab_size, stored, holds=holds)
+    wrong = differing(found, manifest.checksums)
+    if wrong:
+        raise CheckpointError(
+            f"{checkpoint} holds other weights than were recorded when it was written: {', '.join(wrong[:3])} "
+            f"({len(wrong)} parameter(s) in all); it is damaged: use another checkpoint, or convert the model again"
+        )
 
 
 def base_of(manifest: layout.Manifest, base: Path | None = None) -> Path:

@@ -74,10 +74,20 @@ def _check_counts(config: Config) -> None:
 
 def _check_start(config: Config) -> None:
     start, architecture = config.start, config.model.architecture
-    if start.mode == "init_from" and not start.checkpoint:
+    if start.mode == "init_from" and not start.checkpoint and not start.hugging_face:
         raise ConfigError(
             "start.checkpoint='' but start.mode=init_from loads weights from it; set it to the output of "
-            "`cptron convert`, or set start.mode=random"
+            "`cptron convert`, or start.hugging_face to a model directory, or set start.mode=random"
+        )
+    if start.checkpoint and start.hugging_face:
+        raise ConfigError(
+            f"start.checkpoint={start.checkpoint} and start.hugging_face={start.hugging_face} both name weights to "
+            "start from; keep one of them"
+        )
+    if start.hugging_face and config.adapter.kind != "none":
+        raise ConfigError(
+            f"adapter.kind={config.adapter.kind} belongs to a checkpoint, but start.hugging_face="
+            f"{start.hugging_face} is none; `cptron convert` makes one for start.checkpoint"
         )
     if start.mode == "init_from" and architecture:
         raise ConfigError(
@@ -89,9 +99,10 @@ def _check_start(config: Config) -> None:
             "model.architecture='' but start.mode=random has no checkpoint to take the shape from; "
             "set it to a JSON file in the form of Hugging Face's config.json"
         )
-    if start.mode == "random" and start.checkpoint:
+    if start.mode == "random" and (start.checkpoint or start.hugging_face):
+        key = "checkpoint" if start.checkpoint else "hugging_face"
         raise ConfigError(
-            f"start.checkpoint={start.checkpoint} would not be loaded with start.mode=random; "
+            f"start.{key}={start.checkpoint or start.hugging_face} would not be loaded with start.mode=random; "
             "set start.mode=init_from to load it, or remove it"
         )
 

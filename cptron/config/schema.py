@@ -31,7 +31,9 @@ class StartConfig:
     mode: Literal["init_from", "random"] = "init_from"
     """`init_from`: weights of `start.checkpoint`, new optimizer. `random`: only when asked for."""
     checkpoint: str = ""
-    """Checkpoint made by `cptron convert` (or by a run) whose weights are loaded; required by `init_from`."""
+    """Checkpoint made by `cptron convert` (or by a run) whose weights are loaded by `init_from`."""
+    hugging_face: str = ""
+    """In place of `start.checkpoint`: a Hugging Face model, of which each rank reads its own part at the start."""
     gate_tolerance_nats: float = 0.0
     """Largest |loss at step 0 - recorded loss| on the probe; 0 means 1e-3 for fp32 and 3e-2 for bf16."""
 

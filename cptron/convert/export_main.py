@@ -24,6 +24,11 @@ def main(argv: Sequence[str]) -> int:
         "--merge", action="store_true", help="of an adapter: a whole model; without it, PEFT's form"
     )
     parser.add_argument("--base", type=Path, help="where an adapter's base checkpoint is, if it has moved")
+    parser.add_argument(
+        "--megatron",
+        action="store_true",
+        help="write a torch_dist checkpoint for Megatron-LM, not Hugging Face's form",
+    )
     args = parser.parse_args(argv)
     os.environ["CUDA_VISIBLE_DEVICES"] = (
         ""  # whole models fit the host, not always a GPU; before torch is imported
@@ -34,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
 
     checkpoint = resolve(args.checkpoint)
     adapter = read_manifest(checkpoint).adapter is not None
-    if adapter and not args.merge and (args.dtype != "stored" or args.base):
+    if adapter and not args.merge and (args.megatron or args.dtype != "stored" or args.base):
         raise ConversionError(
             f"--dtype={args.dtype} and --base={args.base} belong to --merge; PEFT's form keeps the stored precision "
             "and needs no base: remove them, or merge"
@@ -49,6 +54,15 @@ def main(argv: Sequence[str]) -> int:
             f"{args.hugging_face}: PEFT adapter of {manifest.hugging_face_model} after step {manifest.step}"
         )
         return 0
-    manifest = export_hugging_face(checkpoint, args.hugging_face, args.dtype, args.base)
+    if args.megatron:
+        from cptron.convert.megatron import export_megatron
+
+        if args.dtype != "stored":
+            raise ConversionError(
+                f"--dtype={args.dtype} does not go with --megatron, which keeps the stored precision"
+            )
+        manifest = export_megatron(checkpoint, args.hugging_face, args.base)
+    else:
+        manifest = export_hugging_face(checkpoint, args.hugging_face, args.dtype, args.base)
     print(f"{args.hugging_face}: {manifest.hugging_face_model or 'model'} after step {manifest.step}")
     return 0

@@ -1,25 +1,33 @@
 """Checkpoint of any layout -> Hugging Face model directory.
 
-Place in the flow: after training. One process on the CPU. Invariant: what is published under the final name
-holds every weight and a config that describes exactly these weights.
+Place in the flow: after training. One process on the CPU, a few tensors in memory. Invariant: what is published under
+the final name holds every weight as it was recorded, and a config that is made from the model and describes exactly
+these weights.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
+from tqdm import tqdm
 
 from cptron.checkpoint import layout
-from cptron.convert.hf_import import carry_small_files
-from cptron.convert.safetensors_io import write_model
-from cptron.convert.weight_map import to_hugging_face
-from cptron.durable import must_be_new, new_directory
+from cptron.checkpoint.torch_dist import ShardReader
+from cptron.convert.exported_config import check_export, exported_config
+from cptron.convert.hf_import import DTYPES, carry_small_files
+from cptron.convert.safetensors_write import ShardFile, ShardPlan, TensorSpec, plan_shards, write_index
+from cptron.convert.shard_stream import num_workers
+from cptron.convert.source import ShardSource, WeightSource
+from cptron.convert.weight_map import expected_shapes, layers_of
+from cptron.durable import must_be_new, new_directory, require_space
 from cptron.errors import ConversionError
+from cptron.model.architecture import Architecture
 from cptron.model.families import family_of
+from cptron.model.families.family import Family
 
 
 def export_hugging_face(
@@ -31,80 +39,101 @@ def export_hugging_face(
     """Write the model of `checkpoint` to the new directory `target`; an adapter is merged into its base.
 
     `dtype`: `stored` keeps the precision of the checkpoint bit for bit; others convert. `base`: where an adapter's
-    base is now. Raises `ConversionError` when the target exists or the config does not describe the weights.
+    base is now. Raises `ConversionError` when the target exists or has no room, `CheckpointError` when the checkpoint
+    is damaged.
     """
     must_be_new(target)
     manifest = layout.read_manifest(checkpoint)
     precision = manifest.precision if dtype == "stored" else dtype
-    config = _exported_config(checkpoint, manifest, precision)
-    if manifest.adapter is not None:
-        from cptron.checkpoint.weights import base_of
-
-        base = base_of(manifest, base)
-    with new_directory(target) as working:
-        carry_small_files(checkpoint / layout.HUGGING_FACE, working)
-        write_model(working, _tensors(checkpoint, manifest, precision, base))
-        (working / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    family, arch = family_of(manifest.arch.family), manifest.arch
+    config = exported_config(checkpoint / layout.HUGGING_FACE, family, arch, precision)
+    source = open_source(checkpoint, base)
+    write_directory(source, family, arch, target, config, precision, checkpoint / layout.HUGGING_FACE)
     return manifest
 
 
-def _exported_config(checkpoint: Path, manifest: layout.Manifest, precision: str) -> dict[str, Any]:
-    """The source's config with the weights' own dtype, after proof that it has their shape."""
-    path = checkpoint / layout.HUGGING_FACE / "config.json"
-    if not path.is_file():
-        raise ConversionError(
-            f"{path} does not exist; a model trained from random weights has no Hugging Face config"
-        )
-    config = json.loads(path.read_text())
-    arch = family_of(manifest.arch.family).read_config(config)
-    if arch != manifest.arch:
-        raise ConversionError(
-            f"{path} describes another model than the weights; restore the original config.json"
-        )
-    config.pop("torch_dtype", None)
-    config["dtype"] = {"bf16": "bfloat16", "fp32": "float32"}[precision]
-    return config  # type: ignore[no-any-return]
+def open_source(checkpoint: Path, base: Path | None = None) -> WeightSource:
+    """The weights of a checkpoint of any kind by Hugging Face name, compared with what it recorded as they are read."""
+    from cptron.checkpoint.weights import adapter_of, base_of
+    from cptron.convert.merged_source import MergedSource, read_adapters
+
+    manifest = layout.read_manifest(checkpoint)
+    if manifest.adapter is None:
+        return _recorded_source(checkpoint, manifest)
+    path = base_of(manifest, base)
+    adapters = read_adapters(ShardReader(checkpoint / layout.SHARDS), manifest.arch)
+    whole = _recorded_source(path, layout.read_manifest(path))
+    return MergedSource(whole, manifest.arch, adapters, adapter_of(manifest))
+
+
+def _recorded_source(checkpoint: Path, manifest: layout.Manifest) -> ShardSource:
+    reader = ShardReader(checkpoint / layout.SHARDS)
+    return ShardSource(reader, family_of(manifest.arch.family), manifest.arch, manifest.checksums)
+
+
+def write_directory(
+    source: WeightSource,
+    family: Family,
+    arch: Architecture,
+    target: Path,
+    config: dict[str, Any],
+    precision: str,
+    small_files: Path | None,
+) -> None:
+    """Write a whole Hugging Face model from any source, and publish it once `transformers` takes it."""
+    specs = [TensorSpec(name, shape, DTYPES[precision]) for name, shape in tensors_in_order(family, arch)]
+    shards = plan_shards(specs)
+    num_bytes = sum(shard.num_bytes for shard in shards)
+    require_space(target, int(num_bytes * 1.01))
+    with new_directory(target) as working:
+        if small_files is not None and small_files.is_dir():
+            carry_small_files(small_files, working)
+        bar = tqdm(total=num_bytes, desc=f"export {target.name}", unit="B", unit_scale=True)
+        with bar, ThreadPoolExecutor(num_workers()) as pool:
+            try:
+                list(pool.map(lambda shard: _write_shard(source, working, shard, bar.update), shards))
+            except OSError as error:
+                raise ConversionError(
+                    f"{target} cannot be written ({error}); make room and try again"
+                ) from None
+        write_index(working, shards)
+        (working / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        check_export(working, specs)
+
+
+def tensors_in_order(family: Family, arch: Architecture) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of all Hugging Face tensors, layer by layer, those of one rule side by side."""
+    rules = family.rules_for(arch)
+    inside = [rule for rule in rules if "{layer}" in rule.megatron]
+    outside = [rule for rule in rules if "{layer}" not in rule.megatron]
+    ordered = [(rule, 0) for rule in outside[:1]]
+    ordered += [(rule, layer) for layer in range(arch.num_layers) for rule in inside]
+    ordered += [(rule, layer) for rule in outside[1:] for layer in layers_of(rule, arch)]
+    return [
+        (name.format(layer=layer), shape)
+        for rule, layer in ordered
+        for name, shape in zip(rule.hugging_face, expected_shapes(rule, arch), strict=True)
+    ]
+
+
+def _write_shard(
+    source: WeightSource, directory: Path, plan: ShardPlan, report: Callable[[int], object]
+) -> None:
+    file = ShardFile(directory, plan)
+    for spec in plan.specs:
+        file.write(spec.name, source.read(spec.name).to(spec.dtype))
+        report(spec.num_bytes)
+    file.close()
 
 
 def export_adapter(checkpoint: Path, target: Path) -> layout.Manifest:
     """Write the adapter of `checkpoint` to the new directory `target` in PEFT's form; the base is not needed."""
-    from cptron.checkpoint.sharded import load_shards
     from cptron.checkpoint.weights import adapter_of
+    from cptron.convert.merged_source import read_adapters
     from cptron.convert.peft_export import export_peft
-    from cptron.model.adapters import adapter_parameters, is_adapter
-    from cptron.model.build import build_model
-    from cptron.model.options import ModelOptions
-    from cptron.runtime.session import open_session
 
     must_be_new(target)
     manifest = layout.read_manifest(checkpoint)
-    settings = adapter_of(manifest)
-    options = ModelOptions(precision=manifest.precision, adapter=settings, random_weights=False)  # type: ignore[arg-type]
-    with open_session():
-        model = build_model(manifest.arch, options)
-        load_shards(checkpoint / layout.SHARDS, [model], holds=is_adapter)
-        adapters = {name: parameter.detach().cpu() for name, parameter in adapter_parameters([model]).items()}
-        export_peft(target, adapters, manifest.arch, settings, manifest.hugging_face_model)
+    adapters = read_adapters(ShardReader(checkpoint / layout.SHARDS), manifest.arch)
+    export_peft(target, adapters, manifest.arch, adapter_of(manifest), manifest.hugging_face_model)
     return manifest
-
-
-def _tensors(
-    checkpoint: Path, manifest: layout.Manifest, precision: Any, base: Path | None
-) -> Iterator[tuple[str, torch.Tensor]]:
-    from cptron.checkpoint.weights import adapter_of, open_model
-    from cptron.convert.peft_export import merge
-    from cptron.model.adapters import adapter_parameters
-    from cptron.model.build import DTYPES
-    from cptron.model.options import ModelOptions
-    from cptron.runtime.session import open_session
-
-    with open_session():
-        model = open_model(checkpoint, ModelOptions(precision=manifest.precision), base)  # type: ignore[arg-type]
-        weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        if manifest.adapter is None:
-            tensors = to_hugging_face(family_of(manifest.arch.family), manifest.arch, weights.__getitem__)
-        else:
-            adapters = {name: tensor.detach() for name, tensor in adapter_parameters([model]).items()}
-            tensors = merge(weights.__getitem__, adapters, manifest.arch, adapter_of(manifest))
-        for name, tensor in tensors:
-            yield name, tensor.to(DTYPES[precision])

@@ -1,66 +1,131 @@
-"""Hugging Face model directory -> checkpoint.
+"""Hugging Face model directory, or megatron-core's shards -> checkpoint.
 
-Place in the flow: `cptron convert`, before training. One process on the CPU; the checkpoint loads under any
-layout. Invariant: every tensor of the source is used exactly once, and the probe loss is recorded before
-anything is published.
+Place in the flow: `cptron convert`, before training. One process on the CPU, a few tensors in memory; the checkpoint
+loads under any layout. Invariant: every tensor of the source is used exactly once, and checksums and the probe loss are
+recorded before anything is published.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from tqdm import tqdm
 
 from cptron.checkpoint import layout
+from cptron.checkpoint.checksum import fingerprint
 from cptron.convert.probe import make_probe, probe_tokens
 from cptron.convert.safetensors_io import ModelReader
-from cptron.convert.weight_map import hugging_face_names, to_megatron
-from cptron.durable import begin_directory, must_be_new
+from cptron.convert.shard_stream import ShardStream
+from cptron.convert.source import WeightSource
+from cptron.convert.weight_map import check_shapes, hugging_face_names, layers_of
+from cptron.durable import require_space, resumable_directory
 from cptron.errors import ConversionError
 from cptron.model.architecture import Architecture
 from cptron.model.families import family_of
 from cptron.model.families.family import Family
+from cptron.model.vocab import padded_vocab_size
 from cptron.tokens.tokenizer import Tokenizer, load_tokenizer
 from cptron.versions import installed_versions
 
 SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", "README*")
 """Files carried along for export: config, tokenizer, chat template, licence."""
 PROBE_TOKENS = 256
+PROGRESS = "progress"
+"""Within an unfinished checkpoint: records of the files that are complete."""
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+Precision = Literal["bf16", "fp32"]
 
 
 def import_hugging_face(source: Path, target: Path) -> layout.Manifest:
-    """Convert `source` into a new checkpoint `target`. Raises `ConversionError` with
-    nothing left behind under the final name."""
-    must_be_new(target)
+    """Convert `source` into a new checkpoint `target`. Raises `ConversionError` with nothing left behind under the
+    final name; the same call goes on with what an interrupted one has written."""
     reader = ModelReader(source)
-    try:
-        family = family_of(str(reader.config.get("model_type")))
-        arch = family.read_config(reader.config)
-        check_names(family, arch, reader.names)
-        precision = stored_precision(reader)
-        tokenizer = find_tokenizer(source)
-        token_ids = probe_tokens(tokenizer, arch.vocab_size, min(PROBE_TOKENS, arch.max_position_embeddings))
+    family, arch = describe(reader)
+    return write_checkpoint(
+        reader,
+        family,
+        arch,
+        target,
+        config=reader.config,
+        precision=stored_precision(reader),
+        small_files=source,
+        identity=content_identity(reader),
+        name=source.resolve().name,
+    )
+
+
+def describe(reader: ModelReader) -> tuple[Family, Architecture]:
+    """Family and architecture of a model directory, after proof that its tensors are exactly those."""
+    family = family_of(str(reader.config.get("model_type")))
+    arch = family.read_config(reader.config)
+    check_names(family, arch, reader.names)
+    for rule in family.rules_for(arch):
+        for layer in layers_of(rule, arch):
+            names = [name.format(layer=layer) for name in rule.hugging_face]
+            check_shapes({name: reader.shape(name) for name in names}, rule, arch, layer)
+    return family, arch
+
+
+def write_checkpoint(
+    source: WeightSource,
+    family: Family,
+    arch: Architecture,
+    target: Path,
+    *,
+    config: dict[str, Any],
+    precision: Precision,
+    small_files: Path,
+    identity: str,
+    name: str,
+) -> layout.Manifest:
+    """Write, prove and publish a checkpoint of whole weights. `config` is Hugging Face's, for the probe."""
+    tokenizer = find_tokenizer(small_files)
+    token_ids = probe_tokens(tokenizer, arch.vocab_size, min(PROBE_TOKENS, arch.max_position_embeddings))
+    padded = padded_vocab_size(arch.vocab_size, 1)
+    with resumable_directory(target) as working:
+        plan = [identity, precision, padded, arch.to_dict()]
+        stream = ShardStream(
+            source=source,
+            family=family,
+            arch=arch,
+            padded_vocab=padded,
+            dtype=DTYPES[precision],
+            shards=working / layout.SHARDS,
+            progress=working / PROGRESS,
+            identity=hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest(),
+        )
+        written = sum(path.stat().st_size for path in working.rglob("*") if path.is_file())
+        require_space(target, int(stream.num_bytes * 1.01) - written)
+        bar = tqdm(total=stream.num_bytes, desc=f"convert {name}", unit="B", unit_scale=True)
+        with bar, ThreadPoolExecutor(1) as beside:  # the probe computes while the disk writes
+            shards = beside.submit(stream.write, bar.update)
+            probe = make_probe(config, source, token_ids)
+            checksums = shards.result()
+        shutil.rmtree(working / layout.HUGGING_FACE, ignore_errors=True)
+        carry_small_files(small_files, working / layout.HUGGING_FACE)
+        shutil.rmtree(stream.progress)
         manifest = layout.Manifest(
             kind="weights",
             step=0,
             tokens_total=0,
             architecture=arch.to_dict(),
-            hugging_face_model=source.name,
+            hugging_face_model=name,
             tokenizer_fingerprint=tokenizer.fingerprint if tokenizer else "",
-            weights_fingerprint=fingerprint(family, arch, reader),
-            probe=make_probe(source, token_ids),
+            weights_fingerprint=fingerprint(checksums, precision),
+            probe=probe,
             precision=precision,
+            padded_vocab_size=padded,
+            checksums=checksums,
             versions=installed_versions(),
         )
-        working = begin_directory(target)
-        _write_shards(family, arch, reader, working / layout.SHARDS, precision)
-        carry_small_files(source, working / layout.HUGGING_FACE)
         return layout.publish(target, manifest)
-    finally:
-        reader.close()
 
 
 def check_names(family: Family, arch: Architecture, names: set[str]) -> None:
@@ -77,22 +142,24 @@ def check_names(family: Family, arch: Architecture, names: set[str]) -> None:
         )
 
 
-def stored_precision(reader: ModelReader) -> Literal["bf16", "fp32"]:
+def stored_precision(reader: ModelReader) -> Precision:
     """Precision that holds the source's weights exactly: bf16 if all are bf16, else fp32."""
-    # from the headers: reading the tensors would go through the whole model once more
-    example = {reader.dtype(name): name for name in sorted(reader.names)}
-    if not example.keys() <= {"BF16", "F16", "F32"}:
-        dtypes = sorted(str(reader.read(name).dtype) for name in example.values())
-        raise ConversionError(f"the model has tensors of {dtypes}; only bf16, fp16 and fp32 are read")
-    return "bf16" if example.keys() == {"BF16"} else "fp32"
+    codes = {reader.code(name) for name in reader.names}
+    if not codes <= {"BF16", "F16", "F32"}:
+        raise ConversionError(
+            f"the model has tensors of {', '.join(sorted(codes))}; only BF16, F16 and F32 are read: "
+            "give the model before quantisation"
+        )
+    return "bf16" if codes == {"BF16"} else "fp32"
 
 
-def fingerprint(family: Family, arch: Architecture, reader: ModelReader) -> str:
-    """sha256 over names and bytes of all weights, in the family's order."""
-    digest = hashlib.sha256()
-    for name in hugging_face_names(family, arch):
-        digest.update(name.encode())
-        digest.update(reader.read(name).contiguous().view(torch.uint8).numpy().data)
+def content_identity(reader: ModelReader) -> str:
+    """Names a model directory without reading all of it: sha256 over configuration, headers, and the first and last
+    kilobyte of every tensor."""
+    digest = hashlib.sha256(json.dumps(reader.config, sort_keys=True).encode())
+    for name in sorted(reader.names):
+        digest.update(f"{name} {reader.shape(name)} {reader.code(name)}".encode())
+        digest.update(reader.ends(name))
     return digest.hexdigest()
 
 
@@ -110,22 +177,3 @@ def carry_small_files(source: Path, target: Path) -> None:
         for path in source.glob(pattern):
             if not path.name.endswith(".index.json"):
                 shutil.copyfile(path, target / path.name)
-
-
-def _write_shards(
-    family: Family, arch: Architecture, reader: ModelReader, shards: Path, precision: Any
-) -> None:
-    from cptron.checkpoint.sharded import save_shards
-    from cptron.model.build import build_model
-    from cptron.model.options import ModelOptions
-    from cptron.runtime.session import open_session
-
-    with open_session():
-        model = build_model(arch, ModelOptions(precision=precision))
-        weights = dict(model.named_parameters())
-        for name, tensor in to_megatron(family, arch, reader.read, model.vocab_size):
-            with torch.no_grad():
-                weights.pop(name).copy_(tensor)
-        assert not weights, f"parameters without a source: {sorted(weights)[:3]}"
-        shards.mkdir()
-        save_shards(shards, [model])

@@ -1,32 +1,60 @@
-"""`cptron convert`: a Hugging Face model becomes a checkpoint. See `hf_import`."""
+"""`cptron convert`: a Hugging Face model, or megatron-core's shards, become a checkpoint. See `hf_import`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `cptron convert HF_MODEL CHECKPOINT`."""
+    """Run `cptron convert HF_MODEL CHECKPOINT [--verify]`, or with `--megatron SHARDS` their model."""
     parser = argparse.ArgumentParser(
-        prog="cptron convert", description="Hugging Face model -> checkpoint, on the CPU."
+        prog="cptron convert",
+        description="Hugging Face model -> checkpoint, on the CPU, in little memory. "
+        "Interrupted, the same command goes on.",
     )
     parser.add_argument(
         "hugging_face", type=Path, help="local model directory with config.json and safetensors"
     )
     parser.add_argument("checkpoint", type=Path, help="new directory")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="then compare every bit with the source, and logits with transformers",
+    )
+    parser.add_argument(
+        "--megatron",
+        type=Path,
+        metavar="DIRECTORY",
+        help="take the weights from this torch_dist checkpoint of Megatron-LM or Megatron-Bridge; of HF_MODEL only "
+        "config.json and the tokenizer are used",
+    )
     args = parser.parse_args(argv)
     os.environ["CUDA_VISIBLE_DEVICES"] = (
         ""  # whole models fit the host, not always a GPU; before torch is imported
     )
 
     from cptron.convert.hf_import import import_hugging_face
+    from cptron.convert.megatron import import_megatron
+    from cptron.convert.verify import require_equal
+    from cptron.errors import ConversionError
 
-    manifest = import_hugging_face(args.hugging_face, args.checkpoint)
+    if args.megatron and args.verify:
+        raise ConversionError(
+            "--verify compares with the weights in HF_MODEL, but --megatron takes others; remove one of the two"
+        )
+    if args.megatron:
+        manifest = import_megatron(args.megatron, args.hugging_face, args.checkpoint)
+    else:
+        manifest = import_hugging_face(args.hugging_face, args.checkpoint)
     print(
         f"{args.checkpoint}: {manifest.hugging_face_model}, {manifest.precision}, "
         f"probe loss {manifest.probe.loss_nats_per_token:.4f} nats per token"
     )
+    if args.verify:
+        print(json.dumps(asdict(require_equal(args.checkpoint, args.hugging_face))))
     return 0

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from cptron.config.schema import AdapterConfig
-from cptron.convert.weight_map import ReadTensor, layers_of, to_hugging_face
+from cptron.convert.weight_map import layers_of
 from cptron.durable import new_directory
 from cptron.errors import ConversionError
 from cptron.model.architecture import Architecture
@@ -55,23 +55,12 @@ def peft_tensors(
     adapters: Adapters, arch: Architecture, settings: AdapterConfig
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """PEFT's name of every tensor of the adapters; the tensors are the same in both."""
-    for module, prefix in _checked_modules(adapters, arch, settings).items():
+    for module, prefix in adapted_modules(adapters, arch, settings).items():
         for ours, theirs in _tensor_names(settings).items():
             yield f"base_model.model.{module}.{theirs}", adapters[f"{prefix}.{ours}"]
 
 
-def merge(
-    read: ReadTensor, adapters: Adapters, arch: Architecture, settings: AdapterConfig
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Hugging Face names and tensors of the base, given by megatron-core name through `read`, with the adapters
-    merged in: those matrices in fp32, all others as they are."""
-    modules = _checked_modules(adapters, arch, settings)
-    for name, tensor in to_hugging_face(family_of(arch.family), arch, read):
-        prefix = modules.get(name.removesuffix(".weight"))
-        yield name, tensor if prefix is None else _merged(tensor, prefix, adapters, settings)
-
-
-def _merged(
+def merged_weight(
     weight_PI: torch.Tensor, prefix: str, adapters: Adapters, settings: AdapterConfig
 ) -> torch.Tensor:
     """`W + alpha / rank * B A` in fp32; for DoRA its rows are brought to the length that was trained."""
@@ -97,7 +86,7 @@ def _tensor_names(settings: AdapterConfig) -> dict[str, str]:
     }
 
 
-def _checked_modules(adapters: Adapters, arch: Architecture, settings: AdapterConfig) -> dict[str, str]:
+def adapted_modules(adapters: Adapters, arch: Architecture, settings: AdapterConfig) -> dict[str, str]:
     """Hugging Face module -> megatron-core prefix of every adapter of the model, after proof that `adapters` holds
     exactly these."""
     modules = {}

@@ -7,11 +7,13 @@ engine.
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import torch
 
 from cptron.checkpoint.layout import Probe
+from cptron.convert.reference import reference_logits
+from cptron.convert.source import WeightSource
 from cptron.tokens.tokenizer import Tokenizer
 
 TEXT = """The tide rises twice a day because the Moon pulls on the oceans, and the Earth turns beneath the bulge \
@@ -36,19 +38,9 @@ def probe_tokens(tokenizer: Tokenizer | None, vocab_size: int, max_tokens: int) 
     return [(7919 * position + 13) % vocab_size for position in range(min(max_tokens, 128))]
 
 
-def reference_logits(hugging_face: Path, token_ids: list[int]) -> torch.Tensor:
-    """Logits `[S, V]` of the Hugging Face model in fp32 on the CPU."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(hugging_face, dtype=torch.float32, local_files_only=True)
-    with torch.no_grad():
-        return model.eval()(torch.tensor([token_ids])).logits[0]  # type: ignore[no-any-return]
-
-
-def make_probe(hugging_face: Path, token_ids: list[int]) -> Probe:
-    """Loss of the Hugging Face model on the tokens: mean over all but the first of -log p(token | before)."""
-    logits_SV = reference_logits(hugging_face, token_ids)
+def make_probe(config: dict[str, Any], source: WeightSource, token_ids: list[int]) -> Probe:
+    """Loss on the tokens of the model of a Hugging Face `config`: mean over all but the first of
+    -log p(token | before)."""
+    logits_SV = reference_logits(config, source, token_ids)
     loss = torch.nn.functional.cross_entropy(logits_SV[:-1], torch.tensor(token_ids[1:]))
     return Probe(token_ids=token_ids, loss_nats_per_token=float(loss))

@@ -117,10 +117,16 @@ class ModelReader:
         """The safetensors code of a tensor's type, such as `BF16`."""
         return self._find(name).code
 
-    def place(self, name: str) -> tuple[Path, int]:
-        """File and first byte of a tensor."""
+    def ends(self, name: str, count: int = 1024) -> bytes:
+        """The first and the last `count` bytes of a tensor (all of them, where there are fewer)."""
         stored = self._find(name)
-        return stored.path, stored.start
+        size = torch.Size(stored.shape).numel() * DTYPES[stored.code].itemsize
+        with stored.path.open("rb") as stream:
+            found = b""
+            for offset in (0, max(size - count, 0)):
+                stream.seek(stored.start + offset)
+                found += stream.read(min(count, size - offset))
+        return found
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, mapped. Raises `ConversionError` when the model has no such tensor."""

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from cptron.checkpoint.checksum import MODULUS, checksum
+from cptron.checkpoint.checksum import MODULUS, Checksums, as_text, checksum
 from cptron.checkpoint.names import stored_key, stored_name
 from cptron.checkpoint.torch_dist import Chunk, ChunkFile, write_index
 from cptron.convert.source import WeightSource
@@ -56,13 +56,15 @@ class ShardStream:
     """Directory of the records of finished files."""
     identity: str
     """Of source and plan; records of another are not believed."""
+    common: dict[str, object] = field(default_factory=dict)
+    """megatron-core's common state."""
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all parameters."""
         return sum(self._bytes_of(rule) for rule, _ in self._jobs())
 
-    def write(self, report: Report = lambda _: None) -> dict[str, int]:
+    def write(self, report: Report = lambda _: None) -> Checksums:
         """Write what is missing and complete the shards; returns the checksum of every parameter by its stored name.
 
         Raises `CheckpointError` when the disk is full.
@@ -72,7 +74,7 @@ class ShardStream:
         files = list(enumerate(self._files()))
         pool = ThreadPoolExecutor(num_workers())
         try:
-            records = list(pool.map(lambda item: self._file(*item, report), files))
+            records = list(pool.map(lambda item: self._file(item[0], item[1], report), files))
         except OSError as error:
             raise CheckpointError(
                 f"{self.shards} cannot be written ({error}); make room, and give the same command to go on"
@@ -80,11 +82,11 @@ class ShardStream:
         finally:
             pool.shutdown(cancel_futures=True)
         chunks = [chunk for record in records for chunk in record.chunks]
-        write_index(self.shards, self._tensors(), chunks)
+        write_index(self.shards, self._tensors(), chunks, self.common)
         checksums: dict[str, int] = {}
         for record in records:
             checksums |= record.checksums
-        return checksums
+        return as_text(checksums)
 
     def _jobs(self) -> Iterator[tuple[TensorRule, int]]:
         """Every parameter, layer by layer, which is the order in which most models are stored."""

@@ -11,7 +11,8 @@ from typing import Protocol
 
 import torch
 
-from cptron.checkpoint.names import stored_key
+from cptron.checkpoint.checksum import Checksums, as_text, checksum
+from cptron.checkpoint.names import stored_key, stored_name
 from cptron.checkpoint.torch_dist import ShardReader
 from cptron.convert.weight_map import expected_shapes, hugging_face_shapes, layers_of, split
 from cptron.errors import CheckpointError
@@ -35,8 +36,11 @@ class WeightSource(Protocol):
 class ShardSource:
     """The model in `torch_dist` shards, of any layout. Raises `CheckpointError` unless they hold all of it."""
 
-    def __init__(self, reader: ShardReader, family: Family, arch: Architecture) -> None:
+    def __init__(
+        self, reader: ShardReader, family: Family, arch: Architecture, checksums: Checksums | None = None
+    ) -> None:
         self.reader, self.family, self.arch = reader, family, arch
+        self._checksums = checksums or {}
         self._rules: dict[str, tuple[TensorRule, int]] = {
             name.format(layer=layer): (rule, layer)
             for rule in family.rules_for(arch)
@@ -112,7 +116,21 @@ class ShardSource:
             else:
                 part = self.reader.read(key)
             parts.append(part)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+        self._compare(rule, layer, tensor)
+        return tensor
+
+    def _compare(self, rule: TensorRule, layer: int, tensor: torch.Tensor) -> None:
+        """Raise `CheckpointError` where the tensor is not the one whose checksum was recorded."""
+        name = stored_name(rule.megatron.format(layer=layer))
+        if name not in self._checksums:
+            return
+        real = tensor[: self.arch.vocab_size] if rule.layout == "vocab" else tensor
+        if as_text({name: checksum(real)})[name] != self._checksums[name]:
+            raise CheckpointError(
+                f"{self.reader.directory} holds other weights in {name} than were recorded when it was written; "
+                "it is damaged: use another checkpoint"
+            )
 
     def megatron_shape(self, rule: TensorRule, layer: int) -> tuple[int, ...]:
         """Shape of the whole megatron-core tensor of a rule, as stored."""

@@ -157,6 +157,31 @@ def _build_chunk(
     stage = stage_rank()
     layers = layers_of(arch.num_layers, layout, stage, number)
     first, last = (0, 0), (layout.pp - 1, layout.virtual_stages - 1)
+    ends = ((stage, number) == first, (stage, number) == last)
+    model = _chunk_of(arch, layout, options, config, layers, ends, number)
+    found = [layer.layer_number - 1 for layer in model.decoder.layers]
+    assert found == list(layers), f"megatron-core cuts the layers otherwise: {found}, not {layers}"
+    return model
+
+
+def build_slice(arch: Architecture, layers: range, options: ModelOptions | None = None) -> CausalLM:
+    """Some consecutive layers as a chunk of their own, in this one process: with the embedding where the first is
+    among them, with norm and output layer where the last is. Its modules count layers from 0."""
+    options = options or ModelOptions()
+    config = transformer_config(arch, Layout(), options)
+    ends = (layers.start == 0, layers.stop == arch.num_layers)
+    return _chunk_of(arch, Layout(), options, config, layers, ends, 0)
+
+
+def _chunk_of(
+    arch: Architecture,
+    layout: Layout,
+    options: ModelOptions,
+    config: TransformerConfig,
+    layers: range,
+    ends: tuple[bool, bool],
+    number: int,
+) -> CausalLM:
     model = CausalLM(
         arch,
         options,
@@ -164,12 +189,10 @@ def _build_chunk(
         transformer_layer_spec=layer_specs(arch, layers, options),
         vocab_size=padded_vocab_size(arch.vocab_size, layout.tp),
         max_sequence_length=arch.max_position_embeddings,
-        pre_process=(stage, number) == first,
-        post_process=(stage, number) == last,
+        pre_process=ends[0],
+        post_process=ends[1],
         share_embeddings_and_output_weights=arch.tied_embeddings,
         position_embedding_type="none",  # attention rotates queries and keys itself
         vp_stage=number if layout.virtual_stages > 1 else None,
     )
-    found = [layer.layer_number - 1 for layer in model.decoder.layers]
-    assert found == list(layers), f"megatron-core cuts the layers otherwise: {found}, not {layers}"
     return model.cuda() if torch.cuda.is_available() else model

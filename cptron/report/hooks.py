@@ -46,7 +46,7 @@ class ReportHook(Hook):
         origin = (
             f"resuming {plan.resume_from}"
             if plan.resume_from
-            else f"starting from {plan.base or 'random weights'}"
+            else f"starting from {plan.base or plan.hugging_face or 'random weights'}"
         )
         self._console.note(
             f"{origin}; {session.ranks.world_size} rank(s), {session.topology.describe()}, {session.device.kind}/"

@@ -33,13 +33,15 @@ class Plan:
 
     arch: Architecture
     base: Path | None
-    """Checkpoint whose weights a new run starts from; None for random weights."""
+    """Checkpoint whose weights a new run starts from; None for other starts."""
     resume_from: Path | None
     """Checkpoint of this very run to go on from; None for a new run."""
     identity: dict[str, Any]
     """What makes this run another run than its neighbour."""
     notes: tuple[str, ...]
     """Things the user should see, such as a damaged checkpoint that was passed over."""
+    hugging_face: Path | None = None
+    """Hugging Face model whose weights a new run starts from; None for other starts."""
 
 
 def preflight(config: Config, world_size: int) -> Plan:
@@ -65,12 +67,13 @@ def preflight(config: Config, world_size: int) -> Plan:
         changes = changes_since(Path(config.run.dir), config)
         notes += (f"changed since the last start: {', '.join(changes)}",) if changes else ()
     notes = (*notes, *data_notes)
-    if not tokenizer and not config.data.tokenizer and base is not None:
+    if not tokenizer and not config.data.tokenizer and config.start.mode != "random":
         notes = (
             *notes,
             "the base model came without a tokenizer: that the data was made with it is not proven",
         )
-    return Plan(arch, base, resume_from, identity, notes)
+    model = Path(config.start.hugging_face) if config.start.hugging_face else None
+    return Plan(arch, base, resume_from, identity, notes, model)
 
 
 def _starting_point(config: Config) -> tuple[Path | None, Architecture, str, str]:
@@ -81,6 +84,10 @@ def _starting_point(config: Config) -> tuple[Path | None, Architecture, str, str
             raise ConfigError(f"model.architecture={path} does not exist; give a Hugging Face config.json")
         values = _read_architecture(path)
         return None, family_of(str(values.get("model_type"))).read_config(values), "random", ""
+    if config.start.hugging_face:
+        from cptron.convert.direct import start_from
+
+        return None, *start_from(Path(config.start.hugging_face))
     base = layout.resolve(config.start.checkpoint)
     manifest = layout.read_manifest(base)
     if manifest.adapter is not None:

@@ -6,8 +6,6 @@ checkpoints that were complete before stay complete and findable.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,10 +15,12 @@ from typing import Any
 import torch.distributed as dist
 
 from cptron.checkpoint import layout
-from cptron.checkpoint.sharded import everything, save_shards
+from cptron.checkpoint.checksum import Checksums
+from cptron.checkpoint.sharded import everything, save_shards, weight_checksums
 from cptron.durable import begin_directory, working_directory
 from cptron.errors import CheckpointError
 from cptron.model.adapters import is_adapter
+from cptron.model.vocab import padded_vocab_size
 from cptron.optim.optimizer import finish_param_gather
 from cptron.runtime.dist import agree
 from cptron.train.setup import Run, probe_loss
@@ -50,12 +50,13 @@ def save_checkpoint(run: Run) -> Path:
             (working / layout.HUGGING_FACE).mkdir()
             for name, content in run.hugging_face.items():
                 (working / layout.HUGGING_FACE / name).write_bytes(content)
-            layout.publish(final, _manifest(run, loss))
+            layout.publish(final, _manifest(run, loss, checksums))
             layout.prune(checkpoints, run.config.checkpoint.keep_last)
 
     agree(lambda: begin() if main else None)
     bare = [chunk.module for chunk in run.chunks]
     holds = everything if run.config.adapter.kind == "none" else is_adapter
+    checksums = weight_checksums(bare, run.plan.arch.vocab_size, holds=holds)
     save_shards(working / layout.SHARDS, bare, run.optimizer, holds=holds)
     agree(lambda: publish() if main else None)
     return final
@@ -72,21 +73,15 @@ def _disk_errors(working: Path) -> Iterator[None]:
         ) from None
 
 
-def _fingerprint(run: Run) -> str:
-    """Names the weights by what determined them: the run, its step and its tokens."""
-    made_by = [run.plan.identity, run.state.step, run.state.tokens_total, str(run.directory.resolve())]
-    return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
-
-
-def _manifest(run: Run, loss_nats_per_token: float) -> layout.Manifest:
+def _manifest(run: Run, loss_nats_per_token: float, checksums: Checksums) -> layout.Manifest:
     base, adapter = run.base, run.config.adapter
     on_base: dict[str, Any] = {}
     if adapter.kind != "none":
         assert base is not None and run.plan.base is not None, "checked with the configuration"
-        fingerprint = base.base_fingerprint or base.weights_fingerprint
+        of_base = base.base_fingerprint or base.weights_fingerprint
         on_base = {
             "base": str(run.plan.base.resolve()),
-            "base_fingerprint": fingerprint,
+            "base_fingerprint": of_base,
             "adapter": asdict(adapter),
         }
     return layout.Manifest(
@@ -97,10 +92,12 @@ def _manifest(run: Run, loss_nats_per_token: float) -> layout.Manifest:
         architecture=run.plan.arch.to_dict(),
         hugging_face_model=base.hugging_face_model if base else "",
         tokenizer_fingerprint=base.tokenizer_fingerprint if base else "",
-        weights_fingerprint=_fingerprint(run),
+        weights_fingerprint=fingerprint(checksums, run.config.train.precision),
+        checksums=checksums,
+        padded_vocab_size=padded_vocab_size(run.plan.arch.vocab_size, run.session.topology.layout.tp),
         probe=layout.Probe(token_ids=run.probe_token_ids, loss_nats_per_token=loss_nats_per_token),
         layout=run.session.topology.describe(),
         precision=run.config.train.precision,
-        parent=str(run.plan.resume_from or run.plan.base or ""),
+        parent=str(run.plan.resume_from or run.plan.base or run.plan.hugging_face or ""),
         versions=installed_versions(),
     )

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from cptron.checkpoint import layout
 from cptron.checkpoint.weights import load_weights
 from cptron.config.schema import Config
+from cptron.convert.direct import load_direct
 from cptron.convert.probe import probe_tokens
 from cptron.data.batch import MicroBatch
 from cptron.data.loader import TrainLoader
@@ -52,7 +53,7 @@ class Run:
     valid_sets: list[ValidSet]
     source_names: list[str]
     base: layout.Manifest | None
-    """Manifest of the checkpoint this process loaded; None for random weights."""
+    """What this process loaded says of itself: a checkpoint, or a Hugging Face model; None for random weights."""
     hugging_face: dict[str, bytes]
     """Small files that every save carries on for export, kept because `prune` may delete their source; main
     rank only."""
@@ -87,16 +88,7 @@ def prepare(config: Config, plan: Plan, session: Session) -> Run:
     overlap = on_gpu and config.parallel.overlap and options.adapter.kind == "none"
     chunks = wrap_chunks(bare, overlap, optimizer=config.optim.name)
     optimizer = build_optimizer(config.optim, chunks, config.train.precision)
-    directory = plan.resume_from or plan.base
-    base = agree(lambda: layout.read_manifest(directory)) if directory else None
-    carried_from = directory if session.ranks.is_main else None
-    hugging_face = agree(lambda: layout.read_hugging_face(carried_from) if carried_from else {})
-    if directory is not None:
-        resuming = plan.resume_from is not None
-        load_weights(directory, bare, optimizer if resuming else None, base=plan.base)
-        if not resuming:
-            init_magnitudes(bare)
-            optimizer.reload_model_params()
+    base, hugging_face = _load(plan, session, bare, optimizer)
     state, loader, valid_sets = open_data(config, plan, session)
     run = Run(
         config=config,
@@ -114,6 +106,30 @@ def prepare(config: Config, plan: Plan, session: Session) -> Run:
     _gate(run)
     agree(lambda: _claim_directory(config, plan) if session.ranks.is_main else None)
     return run
+
+
+def _load(
+    plan: Plan, session: Session, bare: list[Any], optimizer: Any
+) -> tuple[layout.Manifest | None, dict[str, bytes]]:
+    """Fill model and optimizer from where the plan says; what that place says of itself, and its small files (main
+    rank only)."""
+    directory = plan.resume_from or plan.base
+    if directory is not None:
+        base = agree(lambda: layout.read_manifest(directory))
+        is_main = session.ranks.is_main
+        hugging_face = agree(lambda: layout.read_hugging_face(directory) if is_main else {})
+        resuming = plan.resume_from is not None
+        load_weights(directory, bare, optimizer if resuming else None, base=plan.base)
+        if not resuming:
+            init_magnitudes(bare)
+            optimizer.reload_model_params()
+        return base, hugging_face
+    if plan.hugging_face is None:
+        return None, {}
+    tp, tp_rank = session.topology.layout.tp, session.topology.tp_rank(session.ranks.rank)
+    found = load_direct(plan.hugging_face, bare, tp, tp_rank, str(plan.identity["start"]))
+    optimizer.reload_model_params()
+    return found
 
 
 def _with_fp8_note(plan: Plan, options: ModelOptions) -> Plan:

@@ -1,0 +1,93 @@
+"""`cptron safetensors`: a Hugging Face model in pickled files (`.bin`) becomes one in safetensors; no code of it runs.
+
+Place in the flow: before an import, only for models that exist in no other form. Invariant: torch reads the pickles
+with `weights_only`, which admits tensors and plain containers; everything else is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from cptron.convert.hf_import import carry_small_files
+from cptron.convert.safetensors_io import read_json
+from cptron.convert.safetensors_write import ShardFile, ShardPlan, TensorSpec, write_index
+from cptron.durable import new_directory, require_space
+from cptron.errors import ConversionError
+
+PICKLED_INDEX = "pytorch_model.bin.index.json"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `cptron safetensors PICKLED_MODEL NEW_MODEL`."""
+    parser = argparse.ArgumentParser(
+        prog="cptron safetensors",
+        description="Pickled weights (.bin) -> safetensors, without running their code.",
+    )
+    parser.add_argument("pickled", type=Path, help="model directory with pytorch_model*.bin")
+    parser.add_argument("target", type=Path, help="new directory")
+    args = parser.parse_args(argv)
+    tensors = convert_pickled(args.pickled, args.target)
+    print(f"{args.target}: {tensors} tensors")
+    return 0
+
+
+def convert_pickled(source: Path, target: Path) -> int:
+    """Write the model of `source` to the new directory `target`; returns the number of tensors."""
+    files = _pickled_files(source)
+    require_space(target, sum(path.stat().st_size for path in files))
+    with new_directory(target) as working:
+        carry_small_files(source, working)
+        plans = []
+        for number, path in enumerate(files, 1):
+            tensors = {name: tensor.contiguous() for name, tensor in sorted(_read(path).items())}
+            specs = tuple(TensorSpec(name, tuple(t.shape), t.dtype) for name, t in tensors.items())
+            single = len(files) == 1
+            name = "model.safetensors" if single else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+            plans.append(ShardPlan(name, specs))
+            file = ShardFile(working, plans[-1])
+            for name, tensor in tensors.items():
+                file.write(name, tensor)
+            file.close()
+        write_index(working, plans)
+    return sum(len(plan.specs) for plan in plans)
+
+
+def _pickled_files(source: Path) -> list[Path]:
+    if (source / PICKLED_INDEX).is_file():
+        weight_map = read_json(source / PICKLED_INDEX).get("weight_map")
+        names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+        if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise ConversionError(
+                f"{source / PICKLED_INDEX} has no weight_map of files beside it; download it again"
+            )
+        files = [source / name for name in sorted(names)]
+    else:
+        files = sorted(source.glob("pytorch_model*.bin"))
+    missing = [path for path in files if not path.is_file()]
+    if missing or not files:
+        raise ConversionError(
+            f"{missing[0] if missing else source / 'pytorch_model.bin'} does not exist; "
+            "give a model directory with pickled weights"
+        )
+    return files
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # files of before torch 1.6 cannot be mapped
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConversionError(
+            f"{path} is refused ({reason}); it holds more than tensors, or is damaged: ask for the model as safetensors"
+        ) from None
+    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise ConversionError(f"{path} holds no dictionary of tensors; ask for the model as safetensors")
+    return found
