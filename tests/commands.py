@@ -52,7 +52,7 @@ def started(words: Sequence[str | Path], **env: str) -> Iterator[subprocess.Pope
         yield process
     finally:
         kill_group(process)
-        process.wait(timeout=30)
+        process.wait(timeout=120)
         for pipe in (process.stdout, process.stderr):
             assert pipe is not None
             pipe.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cptron.errors import CptronError
@@ -86,10 +86,11 @@ def train_with_nan(config: str, overrides: list[str], poisoned_rank: int) -> Out
         setup.prepare = prepare
 
 
-def rewrite_shards(base: str, target: str, change: str) -> None:
+def rewrite_shards(base: str, target: str, change: str, keep_checksums: bool = False) -> None:
     """Copy a checkpoint with wrong weights in it: whole files and sizes that agree, but not the same model.
 
     `swap` exchanges the MLP outputs of two layers, `nudge` scales one norm by 1.05, `drop` leaves one weight out.
+    Without `keep_checksums` its manifest is that of a checkpoint from before there were any.
     """
     import torch
 
@@ -125,4 +126,4 @@ def rewrite_shards(base: str, target: str, change: str) -> None:
         if change == "drop":
             del state["decoder.final_layernorm.weight"]
         dist_checkpointing.save({"model": state}, str(working / layout.SHARDS))
-    layout.publish(final, manifest)
+    layout.publish(final, replace(manifest, checksums=manifest.checksums if keep_checksums else {}))

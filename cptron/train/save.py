@@ -15,7 +15,7 @@ from typing import Any
 import torch.distributed as dist
 
 from cptron.checkpoint import layout
-from cptron.checkpoint.checksum import Checksums
+from cptron.checkpoint.checksum import Checksums, fingerprint
 from cptron.checkpoint.sharded import everything, save_shards, weight_checksums
 from cptron.durable import begin_directory, working_directory
 from cptron.errors import CheckpointError

@@ -187,7 +187,7 @@ def test_another_adapter_is_another_run(
     """Exit code 2 and one line that names the setting; every file stays."""
     before = snapshot(runs["lora"])
     overrides = [f"run.dir={runs['lora']}", *settings("lora"), change, "train.steps=9"]
-    done = call(cptron("train", world.config, *overrides), 60)
+    done = call(cptron("train", world.config, *overrides), 240)
     assert done.returncode == 2, done.stderr
     (line,) = error_lines(done.stderr)
     assert all(word in line for word in words), line

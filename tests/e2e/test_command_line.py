@@ -48,7 +48,7 @@ def test_preprocess_tool_writes_the_same_files(world: World, tmp_path: Path) -> 
     tool = [sys.executable, ROOT / "tools" / "preprocess_data.py"]
     flags = ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", world.hugging_face]
     flags += ["--append-eod", "--workers", "2", "--output-prefix", tmp_path / "domain"]
-    done = call([*tool, "--input", world.corpus("domain"), *flags], 60)
+    done = call([*tool, "--input", world.corpus("domain"), *flags], 240)
     assert done.returncode == 0, done.stderr
     for kind in ("bin", "idx"):
         made = tmp_path / f"domain_text_document.{kind}"
@@ -67,13 +67,13 @@ def test_convert_tool_there_and_back(world: World, tmp_path: Path) -> None:
     weights = [(d / "model.safetensors").read_bytes() for d in (world.hugging_face, tmp_path / "back")]
     headers = [int.from_bytes(data[:8], "little") for data in weights]
     assert weights[0][8 + headers[0] :] == weights[1][8 + headers[1] :]
-    assert call([*tool, "sideways"], 60).returncode == 2
+    assert call([*tool, "sideways"], 240).returncode == 2
 
 
 def test_verify_of_a_wrong_pair_exits_2(world: World, tmp_path: Path) -> None:
     """The exit code is what a script sees."""
     save_model(tmp_path / "other", seed=1)
-    done = call(cptron("verify", world.base, tmp_path / "other"), 60)
+    done = call(cptron("verify", world.base, tmp_path / "other"), 240)
     assert done.returncode == 2
     (line,) = error_lines(done.stderr)
     assert "not the same model" in line

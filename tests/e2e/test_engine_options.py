@@ -292,7 +292,7 @@ def test_impossible_layouts_are_refused(
 ) -> None:
     """One line, exit code 2, nothing left behind, before any rank starts."""
     overrides = [f"run.dir={tmp_path / 'run'}", f"parallel.local_ranks={ranks}", *words]
-    done = call(cptron("train", world.config, *overrides), 60)
+    done = call(cptron("train", world.config, *overrides), 240)
     assert done.returncode == 2, done.stderr
     (line,) = error_lines(done.stderr)
     assert all(word in line for word in expected), line

@@ -38,7 +38,7 @@ def test_nan_stops_every_rank_and_saves_nothing(
         "eval.at_start=false",
         "checkpoint.every_steps=1",
     ]
-    outcomes = run_ranks(rank_calls.train_with_nan, 2, str(world.config), words, poisoned_rank, timeout_s=90)
+    outcomes = run_ranks(rank_calls.train_with_nan, 2, str(world.config), words, poisoned_rank, timeout_s=240)
     assert all(outcome.error.startswith("TrainingError") and "nan" in outcome.error for outcome in outcomes)
     assert records(tmp_path / "run", "step") == []
     assert list_checkpoints(tmp_path / "run" / "checkpoints") == []
@@ -55,7 +55,7 @@ def test_one_rank_has_other_token_files(world: World, tmp_path: Path) -> None:
         2,
         str(world.config),
         [common, [*common, f"data.sources.domain.path={other}"]],
-        timeout_s=60,
+        timeout_s=240,
     )
     assert [outcome.error.startswith("DataError: source domain") for outcome in outcomes] == [True, True]
     assert outcomes[0].error == outcomes[1].error
@@ -71,7 +71,7 @@ def test_ranks_that_see_different_checkpoints(
         shutil.copytree(whole_runs[ONE], run)
         words.append([f"run.dir={run}"])
     shutil.rmtree(tmp_path / "1" / "run" / "checkpoints" / "step_00000020")
-    outcomes = run_ranks(rank_calls.train_each, 2, str(world.config), words, timeout_s=60)
+    outcomes = run_ranks(rank_calls.train_each, 2, str(world.config), words, timeout_s=240)
     assert outcomes[0].error == outcomes[1].error
     assert outcomes[0].error.startswith("CheckpointError: rank 1 would start from ")
     assert "step_00000020" in outcomes[0].error and "step_00000010" in outcomes[0].error
@@ -80,7 +80,7 @@ def test_ranks_that_see_different_checkpoints(
 def test_ranks_with_different_configurations(world: World, tmp_path: Path) -> None:
     """Another seed on rank 1 is another run."""
     words = [[f"run.dir={tmp_path / 'run'}", f"run.seed={seed}"] for seed in (1, 2)]
-    outcomes = run_ranks(rank_calls.train_each, 2, str(world.config), words, timeout_s=60)
+    outcomes = run_ranks(rank_calls.train_each, 2, str(world.config), words, timeout_s=240)
     assert outcomes[0].error == outcomes[1].error
     assert outcomes[0].error.startswith("CheckpointError: rank 1 has seed=2, rank 0 has seed=1")
     assert not (tmp_path / "run").exists()
@@ -102,7 +102,7 @@ def train_without_tensorboard(config: str, overrides: list[str]) -> rank_calls.O
 def test_missing_package_that_only_rank_0_needs(world: World, tmp_path: Path) -> None:
     """Rank 0 alone opens the reports; no rank waits for it in the loop."""
     words = [f"run.dir={tmp_path / 'run'}", "log.tensorboard=true"]
-    outcomes = run_ranks(train_without_tensorboard, 2, str(world.config), words, timeout_s=60)
+    outcomes = run_ranks(train_without_tensorboard, 2, str(world.config), words, timeout_s=240)
     for outcome in outcomes:
         assert outcome.error.startswith("ConfigError: log.tensorboard=true needs the tensorboard package")
 
@@ -132,7 +132,7 @@ def test_error_of_one_rank_before_the_ranks_join(world: World, tmp_path: Path) -
     """Under torchrun the rank that waits for its neighbour is ended, within seconds."""
     script = tmp_path / "ranks.py"
     script.write_text(SCRIPT)
-    done = call([*TORCHRUN, script, world.config, f"run.dir={tmp_path / 'run'}"], 60)
+    done = call([*TORCHRUN, script, world.config, f"run.dir={tmp_path / 'run'}"], 240)
     assert done.returncode != 0
     (line,) = error_lines(done.stderr)
     assert line.startswith("cptron: error [rank 1]: checkpoint /nonexistent/base does not exist")
@@ -149,7 +149,7 @@ def test_sigterm_to_one_rank_saves_and_stops_all(
         wait_for_steps(run, 3, limit_s=90)
         rank = max(psutil.Process(process.pid).children(), key=lambda child: child.pid)
         rank.send_signal(signal.SIGTERM)
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
     (stop,) = records(run, "stop")
     assert stop["reason"] == f"stopped by SIGTERM after step {stop['step']}"

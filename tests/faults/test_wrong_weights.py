@@ -41,6 +41,27 @@ def test_gate_stops_every_rank(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("swap", "decoder.layers.0.mlp.linear_fc2.weight, decoder.layers.1.mlp.linear_fc2.weight (2"),
+        ("nudge", "decoder.final_layernorm.weight (1"),
+    ],
+)
+@pytest.mark.parametrize("layout", [ONE, Layout(2, tp=2), Layout(2, pp=2)], ids=str)
+def test_changed_weights_are_named(
+    change: str, named: str, layout: Layout, world: World, tmp_path: Path
+) -> None:
+    """By their checksums, on all ranks, however the model is cut."""
+    run_ranks(rank_calls.rewrite_shards, 1, str(world.base), str(tmp_path / "base"), change, True)
+    outcomes = world.train(tmp_path / "run", layout, f"start.checkpoint={tmp_path / 'base'}")
+    assert len(outcomes) == layout.world_size
+    for outcome in outcomes:
+        assert outcome.error.startswith("CheckpointError")
+        assert f"holds other weights than were recorded when it was written: {named} parameter(s)" in outcome.error
+    assert not (tmp_path / "run").exists()
+
+
 def test_missing_weight_is_an_error_not_a_random_one(
     world: World, tampered: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -54,7 +75,7 @@ def test_missing_weight_is_an_error_not_a_random_one(
 def test_gate_under_torchrun(world: World, tampered: dict[str, Path], tmp_path: Path) -> None:
     """Real ranks: both refuse, none hangs, the launcher ends with an error."""
     overrides = [f"run.dir={tmp_path / 'run'}", f"start.checkpoint={tampered['swap']}", "parallel.tp=2"]
-    done = call([*TORCHRUN, "-m", "cptron.cli", "train", world.config, *overrides], 60)
+    done = call([*TORCHRUN, "-m", "cptron.cli", "train", world.config, *overrides], 240)
     assert done.returncode != 0
     lines = error_lines(done.stderr)
     assert 1 <= len(lines) <= 2

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from small_arch import SMALL
 
 from cptron.config.schema import AdapterConfig
-from cptron.convert.peft_export import CONFIG, WEIGHTS, export_peft, merge, peft_tensors
+from cptron.convert.merged_source import MergedSource
+from cptron.convert.peft_export import CONFIG, WEIGHTS, export_peft, peft_tensors
 from cptron.convert.weight_map import to_hugging_face, to_megatron
 from cptron.errors import ConversionError
 from cptron.model.families import family_of
@@ -50,6 +51,25 @@ def adapters(kind: str) -> Tensors:
             if kind == "dora":
                 found[f"{prefix}.magnitude"] = torch.rand(outputs) + 0.5
     return found
+
+
+class Dictionary:
+    """`WeightSource` over tensors at hand."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        self.read = tensors.__getitem__
+
+    def read_range(self, name: str, dim: int, start: int, end: int) -> torch.Tensor:
+        return self.read(name).narrow(dim, start, end - start)
+
+
+def merged_weights(hugging_face: Tensors, given: Tensors, kind: str) -> Tensors:
+    """Every tensor, read whole; a range of it must be the same."""
+    source = MergedSource(Dictionary(hugging_face), ARCH, given, settings(kind))
+    for name, tensor in hugging_face.items():
+        part = source.read_range(name, 0, 1, len(tensor))
+        assert torch.equal(part, source.read(name)[1:])
+    return {name: source.read(name) for name in hugging_face}
 
 
 def base_weights(dtype: torch.dtype = torch.float32) -> tuple[Tensors, Tensors]:
@@ -98,8 +118,8 @@ def test_directory_holds_every_tensor_and_the_configuration(kind: str, tmp_path:
 def test_merge_equals_the_definition(kind: str) -> None:
     """Targets become `W + 5/3 B A`, for DoRA with the trained row lengths; everything else stays, bit for bit."""
     given = adapters(kind)
-    megatron, hugging_face = base_weights(torch.bfloat16)
-    merged = dict(merge(megatron.__getitem__, given, ARCH, settings(kind)))
+    _, hugging_face = base_weights(torch.bfloat16)
+    merged = merged_weights(hugging_face, given, kind)
     assert merged.keys() == hugging_face.keys()
     for name, tensor in merged.items():
         *_, projection, _ = name.split(".")
@@ -120,8 +140,8 @@ def test_merge_equals_the_definition(kind: str) -> None:
 
 def test_merged_weights_go_back_into_megatron_names() -> None:
     """Merged tensors are a Hugging Face model like any other."""
-    megatron, _ = base_weights()
-    merged = dict(merge(megatron.__getitem__, adapters("lora"), ARCH, settings()))
+    megatron, hugging_face = base_weights()
+    merged = merged_weights(hugging_face, adapters("lora"), "lora")
     back = dict(to_megatron(LLAMA, ARCH, merged.__getitem__, 128))
     assert {name: tensor.shape for name, tensor in back.items()} == {
         name: tensor.shape for name, tensor in megatron.items()

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cptron.convert.hf_import import stored_precision
-from cptron.convert.safetensors_io import INDEX, SINGLE, ModelReader, write_model
+from cptron.convert.safetensors_io import INDEX, SINGLE, ModelReader
+from cptron.convert.safetensors_write import ShardFile, TensorSpec, plan_shards, write_index
 from cptron.errors import ConversionError
 
 CONFIG: dict[str, Any] = {
@@ -39,6 +40,18 @@ def tensors() -> dict[str, torch.Tensor]:
         "c": torch.randn(2, 2, 2).half(),
         "d": torch.randn(64, 3),
     }
+
+
+def write_model(directory: Path, values: dict[str, torch.Tensor], max_shard_bytes: int) -> None:
+    """As an export does."""
+    specs = [TensorSpec(name, tuple(tensor.shape), tensor.dtype) for name, tensor in values.items()]
+    plans = plan_shards(specs, max_shard_bytes)
+    for plan in plans:
+        file = ShardFile(directory, plan)
+        for spec in plan.specs:
+            file.write(spec.name, values[spec.name])
+        file.close()
+    write_index(directory, plans)
 
 
 def whole(directory: Path) -> Path:
@@ -80,7 +93,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (lambda d: (d / SINGLE).unlink(), "model.safetensors does not exist"),
     "pickle only": (
         with_pickle_only,
-        "pytorch_model.bin is a pickle, which is not read; save .* as safetensors",
+        "pytorch_model.bin is a pickle, which is not read: `cptron safetensors .*` converts it",
     ),
     "missing shard": (with_missing_shard, "model-00002-of-00002.safetensors does not exist"),
     "broken index": (lambda d: (d / INDEX).write_text("["), "index.json is not valid JSON"),
@@ -115,14 +128,13 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     reader = ModelReader(whole(tmp_path / "model"))
     with pytest.raises(ConversionError, match=r"no tensor model\.norm\.weight"):
         reader.read("model.norm.weight")
-    reader.close()
 
 
 @pytest.mark.parametrize("max_shard_bytes", [1, 150, 1000, 10**9])
 def test_written_directories_are_read_again(max_shard_bytes: int, tmp_path: Path) -> None:
     """By safetensors itself, by the index, and by our reader; each file within its limit if it holds two."""
     expected = tensors()
-    write_model(tmp_path, expected.items(), max_shard_bytes)
+    write_model(tmp_path, expected, max_shard_bytes)
     files = {path.name: load_file(path) for path in tmp_path.glob("*.safetensors")}
     merged = {name: tensor for file in files.values() for name, tensor in file.items()}
     assert sum(map(len, files.values())) == len(expected)
@@ -144,7 +156,6 @@ def test_written_directories_are_read_again(max_shard_bytes: int, tmp_path: Path
     reader = ModelReader(tmp_path)
     assert reader.names == set(expected)
     assert all(torch.equal(reader.read(name), tensor) for name, tensor in expected.items())
-    reader.close()
 
 
 @pytest.mark.parametrize("max_shard_bytes", [2000, 10**9])
@@ -159,7 +170,7 @@ def test_written_directories_are_read_by_transformers(max_shard_bytes: int, tmp_
         prefix = f"model.layers.{layer}.mlp"
         both = torch.cat([expected[f"{prefix}.gate_proj.weight"], expected[f"{prefix}.up_proj.weight"]])
         expected[f"{prefix}.gate_proj.weight"], expected[f"{prefix}.up_proj.weight"] = both.chunk(2)
-    write_model(tmp_path, expected.items(), max_shard_bytes)
+    write_model(tmp_path, expected, max_shard_bytes)
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     assert (tmp_path / INDEX).exists() == (max_shard_bytes == 2000)
     loaded, notes = LlamaForCausalLM.from_pretrained(
@@ -180,7 +191,6 @@ def test_precision_holds_the_weights_exactly(dtypes: list[str], expected: str, t
     save_file({name: torch.ones(2, dtype=getattr(torch, name)) for name in dtypes}, directory / SINGLE)
     reader = ModelReader(directory)
     assert stored_precision(reader) == expected
-    reader.close()
 
 
 def test_quantised_weights_are_refused(tmp_path: Path) -> None:
@@ -188,6 +198,5 @@ def test_quantised_weights_are_refused(tmp_path: Path) -> None:
     directory = whole(tmp_path / "model")
     save_file({"a": torch.ones(2, dtype=torch.int8), "b": torch.ones(2)}, directory / SINGLE)
     reader = ModelReader(directory)
-    with pytest.raises(ConversionError, match=r"torch\.int8.*only bf16, fp16 and fp32"):
+    with pytest.raises(ConversionError, match=r"F32, I8; only BF16, F16 and F32"):
         stored_precision(reader)
-    reader.close()
