@@ -66,7 +66,7 @@ class Chunk:
 
 
 class ChunkFile:
-    """One file of chunks, written from its start to its end."""
+    """One file of chunks, written from its start to its end within a `with` block, which forces it to disk."""
 
     def __init__(self, directory: Path, number: int) -> None:
         self.name = f"__{number}_0.distcp"
@@ -82,11 +82,14 @@ class ChunkFile:
         length = self._stream.tell() - start
         self.chunks.append(Chunk(key, tuple(offsets), tuple(tensor.shape), self.name, start, length))
 
-    def close(self) -> None:
-        """Force the file to disk."""
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-        self._stream.close()
+    def __enter__(self) -> ChunkFile:
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        with self._stream:
+            if error is None:
+                self._stream.flush()
+                os.fsync(self._stream.fileno())
 
 
 def write_index(

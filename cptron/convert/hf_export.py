@@ -119,11 +119,10 @@ def tensors_in_order(family: Family, arch: Architecture) -> list[tuple[str, tupl
 def _write_shard(
     source: WeightSource, directory: Path, plan: ShardPlan, report: Callable[[int], object]
 ) -> None:
-    file = ShardFile(directory, plan)
-    for spec in plan.specs:
-        file.write(spec.name, source.read(spec.name).to(spec.dtype))
-        report(spec.num_bytes)
-    file.close()
+    with ShardFile(directory, plan) as file:
+        for spec in plan.specs:
+            file.write(spec.name, source.read(spec.name).to(spec.dtype))
+            report(spec.num_bytes)
 
 
 def export_adapter(checkpoint: Path, target: Path) -> layout.Manifest:

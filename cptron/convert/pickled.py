@@ -49,10 +49,9 @@ def convert_pickled(source: Path, target: Path) -> int:
             single = len(files) == 1
             name = "model.safetensors" if single else f"model-{number:05d}-of-{len(files):05d}.safetensors"
             plans.append(ShardPlan(name, specs))
-            file = ShardFile(working, plans[-1])
-            for name, tensor in tensors.items():
-                file.write(name, tensor)
-            file.close()
+            with ShardFile(working, plans[-1]) as file:
+                for name, tensor in tensors.items():
+                    file.write(name, tensor)
         write_index(working, plans)
     return sum(len(plan.specs) for plan in plans)
 

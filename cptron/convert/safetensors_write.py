@@ -76,7 +76,7 @@ def write_index(directory: Path, shards: Sequence[ShardPlan]) -> None:
 
 
 class ShardFile:
-    """One file being written."""
+    """One file being written, within a `with` block, which forces it to disk."""
 
     def __init__(self, directory: Path, plan: ShardPlan) -> None:
         self._left = list(plan.specs)
@@ -98,9 +98,12 @@ class ShardFile:
         if tensor.numel():
             self._stream.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
 
-    def close(self) -> None:
-        """Force the file to disk. All of its tensors must be there."""
-        assert not self._left, f"not written: {self._left[0].name}"
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-        self._stream.close()
+    def __enter__(self) -> ShardFile:
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        with self._stream:
+            if error is None:
+                assert not self._left, f"not written: {self._left[0].name}"
+                self._stream.flush()
+                os.fsync(self._stream.fileno())

@@ -128,12 +128,11 @@ class ShardStream:
         if done is not None:
             report(sum(self._bytes_of(rule) for rule, _ in jobs))
             return done
-        file = ChunkFile(self.shards, number)
         checksums = {}
-        for rule, layer in jobs:
-            checksums[stored_name(rule.megatron.format(layer=layer))] = self._parameter(file, rule, layer)
-            report(self._bytes_of(rule))
-        file.close()
+        with ChunkFile(self.shards, number) as file:
+            for rule, layer in jobs:
+                checksums[stored_name(rule.megatron.format(layer=layer))] = self._parameter(file, rule, layer)
+                report(self._bytes_of(rule))
         record = _Record(self.identity, file.chunks, checksums)
         record.write(path)
         return record

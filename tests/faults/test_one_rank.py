@@ -146,7 +146,7 @@ def test_sigterm_to_one_rank_saves_and_stops_all(
     run = tmp_path / "run"
     words = cptron("train", world.config, f"run.dir={run}", "parallel.local_ranks=2", "train.steps=5000")
     with started(words) as process:
-        wait_for_steps(run, 3, limit_s=90)
+        wait_for_steps(run, 3, limit_s=240)
         rank = max(psutil.Process(process.pid).children(), key=lambda child: child.pid)
         rank.send_signal(signal.SIGTERM)
         _, stderr = process.communicate(timeout=120)

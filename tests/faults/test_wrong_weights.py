@@ -58,7 +58,10 @@ def test_changed_weights_are_named(
     assert len(outcomes) == layout.world_size
     for outcome in outcomes:
         assert outcome.error.startswith("CheckpointError")
-        assert f"holds other weights than were recorded when it was written: {named} parameter(s)" in outcome.error
+        assert (
+            f"holds other weights than were recorded when it was written: {named} parameter(s)"
+            in outcome.error
+        )
     assert not (tmp_path / "run").exists()
 
 

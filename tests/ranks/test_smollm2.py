@@ -68,6 +68,10 @@ def test_export_is_bit_identical(checkpoint: Path, tmp_path: Path) -> None:
     assert all(tensor.dtype == source[name].dtype for name, tensor in exported.items())
     assert all(torch.equal(tensor, source[name]) for name, tensor in exported.items())
     before, after = (AutoConfig.from_pretrained(d).to_dict() for d in (MODEL, tmp_path / "exported"))
-    for key in ("_name_or_path", "_model_name_or_path", "unk_token_id"):  # names, and an id that no Llama reads
+    for key in (
+        "_name_or_path",
+        "_model_name_or_path",
+        "unk_token_id",
+    ):  # names, and an id that no Llama reads
         before.pop(key, None), after.pop(key, None)
     assert before == after

@@ -47,10 +47,9 @@ def write_model(directory: Path, values: dict[str, torch.Tensor], max_shard_byte
     specs = [TensorSpec(name, tuple(tensor.shape), tensor.dtype) for name, tensor in values.items()]
     plans = plan_shards(specs, max_shard_bytes)
     for plan in plans:
-        file = ShardFile(directory, plan)
-        for spec in plan.specs:
-            file.write(spec.name, values[spec.name])
-        file.close()
+        with ShardFile(directory, plan) as file:
+            for spec in plan.specs:
+                file.write(spec.name, values[spec.name])
     write_index(directory, plans)
 
 
