@@ -34,7 +34,7 @@ NEWEST_READY := $(NEWEST_DIR)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-more check test-newest-mcore sanitize bench-peers bench-data bench-engine bench-gpu-peers \
+.PHONY: help env demo test test-more check test-newest-mcore sanitize bench-peers bench-data bench-convert bench-engine bench-gpu-peers \
 	bench-gpu bench-fp8-curve test-gpu clean
 
 help: ## list the targets
@@ -72,6 +72,9 @@ bench-peers: $(READY) ## fetch the peers of bench-data: tokenizers, Megatron-LM
 
 bench-data: bench-peers ## the data path against its peers: benchmarks/results/data.json
 	$(VENV)/bin/python -m benchmarks.data.run $(BENCH_ARGS)
+
+bench-convert: $(READY) ## import and export against a copy of the same bytes: benchmarks/results/convert.json
+	$(VENV)/bin/python -m benchmarks.convert.run $(BENCH_ARGS)
 
 bench-engine: $(READY) ## the engine against a transformers loop on the CPU: benchmarks/results/engine_cpu.json
 	$(VENV)/bin/python -m benchmarks.engine.run --device cpu $(BENCH_ARGS)

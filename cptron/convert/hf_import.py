@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +22,7 @@ from cptron.checkpoint import layout
 from cptron.checkpoint.checksum import fingerprint
 from cptron.convert.probe import make_probe, probe_tokens
 from cptron.convert.safetensors_io import ModelReader
-from cptron.convert.shard_stream import ShardStream
+from cptron.convert.shard_stream import ShardStream, num_workers
 from cptron.convert.source import WeightSource
 from cptron.convert.weight_map import check_shapes, hugging_face_names, layers_of
 from cptron.durable import require_space, resumable_directory
@@ -59,6 +60,36 @@ def import_hugging_face(source: Path, target: Path) -> layout.Manifest:
         identity=content_identity(reader),
         name=source.resolve().name,
     )
+
+
+def plan_import(source: Path, target: Path) -> dict[str, Any]:
+    """What `import_hugging_face` would do, from the headers alone: sizes, and whether there is room."""
+    reader = ModelReader(source)
+    family, arch = describe(reader)
+    precision = stored_precision(reader)
+    stream = ShardStream(
+        source=reader,
+        family=family,
+        arch=arch,
+        padded_vocab=padded_vocab_size(arch.vocab_size, 1),
+        dtype=DTYPES[precision],
+        shards=target / layout.SHARDS,
+        progress=target / PROGRESS,
+        identity="",
+    )
+    require_space(target, int(stream.num_bytes * 1.01))
+    sizes = [reader.shape(name) for name in reader.names]
+    return {
+        "family": family.model_type,
+        "tensors": len(sizes),
+        "parameters": sum(math.prod(shape) for shape in sizes),
+        "precision": precision,
+        "bytes": stream.num_bytes,
+        "files": stream.num_files,
+        "largest_tensor_bytes": max(map(math.prod, sizes)) * DTYPES[precision].itemsize,
+        "largest_block_bytes": stream.largest_block_bytes,
+        "workers": num_workers(),
+    }
 
 
 def describe(reader: ModelReader) -> tuple[Family, Architecture]:

@@ -27,6 +27,9 @@ def main(argv: Sequence[str]) -> int:
         help="then compare every bit with the source, and logits with transformers",
     )
     parser.add_argument(
+        "--dry-run", action="store_true", help="read headers only, and print what would be written"
+    )
+    parser.add_argument(
         "--megatron",
         type=Path,
         metavar="DIRECTORY",
@@ -38,15 +41,19 @@ def main(argv: Sequence[str]) -> int:
         ""  # whole models fit the host, not always a GPU; before torch is imported
     )
 
-    from cptron.convert.hf_import import import_hugging_face
+    from cptron.convert.hf_import import import_hugging_face, plan_import
     from cptron.convert.megatron import import_megatron
     from cptron.convert.verify import require_equal
     from cptron.errors import ConversionError
 
-    if args.megatron and args.verify:
+    if args.megatron and (args.verify or args.dry_run):
+        flag = "--verify" if args.verify else "--dry-run"
         raise ConversionError(
-            "--verify compares with the weights in HF_MODEL, but --megatron takes others; remove one of the two"
+            f"{flag} is about the weights in HF_MODEL, but --megatron takes others; remove one of the two"
         )
+    if args.dry_run:
+        print(json.dumps(plan_import(args.hugging_face, args.checkpoint)))
+        return 0
     if args.megatron:
         manifest = import_megatron(args.megatron, args.hugging_face, args.checkpoint)
     else:

@@ -64,6 +64,16 @@ class ShardStream:
         """Bytes of all parameters."""
         return sum(self._bytes_of(rule) for rule, _ in self._jobs())
 
+    @property
+    def num_files(self) -> int:
+        """Files of blocks."""
+        return len(self._files())
+
+    @property
+    def largest_block_bytes(self) -> int:
+        """The largest block; each worker has its source and a copy of one in memory."""
+        return max(self._bytes_of(rule) // self._parts_of(rule) for rule, _ in self._jobs())
+
     def write(self, report: Report = lambda _: None) -> Checksums:
         """Write what is missing and complete the shards; returns the checksum of every parameter by its stored name.
 
