@@ -87,7 +87,7 @@ def run_schedule(
     if is_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0:
         sums_K2[:-1] += torch.stack(outputs).sum(0)
         if parallel_state.get_context_parallel_rank() == 0:
-            sums_K2[-1] += torch.tensor(_work_of(batches, document_mask))
+            sums_K2[-1] += torch.tensor(_work_of(batches, document_mask), device=device)
     dist.all_reduce(sums_K2)
     sums = sums_K2.cpu().numpy()
     return LossSums(sums[:-1, 0], sums[:-1, 1], int(sums[-1, 0]), int(sums[-1, 1]))
