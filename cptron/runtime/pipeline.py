@@ -27,6 +27,7 @@ from cptron.model.flops import sum_of_squares
 from cptron.model.segments import chunks_of
 from cptron.optim.loss import masked_sums
 from cptron.runtime.groups import is_first_stage, is_last_stage
+from cptron.runtime.offloading import without_offloading
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,7 @@ def evaluate(chunks: Sequence[Any], batches: Sequence[MicroBatch], device: torch
     for chunk in chunks:
         chunk.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), without_offloading(chunks):
             return run_schedule(chunks, _whole_groups(batches, len(chunks)), 1, device, forward_only=True)
     finally:
         for chunk in chunks:
