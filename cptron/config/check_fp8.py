@@ -26,6 +26,11 @@ def check_fp8(config: Config) -> None:
         raise ConfigError(
             f"fp8.recipe={fp8.recipe} is not offered by model.backend={backend}; use {either(RECIPES[backend])}"
         )
+    if fp8.recipe != "none" and fp8.forward_dtype == "e5m2":
+        raise ConfigError(
+            f"fp8.forward_dtype={fp8.forward_dtype} multiplies e5m2 by e5m2, which no hardware does; "
+            "use fp8.forward_dtype=e4m3"
+        )
     if fp8.param_gather:
         _check_param_gather(config)
     if backend == "native" or fp8.recipe == "none":

@@ -227,6 +227,7 @@ def test_stages_agree_with_brute_force(layers: int, pp: int, first: int, last: i
             "fp8.without_hardware=emulate is offered by model.backend=native only",
         ),
         ({"fp8__recipe": "delayed"}, "fp8.recipe=delayed is not offered .*; use none, tensorwise or rowwise"),
+        ({"fp8__recipe": "tensorwise", "fp8__forward_dtype": "e5m2"}, "fp8.forward_dtype=e5m2 multiplies"),
         ({"fp8__param_gather": True}, "fp8.param_gather=True needs model.backend=te"),
         ({"model__backend": "te", "fp8__param_gather": True}, "but fp8.recipe=none; choose a recipe"),
         (
