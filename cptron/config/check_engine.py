@@ -147,6 +147,12 @@ def _check_memory(config: Config) -> None:
             f"memory.offload_modules={list(memory.offload_modules)} offloads what memory.recompute=full does not keep; "
             "use one of the two"
         )
+    both = [name for name in memory.offload_modules if name in memory.recompute_modules]
+    if memory.recompute == "selective" and both:
+        raise ConfigError(
+            f"memory.offload_modules has {', '.join(both)}, of which memory.recompute_modules keeps nothing to "
+            "offload; name it in one of the two"
+        )
     if "attn_proj" in memory.offload_modules and "core_attn" not in memory.offload_modules:
         raise ConfigError(
             "memory.offload_modules has attn_proj without core_attn, whose output it is; add core_attn"

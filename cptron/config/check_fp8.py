@@ -26,6 +26,11 @@ def check_fp8(config: Config) -> None:
         raise ConfigError(
             f"fp8.recipe={fp8.recipe} is not offered by model.backend={backend}; use {either(RECIPES[backend])}"
         )
+    if fp8.recipe != "none" and fp8.forward_dtype == "e5m2":
+        raise ConfigError(
+            f"fp8.forward_dtype={fp8.forward_dtype} multiplies e5m2 by e5m2, which no hardware does; "
+            "use fp8.forward_dtype=e4m3"
+        )
     if fp8.param_gather:
         _check_param_gather(config)
     if backend == "native" or fp8.recipe == "none":
@@ -34,10 +39,20 @@ def check_fp8(config: Config) -> None:
         raise ConfigError(
             f"fp8.without_hardware={fp8.without_hardware} is offered by model.backend=native only; use refuse or off"
         )
+    _check_recompute(config)
     if fp8.recipe == "delayed" and fp8.bf16_first_layers + fp8.bf16_last_layers:
         raise ConfigError(
             f"fp8.recipe={fp8.recipe} keeps no layer in bf16, but fp8.bf16_first_layers={fp8.bf16_first_layers} and "
             f"fp8.bf16_last_layers={fp8.bf16_last_layers}; set them to 0 or use fp8.recipe=tensorwise"
+        )
+
+
+def _check_recompute(config: Config) -> None:
+    recomputed = config.memory.recompute_modules if config.memory.recompute == "selective" else ()
+    if config.fp8.recipe == "delayed" and "layernorm" in recomputed:
+        raise ConfigError(
+            f"fp8.recipe={config.fp8.recipe} cannot recompute layernorm (megatron-core refuses the two together); "
+            "use fp8.recipe=tensorwise, or memory.recompute_modules without layernorm"
         )
 
 

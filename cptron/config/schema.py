@@ -93,8 +93,8 @@ class MemoryConfig:
     recompute_modules: tuple[str, ...] = ("core_attn",)
     """With `selective`: any of `core_attn` and `mlp`; with `model.backend: te` also `layernorm`."""
     offload_modules: tuple[str, ...] = ()
-    """On GPUs: activations of these modules wait in host memory for the backward pass; any of `attn_norm`,
-    `qkv_linear`, `core_attn`, `attn_proj`, `mlp_norm`."""
+    """On GPUs, with Transformer Engine installed: activations of these modules wait in host memory for the backward
+    pass; any of `attn_norm`, `qkv_linear`, `core_attn`, `attn_proj`, `mlp_norm`."""
     logits_chunk_tokens: int = 1024
     """Logits, and their gradient, exist for so many tokens at a time; 0 means for a whole micro-batch at once."""
 

@@ -24,6 +24,16 @@ def check_backend(backend: str) -> None:
         )
 
 
+def check_offloading(modules: Sequence[str]) -> None:
+    """Raise `ConfigError` when megatron-core cannot offload these: it asks a switch of Transformer Engine, with any
+    backend. Imports nothing."""
+    if modules and find_spec("transformer_engine") is None:
+        raise ConfigError(
+            f"memory.offload_modules={list(modules)} needs Transformer Engine with model.backend=native too, and it is "
+            "not installed; install transformer_engine[pytorch], or leave it out and use memory.recompute"
+        )
+
+
 def layer_specs(arch: Architecture, layers: Sequence[int], options: ModelOptions) -> Any:
     """megatron-core's description of the layers numbered `layers` (from 0), and of the final norm."""
     check_backend(options.backend)

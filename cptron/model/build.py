@@ -20,13 +20,14 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from cptron.errors import ConfigError
 from cptron.model.architecture import Architecture
-from cptron.model.backend import layer_specs
+from cptron.model.backend import check_offloading, layer_specs
 from cptron.model.causal_lm import CausalLM
 from cptron.model.fp8 import resolve_fp8
 from cptron.model.options import ModelOptions
 from cptron.model.stages import layers_of
 from cptron.model.vocab import padded_vocab_size
 from cptron.runtime.groups import stage_rank
+from cptron.runtime.offloading import begin_offloading
 from cptron.runtime.topology import Layout
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -125,6 +126,7 @@ def build_chunks(
     layout, options = layout or Layout(), options or ModelOptions()
     options = replace(options, fp8=resolve_fp8(options.fp8))
     _check_device(layout, options)
+    begin_offloading()
     config = transformer_config(arch, layout, options)
     return [_build_chunk(arch, layout, options, config, number) for number in range(layout.virtual_stages)]
 
@@ -136,6 +138,7 @@ def _check_device(layout: Layout, options: ModelOptions) -> None:
             f"memory.offload_modules={list(options.memory.offload_modules)} moves activations from a GPU to the host, "
             "but there is no GPU; leave it out here"
         )
+    check_offloading(options.memory.offload_modules)
     segments = options.attention.document_mask or layout.cp > 1
     flash = torch.cuda.is_available() and options.backend == "native" and options.precision == "bf16"
     if segments and flash and find_spec("torch.nn.attention.varlen") is None:

@@ -58,7 +58,8 @@ class Fp8Linear(torch.autograd.Function):
         ctx: Any, x_SBK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, plan: Plan
     ) -> torch.Tensor:
         """The product, of the whole sequence under sequence parallelism."""
-        x_XK, weight_NK = x_SBK.reshape(-1, x_SBK.size(-1)), weight_NK.detach()
+        parameter_NK, weight_NK = weight_NK, weight_NK.detach()
+        x_XK = x_SBK.reshape(-1, x_SBK.size(-1))
         low = plan.forward_dtype
         weight_scale = plan.scale(weight_NK, low, 1, plan.weight_cut)
         weight8_NK = quantize(weight_NK, weight_scale, low)
@@ -70,7 +71,7 @@ class Fp8Linear(torch.autograd.Function):
         if plan.recipe == "rowwise" and plan.saves_input:  # dW contracts the tokens
             x8_XK = quantize(x_XK, plan.scale(x_XK, low, 0, plan.input_cut), low)
         saved = (x8_XK.data_RC, x8_XK.inverse_scale) if plan.saves_input else (None, None)
-        ctx.save_for_backward(weight_NK, weight_scale, *saved)
+        ctx.save_for_backward(parameter_NK, weight_scale, *saved)
         ctx.plan, ctx.shape = plan, x_SBK.shape
         return y_TN.view(-1, *x_SBK.shape[1:-1], y_TN.size(-1))
 
@@ -78,7 +79,8 @@ class Fp8Linear(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
         """Communication runs beside a product: the input is gathered beside dx, dx is reduced beside dW."""
         plan: Plan = ctx.plan
-        weight_NK, weight_scale, x8_data_XK, x8_inverse_scale = ctx.saved_tensors
+        parameter_NK, weight_scale, x8_data_XK, x8_inverse_scale = ctx.saved_tensors
+        weight_NK = parameter_NK.detach()
         needs_dx, needs_dw, needs_db, _ = ctx.needs_input_grad
         (dy_SBN,) = grads
         dy_TN = dy_SBN.reshape(-1, dy_SBN.size(-1)).contiguous()

@@ -27,6 +27,7 @@ from cptron.model.flops import sum_of_squares
 from cptron.model.segments import chunks_of
 from cptron.optim.loss import masked_sums
 from cptron.runtime.groups import is_first_stage, is_last_stage
+from cptron.runtime.offloading import without_offloading
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def run_schedule(
     if is_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0:
         sums_K2[:-1] += torch.stack(outputs).sum(0)
         if parallel_state.get_context_parallel_rank() == 0:
-            sums_K2[-1] += torch.tensor(_work_of(batches, document_mask))
+            sums_K2[-1] += torch.tensor(_work_of(batches, document_mask), device=device)
     dist.all_reduce(sums_K2)
     sums = sums_K2.cpu().numpy()
     return LossSums(sums[:-1, 0], sums[:-1, 1], int(sums[-1, 0]), int(sums[-1, 1]))
@@ -147,7 +148,7 @@ def evaluate(chunks: Sequence[Any], batches: Sequence[MicroBatch], device: torch
     for chunk in chunks:
         chunk.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), without_offloading(chunks):
             return run_schedule(chunks, _whole_groups(batches, len(chunks)), 1, device, forward_only=True)
     finally:
         for chunk in chunks:

@@ -20,7 +20,7 @@ from cptron.data.content import open_content
 from cptron.durable import partial_path
 from cptron.errors import CheckpointError, ConfigError, DataError
 from cptron.model.architecture import Architecture
-from cptron.model.backend import check_backend
+from cptron.model.backend import check_backend, check_offloading
 from cptron.model.families import family_of
 from cptron.tokens.manifest import TokenizerRecord
 
@@ -51,6 +51,7 @@ def preflight(config: Config, world_size: int) -> Plan:
     base, arch, weights, tokenizer = _starting_point(config)
     check_shape(arch, config)
     check_backend(config.model.backend)
+    check_offloading(config.memory.offload_modules)
     data_notes = _check_data(config, arch, tokenizer)
     identity = {
         "start": weights,

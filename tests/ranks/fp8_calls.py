@@ -116,6 +116,7 @@ def layer_results(case: Case, layout: Layout, *, plain: bool = False) -> dict[st
             "dw": layer.weight.grad,
             "db": bias,
             "saved": sorted((str(tensor.dtype), tuple(tensor.shape)) for tensor in saved.values()),
+            "saves_weight": any(tensor is layer.weight for tensor in saved.values()),
             "name": type(layer).__name__,
         }
 

@@ -118,6 +118,12 @@ def test_the_input_is_saved_in_fp8(layout: Layout, recipe: Fp8Config) -> None:
     assert matrices == sorted([weight, ("torch.float8_e4m3fn", (tokens, SHAPE["K"]))])
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_weight_is_saved_as_itself(frozen: bool) -> None:
+    """Not a view of it: megatron-core marks parameters that are not to be offloaded with the activations."""
+    assert all(part["saves_weight"] for part in run_ranks(layer_results, 2, Case(frozen=frozen), TP2))
+
+
 def test_gradients_accumulate() -> None:
     """Two passes give twice the gradient of one."""
     once, twice = run(Case(), TP2), run(Case(passes=2), TP2)

@@ -227,6 +227,7 @@ def test_stages_agree_with_brute_force(layers: int, pp: int, first: int, last: i
             "fp8.without_hardware=emulate is offered by model.backend=native only",
         ),
         ({"fp8__recipe": "delayed"}, "fp8.recipe=delayed is not offered .*; use none, tensorwise or rowwise"),
+        ({"fp8__recipe": "tensorwise", "fp8__forward_dtype": "e5m2"}, "fp8.forward_dtype=e5m2 multiplies"),
         ({"fp8__param_gather": True}, "fp8.param_gather=True needs model.backend=te"),
         ({"model__backend": "te", "fp8__param_gather": True}, "but fp8.recipe=none; choose a recipe"),
         (
@@ -242,6 +243,15 @@ def test_stages_agree_with_brute_force(layers: int, pp: int, first: int, last: i
             {"model__backend": "te", "fp8__recipe": "delayed", "fp8__bf16_last_layers": 1},
             "keeps no layer in bf16, .* and fp8.bf16_last_layers=1; set them to 0",
         ),
+        (
+            {
+                "model__backend": "te",
+                "fp8__recipe": "delayed",
+                "memory__recompute": "selective",
+                "memory__recompute_modules": ("layernorm",),
+            },
+            "fp8.recipe=delayed cannot recompute layernorm",
+        ),
         ({"memory__recompute_layers": 1}, "memory.recompute_layers=1 counts layers of memory.recompute=full"),
         (
             {"model__backend": "te", "adapter__kind": "lora"},
@@ -252,6 +262,10 @@ def test_stages_agree_with_brute_force(layers: int, pp: int, first: int, last: i
         ({"memory__offload_modules": ("mlp",)}, "memory.offload_modules has 'mlp'"),
         ({"memory__offload_modules": ("attn_proj",)}, "attn_proj without core_attn"),
         ({"memory__offload_modules": ("core_attn",), "memory__recompute": "full"}, "use one of the two"),
+        (
+            {"memory__offload_modules": ("core_attn",), "memory__recompute": "selective"},
+            "memory.offload_modules has core_attn, of which",
+        ),
         ({"memory__logits_chunk_tokens": -1}, "memory.logits_chunk_tokens=-1 must not be negative"),
         (
             {"adapter__kind": "lora", "adapter__targets": ("lm_head",)},

@@ -31,6 +31,7 @@ ADAPTERS = {
     "optim/data_parallel.py",
     "optim/optimizer.py",
     "runtime/groups.py",
+    "runtime/offloading.py",
     "runtime/pipeline.py",
     "train/megatron_order.py",
 }

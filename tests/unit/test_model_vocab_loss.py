@@ -76,6 +76,14 @@ def test_bf16_sums_weight_gradients_of_chunks_in_fp32(chunk: int) -> None:
     assert error < 0.02, f"relative error {error:.4f}"
 
 
+def test_small_parts_of_a_gradient_are_not_lost() -> None:
+    """Eight chunks of 1 after one of 256: in bf16 each of them alone would round away."""
+    total = None
+    for part in [256.0, *[1.0] * 8]:
+        total = vocab_loss._accumulate(total, torch.full((2, 3), part, dtype=torch.bfloat16))
+    assert total is not None and (total == 264).all()
+
+
 def test_frozen_parts_get_no_gradient_and_evaluation_makes_none() -> None:
     """Neither a frozen output matrix nor evaluation pays for gradients."""
     hidden_TH, weight_VH, labels_T, weights_T = tensors(6, 4, 8, 8, 0)
