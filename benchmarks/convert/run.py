@@ -2,13 +2,14 @@
 
 Usage: python -m benchmarks.convert.run [--cases WORDS] [--rounds 3] [--show] [--work-dir DIR]
 
-Place in the flow: `make bench-convert`. Invariant: copy, import and export of a case take turns, each with the same state
-of the page cache and each forced to disk; a row is kept only when every bit of the converted model was compared.
+Place in the flow: `make bench-convert`. Invariant: copy, import and export of a case take turns, each with the same
+state of the page cache and each forced to disk; a row is kept only when every bit of the model was compared.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -127,12 +128,10 @@ def dry_run(case: Case, work: Path) -> dict[str, Any]:
         plan = {"refused": str(error)}
         run = None
     shutil.rmtree(model)
-    wall = (
-        {}
-        if run is None
-        else {"wall_s": {"dry run": round(run.wall_s, 2)}, "peak_bytes": {"dry run": run.peak_bytes}}
-    )
-    return {"family": case.config["model_type"], "plan": plan, **wall}
+    row: dict[str, Any] = {"family": case.config["model_type"], "plan": plan}
+    if run is not None:
+        row |= {"wall_s": {"dry run": round(run.wall_s, 2)}, "peak_bytes": {"dry run": run.peak_bytes}}
+    return row
 
 
 _CPTRON = [sys.executable, "-W", "ignore", "-m", "cptron.cli"]
@@ -141,10 +140,8 @@ _CPTRON = [sys.executable, "-W", "ignore", "-m", "cptron.cli"]
 def _run(words: Sequence[str | Path]) -> Run:
     """A process that finds nothing in the page cache, where the machine allows that to be emptied."""
     os.sync()
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/sys/vm/drop_caches").write_text("3\n")
-    except OSError:
-        pass
     return run_process(words)
 
 

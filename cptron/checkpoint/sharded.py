@@ -133,13 +133,8 @@ def load_shards(
             loaded, unused, absent = dist_checkpointing.load(
                 state, str(shards), strict=StrictHandling.RETURN_ALL
             )
-    except (
-        ValueError
-    ) as error:  # megatron-core's word for an optimizer with other state than the one asked for
-        reason = str(error).splitlines()[0][:200]
-        raise CheckpointError(
-            f"{shards} cannot be loaded by this run ({reason}); keep the optimizer and what is trained as they were"
-        ) from None
+    except ValueError as error:
+        raise _of_another_optimizer(shards, error) from None
     unused = {key for key in unused if "_extra_state" not in key}
     unused = {key for key in unused if not (optimizer is None and key.startswith("optimizer."))}
     if absent or unused:
@@ -157,4 +152,16 @@ def load_shards(
         unset = [key for key in unset if holds(key) and not key.endswith("_extra_state")]
         assert not unset, f"parameters that no shard filled: {unset[:3]}"
     if optimizer is not None:
-        optimizer.load_state_dict(loaded["optimizer"])
+        try:
+            optimizer.load_state_dict(loaded["optimizer"])
+        except ValueError as error:
+            raise _of_another_optimizer(shards, error) from None
+
+
+def _of_another_optimizer(shards: Path, error: ValueError) -> CheckpointError:
+    """megatron-core's word for an optimizer with other state, or other groups, than the one asked for."""
+    reason = str(error).splitlines()[0][:200]
+    return CheckpointError(
+        f"{shards} cannot be loaded by this run ({reason}); keep the optimizer, its groups and what is trained as they "
+        "were"
+    )

@@ -137,10 +137,11 @@ def _from_first_tensor_rank(
     and the last need none of it."""
     if not (is_first_stage() or is_last_stage()):
         return tokens_BS, labels_BS, mask_BS
-    packed_3BS = torch.stack([tokens_BS, labels_BS, mask_BS.long()])
+    bits_BS = mask_BS.view(torch.int32).long()  # weights as they are, whole numbers or not
+    packed_3BS = torch.stack([tokens_BS, labels_BS, bits_BS])
     group = parallel_state.get_tensor_model_parallel_group()
     dist.broadcast(packed_3BS, parallel_state.get_tensor_model_parallel_src_rank(), group=group)
-    return packed_3BS[0], packed_3BS[1], packed_3BS[2].to(mask_BS.dtype)
+    return packed_3BS[0], packed_3BS[1], packed_3BS[2].int().view(mask_BS.dtype)
 
 
 def evaluate(chunks: Sequence[Any], batches: Sequence[MicroBatch], device: torch.device) -> LossSums:
