@@ -117,21 +117,29 @@ def _hugging_face(directory: Path, batch_size: int) -> tuple[Any, dict[str, Any]
     """lm_eval's own `hf` model. Such a directory does not tell after which step it was exported."""
     import torch
 
-    if not (directory / "config.json").is_file():
-        raise ConversionError(f"{directory} has no config.json, must be a Hugging Face model; check the path")
+    for pattern in ("config.json", "*.safetensors"):
+        if not any(directory.glob(pattern)):
+            raise ConversionError(
+                f"{directory} has no {pattern}, must be a Hugging Face model of safetensors; check the path"
+            )
     from lm_eval.models.huggingface import HFLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
-    model = HFLM(pretrained=str(directory), device=device, dtype=dtype, batch_size=batch_size)
+    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    # loaded here: HFLM itself would join the ranks of a launcher, and leave their group behind
+    model = (
+        AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True).to(device).eval()
+    )
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     facts = {
         "kind": "hugging_face",
         "path": str(directory),
         "computed_by": "transformers",
-        "precision": {"bfloat16": "bf16", "float32": "fp32"}[dtype],
+        "precision": "fp32" if device == "cpu" else "bf16",
         "device": device,
         "weight_files_sha256": _hash_of_weights(directory),
     }
-    return model, facts
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size), facts
 
 
 def _hash_of_weights(directory: Path) -> str:

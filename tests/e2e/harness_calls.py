@@ -14,8 +14,10 @@ def answers(
     from cptron.evaluate.harness_tasks import stay_offline
 
     stay_offline()
+    import torch
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from cptron.checkpoint import layout
     from cptron.checkpoint.weights import open_model
@@ -33,4 +35,5 @@ def answers(
     with open_session() as session:
         device = session.device.torch_device
         ours = ask(EngineLM(open_model(directory), arch, directory / layout.HUGGING_FACE, 3, device))
-    return ours, ask(HFLM(pretrained=exported, device="cpu", dtype="float32", batch_size=1))
+    model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
+    return ours, ask(HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(exported), batch_size=1))

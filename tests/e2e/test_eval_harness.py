@@ -161,6 +161,19 @@ def test_a_wrong_task_definition_is_one_line(run: Path, tmp_path: Path) -> None:
     assert "task broken cannot be loaded" in error and "absent.jsonl" in error and "\n" not in error
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--tasks-dir", "absent", "--harness", "a"), "--tasks-dir absent is no directory"),
+        (("--harness", ","), "--harness names 0 tasks"),
+    ],
+)
+def test_what_names_no_task_is_refused(words: tuple[str, ...], told: str) -> None:
+    """Before lm_eval is imported."""
+    with pytest.raises(ConfigError, match=told):
+        evaluate(["--checkpoint", "absent", *words])
+
+
 def test_without_lm_eval_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is opened."""
     monkeypatch.setattr("cptron.evaluate.harness.find_spec", lambda name: None)
