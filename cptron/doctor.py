@@ -53,6 +53,7 @@ ACCELERATORS = {
     "jinja2": ("jinja2", "cptron preprocess: chat templates"),
     "tensorboard": ("tensorboard", "log.tensorboard=true"),
     "wandb": ("wandb", "log.wandb=offline or online"),
+    "lm_eval": ("lm_eval", "cptron eval --harness"),
 }
 """Optional: the module that proves the package is there, and what it is for."""
 

@@ -1,4 +1,4 @@
-"""Loss of the model on a validation set, in nats per token.
+"""Loss of the model by the engine: on a validation set of token files, and on documents of a JSONL file by group.
 
 Place in the flow: before the first update, during and after training, and by `cptron eval`. Invariant:
 every predicted token of the set counts exactly once, whatever the layout.
@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from cptron.data.valid import ValidSet
-from cptron.errors import TrainingError
+from cptron.errors import DataError, TrainingError
 from cptron.runtime.pipeline import LossSums, evaluate
+
+if TYPE_CHECKING:
+    from cptron.evaluate.measure import Measure
+    from cptron.evaluate.texts import TextSet
 
 BATCHES_AT_ONCE = 32
 """Micro-batches handed to the schedule together: enough to keep a pipeline full, few enough for any
@@ -35,3 +40,20 @@ def evaluate_set(chunks: Sequence[Any], valid_set: ValidSet, device: torch.devic
             f"{valid_set.num_predicted_tokens}; a rank lost part of the set"
         )
     return total
+
+
+def evaluate_texts(model: Any, texts: TextSet, device: torch.device) -> Measure:
+    """Losses of a JSONL file by group, with the whole model in this one process. Raises DataError."""
+    model.eval()
+    for batch, groups_BS in texts.batches():
+        arrays = (batch.tokens_BS, batch.labels_BS, batch.loss_mask_BS)
+        tokens_BS, labels_BS, mask_BS = (torch.from_numpy(array).to(device) for array in arrays)
+        with torch.no_grad():
+            losses_BS = model(tokens_BS, batch.documents_BS, labels_BS, mask_BS).loss.double().cpu().numpy()
+        counted_BS = batch.loss_mask_BS > 0
+        for number in np.unique(groups_BS[counted_BS]).tolist():
+            of_group_BS = counted_BS & (groups_BS == number)
+            texts.measure.add_losses(number, float(losses_BS[of_group_BS].sum()), int(of_group_BS.sum()))
+    if not texts.measure.total.tokens:
+        raise DataError(f"{texts.path} has no token to predict; give a file with text")
+    return texts.measure

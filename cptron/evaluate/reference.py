@@ -2,6 +2,8 @@
 
 Place in the flow: `cptron eval --hugging-face`, to check the trainer's own word. Invariant: shares no code
 with the engine, the token files or their readers; only the definition of the measure is the same.
+
+Shapes: B windows, S predictions of a window, 3: token, document, group.
 """
 
 from __future__ import annotations
@@ -10,85 +12,132 @@ import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import zstandard
 
-from cptron.errors import DataError
+from cptron.errors import ConversionError, DataError
+from cptron.evaluate.measure import Measure
 
 
-def documents(path: Path, key: str = "text") -> Iterator[str]:
-    """Texts of a JSONL file, gzipped or not. Raises `DataError` with file and line on bad input."""
+class Document(NamedTuple):
+    """One line."""
+
+    text: str
+    num_bytes: int
+    group: str
+
+
+def documents(path: Path, key: str = "text", by: str | None = None) -> Iterator[Document]:
+    """Documents of a JSONL file, plain, `.gz` or `.zst`; `by` is the key of their group. Raises `DataError` with file
+    and line on bad input."""
     if not path.is_file():
         raise DataError(f"{path} does not exist; give a JSONL file")
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield json.loads(line)[key]
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(
-                    f"{path}:{number}: not a JSON object with a string {key!r} ({error})"
-                ) from None
+    openers: dict[str, Any] = {".gz": gzip.open, ".zst": zstandard.open, ".zstd": zstandard.open}
+    number = 0
+    try:
+        with openers.get(path.suffix, open)(path, "rt", encoding="utf-8-sig", newline="\n") as file:
+            for number, line in enumerate(file, 1):  # noqa: B007 the error below names it
+                yield _document(line, key, by)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}:{number}: not a JSON object with a string {key!r} ({error})") from None
+    except (OSError, EOFError, zstandard.ZstdError) as error:
+        raise DataError(f"{path} cannot be read after line {number} ({error}); check the file") from None
 
 
-def evaluate_hugging_face(
-    model_dir: Path,
-    jsonl: Path,
-    seq_length: int,
-    max_tokens: int = 0,
-    batch_size: int = 4,
-    document_mask: bool = True,
-) -> tuple[float, int]:
-    """(loss in nats per token, predicted tokens), in fp32 on the CPU.
-
-    Documents are tokenized without special tokens, each followed by the end-of-text token, concatenated in
-    file order and cut into windows of `seq_length` predictions; the model sees one window at a time, and with
-    `document_mask` no token sees another document than its own.
-    """
-    from tqdm import tqdm
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, local_files_only=True).eval()
-    stream: list[tuple[int, int]] = []
-    for number, text in enumerate(documents(jsonl)):
-        if text:
-            ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-            stream += [(token, number if document_mask else 0) for token in ids]
-        if max_tokens and len(stream) > max_tokens:
-            break
-    stream = stream[: max_tokens + 1] if max_tokens else stream
-    windows = [stream[start : start + seq_length + 1] for start in range(0, len(stream) - 1, seq_length)]
-    full = [window for window in windows if len(window) == seq_length + 1]
-    groups = [full[start : start + batch_size] for start in range(0, len(full), batch_size)]
-    groups += [[window] for window in windows[len(full) :]]
-    loss_sum, tokens = 0.0, 0
-    predictions = sum(len(window) - 1 for window in windows)
-    with (
-        torch.no_grad(),
-        tqdm(total=predictions, desc=f"eval {jsonl.name}", unit="tok", unit_scale=True) as progress,
-    ):
-        for group in groups:
-            loss, count = _summed_loss(model, torch.tensor(group))
-            loss_sum += loss
-            tokens += count
-            progress.update(count)
-    if not tokens:
-        raise DataError(f"{jsonl} has no token to predict; give a file with text")
-    return loss_sum / tokens, tokens
+def _document(line: str, key: str, by: str | None) -> Document:
+    record = json.loads(line)
+    found = [record[name] for name in (key, *([by] if by else []))]
+    for name, value in zip((key, by), found, strict=False):
+        if not isinstance(value, str):
+            raise TypeError(f"key {name!r} holds a {type(value).__name__}, must be a string")
+    return Document(found[0], len(found[0].encode()), found[1] if by else "")
 
 
-def _summed_loss(model: Any, windows_BS2: torch.Tensor) -> tuple[float, int]:
-    """Summed loss and predictions of windows of (token, document)."""
-    ids_BS, documents_BS = windows_BS2.unbind(-1)
-    inputs_BS, labels_BS, seen_BS = ids_BS[:, :-1], ids_BS[:, 1:], documents_BS[:, :-1]
-    mask_B1SS: torch.Tensor | None = None
-    if (seen_BS != seen_BS[:, :1]).any():
-        same_BSS = seen_BS[:, :, None] == seen_BS[:, None, :]
-        mask_B1SS = (same_BSS & torch.ones(same_BSS.shape[1:], dtype=torch.bool).tril())[:, None]
-    logits_BSV = model(inputs_BS, attention_mask=mask_B1SS).logits
-    loss = torch.nn.functional.cross_entropy(logits_BSV.flatten(0, 1), labels_BS.flatten(), reduction="sum")
-    return float(loss.double()), labels_BS.numel()
+class Reference:
+    """A Hugging Face model and its tokenizer, in fp32 on the CPU."""
+
+    def __init__(self, model_dir: Path) -> None:
+        """Load both. Raises `ConversionError` when there is no such directory."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
+
+        if not model_dir.is_dir():
+            raise ConversionError(f"Hugging Face model {model_dir} does not exist; give a model's directory")
+        logging.disable_progress_bar()
+        self._tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, local_files_only=True)
+        self._model = model.eval()
+
+    def evaluate(
+        self,
+        jsonl: Path,
+        seq_length: int,
+        max_tokens: int = 0,
+        batch_size: int = 4,
+        document_mask: bool = True,
+        key: str = "text",
+        by: str | None = None,
+    ) -> Measure:
+        """Losses by group.
+
+        Documents are tokenized without special tokens, each followed by the end-of-text token, concatenated in
+        file order and cut into windows of `seq_length` predictions; the model sees one window at a time, and with
+        `document_mask` no token sees another document than its own.
+        """
+        from tqdm import tqdm
+
+        measure = Measure()
+        stream = self._stream(documents(jsonl, key, by), max_tokens, measure)
+        windows = [stream[start : start + seq_length + 1] for start in range(0, len(stream) - 1, seq_length)]
+        full = [window for window in windows if len(window) == seq_length + 1]
+        batches = [full[start : start + batch_size] for start in range(0, len(full), batch_size)]
+        batches += [[window] for window in windows[len(full) :]]
+        with (
+            torch.no_grad(),
+            tqdm(
+                total=max(0, len(stream) - 1), desc=f"eval {jsonl.name}", unit="tok", unit_scale=True
+            ) as progress,
+        ):
+            for batch in batches:
+                windows_BS3 = torch.tensor(batch)
+                losses_BS = self._losses(windows_BS3, document_mask)
+                groups_BS = windows_BS3[:, 1:, 2]
+                for number in groups_BS.unique().tolist():
+                    losses = losses_BS[groups_BS == number]
+                    measure.add_losses(number, float(losses.double().sum()), len(losses))
+                progress.update(losses_BS.numel())
+        if not measure.total.tokens:
+            raise DataError(f"{jsonl} has no token to predict; give a file with text")
+        return measure
+
+    def _stream(
+        self, texts: Iterator[Document], max_tokens: int, measure: Measure
+    ) -> list[tuple[int, int, int]]:
+        """(token, document, group) of every token, up to the limit."""
+        stream: list[tuple[int, int, int]] = []
+        for number, (text, num_bytes, group) in enumerate(texts):
+            if max_tokens and len(stream) > max_tokens:
+                break
+            ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+            if ids:
+                ids = [*ids, self._tokenizer.eos_token_id]
+                kept = ids[: max_tokens + 1 - len(stream)] if max_tokens else ids
+                group_number = measure.add_document(group, num_bytes, cut=kept != ids)
+                stream += [(token, number, group_number) for token in kept]
+        return stream
+
+    def _losses(self, windows_BS3: torch.Tensor, document_mask: bool) -> torch.Tensor:
+        """Loss of each prediction `[B, S]`."""
+        ids_BS, documents_BS, _ = windows_BS3.unbind(-1)
+        inputs_BS, labels_BS, seen_BS = ids_BS[:, :-1], ids_BS[:, 1:], documents_BS[:, :-1]
+        mask_B1SS: torch.Tensor | None = None
+        if document_mask and (seen_BS != seen_BS[:, :1]).any():
+            same_BSS = seen_BS[:, :, None] == seen_BS[:, None, :]
+            mask_B1SS = (same_BSS & torch.ones(same_BSS.shape[1:], dtype=torch.bool).tril())[:, None]
+        logits_BSV = self._model(inputs_BS, attention_mask=mask_B1SS).logits
+        losses_BS: torch.Tensor = torch.nn.functional.cross_entropy(
+            logits_BSV.transpose(1, 2), labels_BS, reduction="none"
+        )
+        return losses_BS
