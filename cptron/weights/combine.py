@@ -65,7 +65,7 @@ def combine(
         _write_weights(models, recipe.outputs, working, infos)
         for directory, output in zip(working, recipe.outputs, strict=True):
             carry_files(files_from, directory, infos)
-            weights = dict(zip(map(str, recipe.inputs), output.weights, strict=True))
+            weights = dict(zip(map(str, recipe.inputs), output.shares, strict=True))
             _write_json(directory / RECORD, record | {"weights": weights})
     return notes
 
@@ -151,7 +151,10 @@ def _sums(
             if weight == 0:
                 continue
             sums[j] = values * weight if so_far is None else so_far.add_(values, alpha=weight)
-    return [torch.zeros_like(values) if sum_ is None else sum_ for sum_ in sums]
+    return [
+        torch.zeros_like(values) if sum_ is None else sum_.div_(output.divisor)
+        for sum_, output in zip(sums, outputs, strict=True)
+    ]
 
 
 def _carried(recipe: Recipe, files_from: Path | None) -> Path:

@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     from cptron.weights.combine import combine
 
     for output in recipe.outputs:
-        for path, weight in zip(recipe.inputs, output.weights, strict=True):
+        for path, weight in zip(recipe.inputs, output.shares, strict=True):
             print(f"{output.directory}: {weight:+.6f} {path}", flush=True)
     notes = combine(
         recipe,

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from cptron.errors import ConversionError, either
 
-SUM_TOLERANCE = 1e-6
+SUM_TOLERANCE = 1e-5
 """How far from one the sum of given weights may be; they are written by hand, in decimals."""
 
 DECAYS: dict[str, Callable[[float], float]] = {
@@ -35,10 +35,17 @@ DECAYS: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One model to write: the sum of `weights` times the recipe's inputs."""
+    """One model to write: the sum of `weights` times the recipe's inputs, divided by `divisor`."""
 
     directory: Path
     weights: tuple[float, ...]
+    divisor: float = 1.0
+    """Apart, because a sum of whole multiples is exact where one of thirds is not."""
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """What each input counts."""
+        return tuple(weight / self.divisor for weight in self.weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +62,7 @@ class Recipe:
 def average(models: Sequence[Path], output: Path) -> Recipe:
     """The mean of checkpoints."""
     inputs = _distinct(models)
-    return Recipe("average", inputs, (Output(output, (1 / len(inputs),) * len(inputs)),))
+    return Recipe("average", inputs, (Output(output, (1.0,) * len(inputs), len(inputs)),))
 
 
 def weighted(models: Sequence[tuple[Path, float]], output: Path, normalize: bool = False) -> Recipe:
@@ -72,9 +79,7 @@ def weighted(models: Sequence[tuple[Path, float]], output: Path, normalize: bool
             f"weights sum to {total:g}, and must sum to 1, or the merged model is scaled; correct them, or add "
             "--normalize to divide by the sum"
         )
-    return Recipe(
-        "weighted", inputs, (Output(output, tuple(w / total for w in weights)),), {"normalize": normalize}
-    )
+    return Recipe("weighted", inputs, (Output(output, tuple(weights), total),), {"normalize": normalize})
 
 
 def wsm(models: Sequence[Path], decay: str, output: Path) -> Recipe:

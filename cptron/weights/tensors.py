@@ -45,8 +45,9 @@ class TensorInfo:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def blocks_of(shape: tuple[int, ...], limit: int = BLOCK_ELEMENTS) -> Iterator[Block]:
+def blocks_of(shape: tuple[int, ...], limit: int | None = None) -> Iterator[Block]:
     """Blocks that make up a tensor, in the order of its bytes, each of at most `limit` elements."""
+    limit = limit or BLOCK_ELEMENTS
     if not shape:
         yield ()
         return
