@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cptron.errors import ConversionError
 from cptron.inspect import text_lines
 
 UNHEALTHY = 3
@@ -45,6 +46,8 @@ def main(argv: Sequence[str]) -> int:
     from cptron.weights.repair import repair
     from cptron.weights.tensors import WeightStream
 
+    if args.seed < 0:
+        raise ConversionError(f"--seed {args.seed} must be 0 or more; correct it")
     if args.repair is not None:
         must_be_new(args.repair)
     with WeightStream(args.model) as model:

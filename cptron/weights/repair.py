@@ -106,8 +106,8 @@ class _RowMaker:
     def _direction(self, row: int) -> torch.Tensor:
         if row in self._has_direction:
             return self._model.block(OUTPUT, (slice(row, row + 1),))[0].double()
-        generator = torch.Generator().manual_seed((self._seed << 32) + row)
-        noise_H = torch.randn(len(self._mean_H), generator=generator, dtype=torch.float64)
+        generator = np.random.default_rng([self._seed, row])
+        noise_H = torch.from_numpy(generator.standard_normal(len(self._mean_H)))
         rms = self._mean_H.square().mean().sqrt()
         return self._mean_H + NOISE * (rms if rms > 0 else 1.0) * noise_H
 
