@@ -75,6 +75,14 @@ def test_torch_alone_rounds_twice() -> None:
     assert round_once(number, torch.bfloat16).item() == 1 + 2.0**-7
 
 
+def test_a_merge_rounds_once(tmp_path: Path) -> None:
+    """The mean of two fp32 models is that number."""
+    values = (2 + 2.0**-7, 2.0**-39)
+    paths = [save(tmp_path / f"m{i}", {"a": torch.tensor([value])}) for i, value in enumerate(values)]
+    combine(recipes.average(paths, tmp_path / "out"), dtype="bf16")
+    assert load(tmp_path / "out")["a"].item() == 1 + 2.0**-7
+
+
 @given(shape=st.lists(st.integers(0, 7), max_size=4), limit=st.integers(1, 40))
 def test_blocks_are_the_tensor_in_order(shape: list[int], limit: int) -> None:
     """Nothing twice, nothing left out, none larger than the limit."""
@@ -153,6 +161,7 @@ def test_the_mean_of_equal_models_is_the_model(
 def test_ends_of_an_interpolation_are_the_models(dtype: torch.dtype, tmp_path: Path) -> None:
     """Bit for bit; the grid is what single merges are; and the middle is exact."""
     base, tuned = models(tmp_path, 2, dtype)
+    changed(NORM, poisoned(-0.0))(base)
     combine(recipes.wise_ft(base, tuned, [0, 0.25, 1], f"{tmp_path}/w"))
     assert same_bits(load(tmp_path / "w_0"), load(base))
     assert same_bits(load(tmp_path / "w_1"), load(tuned))
