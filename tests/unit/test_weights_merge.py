@@ -111,6 +111,12 @@ def test_written_models_are_read_by_safetensors(max_shard_bytes: int, tmp_path: 
             writer.write(expected[name][block])
     writer.finish()
     assert same_bits(load(tmp_path), expected)
+    for path in tmp_path.glob("*.safetensors"):
+        header = path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")]
+        assert len(header) % 8 == 0
+        for name, entry in json.loads(header).items():
+            if name in expected:
+                assert entry["data_offsets"][0] % expected[name].itemsize == 0, "not aligned"
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     with tensors.WeightStream(tmp_path) as model:
         assert model.infos == infos
