@@ -27,6 +27,14 @@ VERBS = {
     "data": ("cptron.data.main", "prepare a run's index files; prove from a run's log what it has seen"),
     "train": ("cptron.train.main", "continue pretraining, on one rank or many"),
     "eval": ("cptron.evaluate.main", "loss of a checkpoint or a Hugging Face model on validation data"),
+    "merge-weights": (
+        "cptron.weights.merge_main",
+        "Hugging Face models -> averages, interpolations, task vectors",
+    ),
+    "health": (
+        "cptron.weights.health_main",
+        "dead embedding rows and bad values of a Hugging Face model; repair",
+    ),
     "export": ("cptron.convert.export_main", "checkpoint -> Hugging Face model"),
     "verify": ("cptron.convert.verify_main", "prove that a checkpoint and a Hugging Face model are the same"),
     "inspect": ("cptron.inspect", "what a token file, a checkpoint or a run holds"),
@@ -37,7 +45,7 @@ VERBS = {
 
 def usage() -> str:
     """The help text."""
-    lines = [f"  {verb:<12}{purpose}" for verb, (_, purpose) in VERBS.items()]
+    lines = [f"  {verb:<15}{purpose}" for verb, (_, purpose) in VERBS.items()]
     return "\n".join(
         [
             f"cptron {__version__}: continued pretraining on Megatron-Core",

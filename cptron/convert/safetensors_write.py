@@ -76,10 +76,11 @@ def write_index(directory: Path, shards: Sequence[ShardPlan]) -> None:
 
 
 class ShardFile:
-    """One file being written, within a `with` block, which forces it to disk."""
+    """One file being written, within a `with` block or until it is closed, which forces it to disk."""
 
     def __init__(self, directory: Path, plan: ShardPlan) -> None:
         self._left = list(plan.specs)
+        self._bytes_left = plan.num_bytes
         self._stream = (directory / plan.file).open("wb")
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         offset = 0
@@ -91,26 +92,44 @@ class ShardFile:
         text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8, as the format asks for
         self._stream.write(len(text).to_bytes(8, "little") + text)
 
+    @property
+    def is_full(self) -> bool:
+        """All bytes of its tensors are written."""
+        return self._bytes_left == 0
+
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """Append the next tensor."""
         spec = self._left.pop(0)
         assert (name, tuple(tensor.shape), tensor.dtype) == (spec.name, spec.shape, spec.dtype), name
-        if tensor.numel():
-            self._stream.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+        self.append(tensor)
+
+    def append(self, block: torch.Tensor) -> None:
+        """Append values that follow those before; a tensor may come in several blocks."""
+        self._bytes_left -= block.nbytes
+        assert self._bytes_left >= 0, "more than was planned"
+        if block.numel():
+            self._stream.write(block.contiguous().flatten().view(torch.uint8).numpy().data)
 
     def leave_hollow(self) -> None:
         """Give the file its full size without content, which takes no room on the disk; for trials of what reads
         headers only."""
-        size = self._stream.tell() + sum(spec.num_bytes for spec in self._left)
+        size = self._stream.tell() + self._bytes_left
         with self._stream:
             self._stream.truncate(size)
+
+    def close(self) -> None:
+        """Force the file to disk. All of its tensors must be there."""
+        assert self.is_full, f"{self._bytes_left} bytes are missing"
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+
+    def abandon(self) -> None:
+        """Close the file as it is."""
+        self._stream.close()
 
     def __enter__(self) -> ShardFile:
         return self
 
     def __exit__(self, error: object, *_: object) -> None:
-        with self._stream:
-            if error is None:
-                assert not self._left, f"not written: {self._left[0].name}"
-                self._stream.flush()
-                os.fsync(self._stream.fileno())
+        self.close() if error is None else self.abandon()
