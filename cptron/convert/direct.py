@@ -15,16 +15,10 @@ import torch.distributed as dist
 
 from cptron.checkpoint.layout import Manifest, Probe
 from cptron.checkpoint.names import stored_name
-from cptron.convert.hf_import import (
-    PROBE_TOKENS,
-    SMALL_FILES,
-    content_identity,
-    describe,
-    find_tokenizer,
-    stored_precision,
-)
+from cptron.convert.hf_import import PROBE_TOKENS, content_identity, describe, stored_precision
 from cptron.convert.probe import make_probe, probe_tokens
 from cptron.convert.safetensors_io import ModelReader
+from cptron.convert.small_files import find_tokenizer, small_files
 from cptron.convert.weight_map import Part, layers_of, read_part
 from cptron.model.architecture import Architecture
 from cptron.model.vocab import padded_vocab_size
@@ -86,10 +80,5 @@ def load_direct(
         precision=stored_precision(reader),
         versions=installed_versions(),
     )
-    return manifest, small_files(directory) if is_main else {}
-
-
-def small_files(directory: Path) -> dict[str, bytes]:
-    """Config, tokenizer and licence files by name, as a checkpoint carries them."""
-    paths = {path for pattern in SMALL_FILES for path in directory.glob(pattern) if path.is_file()}
-    return {path.name: path.read_bytes() for path in sorted(paths) if not path.name.endswith(".index.json")}
+    carried = small_files(directory) if is_main else []
+    return manifest, {path.name: path.read_bytes() for path in carried}

@@ -18,9 +18,10 @@ from tqdm import tqdm
 from cptron.checkpoint import layout
 from cptron.checkpoint.torch_dist import ShardReader
 from cptron.convert.exported_config import check_export, exported_config
-from cptron.convert.hf_import import DTYPES, carry_small_files
+from cptron.convert.hf_import import DTYPES
 from cptron.convert.safetensors_write import ShardFile, ShardPlan, TensorSpec, plan_shards, write_index
 from cptron.convert.shard_stream import num_workers
+from cptron.convert.small_files import carry_small_files
 from cptron.convert.source import ShardSource, WeightSource
 from cptron.convert.weight_map import expected_shapes, layers_of
 from cptron.durable import must_be_new, new_directory, require_space

@@ -23,6 +23,7 @@ from cptron.checkpoint.checksum import fingerprint
 from cptron.convert.probe import make_probe, probe_tokens
 from cptron.convert.safetensors_io import ModelReader
 from cptron.convert.shard_stream import ShardStream, num_workers
+from cptron.convert.small_files import carry_small_files, find_tokenizer
 from cptron.convert.source import WeightSource
 from cptron.convert.weight_map import check_shapes, hugging_face_names, layers_of
 from cptron.durable import require_space, resumable_directory
@@ -31,11 +32,8 @@ from cptron.model.architecture import Architecture
 from cptron.model.families import family_of
 from cptron.model.families.family import Family
 from cptron.model.vocab import padded_vocab_size
-from cptron.tokens.tokenizer import Tokenizer, load_tokenizer
 from cptron.versions import installed_versions
 
-SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", "README*")
-"""Files carried along for export: config, tokenizer, chat template, licence."""
 PROBE_TOKENS = 256
 PROGRESS = "progress"
 """Within an unfinished checkpoint: records of the files that are complete."""
@@ -192,19 +190,3 @@ def content_identity(reader: ModelReader) -> str:
         digest.update(f"{name} {reader.shape(name)} {reader.code(name)}".encode())
         digest.update(reader.ends(name))
     return digest.hexdigest()
-
-
-def find_tokenizer(directory: Path) -> Tokenizer | None:
-    """The tokenizer beside the weights, or None when the directory has none."""
-    if any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        return load_tokenizer(str(directory))
-    return None
-
-
-def carry_small_files(source: Path, target: Path) -> None:
-    """Copy config, tokenizer and licence files; weight indices stay behind."""
-    target.mkdir(exist_ok=True)
-    for pattern in SMALL_FILES:
-        for path in source.glob(pattern):
-            if not path.name.endswith(".index.json"):
-                shutil.copyfile(path, target / path.name)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from cptron.convert.hf_import import carry_small_files
 from cptron.convert.safetensors_io import read_json
 from cptron.convert.safetensors_write import ShardFile, ShardPlan, TensorSpec, write_index
+from cptron.convert.small_files import carry_small_files
 from cptron.durable import new_directory, require_space
 from cptron.errors import ConversionError
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from cptron.convert.hf_import import carry_small_files, find_tokenizer
+from cptron.convert.small_files import carry_small_files, find_tokenizer
 from cptron.durable import must_be_new, new_directory, require_space
 from cptron.errors import ConversionError
 from cptron.versions import installed_versions

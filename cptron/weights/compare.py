@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cptron.convert.hf_import import find_tokenizer
+from cptron.convert.small_files import find_tokenizer
 from cptron.errors import ConversionError
 from cptron.model.families import family_of
 from cptron.tokens.tokenizer import Tokenizer

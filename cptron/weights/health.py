@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cptron.convert.hf_import import find_tokenizer
+from cptron.convert.small_files import find_tokenizer
 from cptron.tokens.tokenizer import Tokenizer
 from cptron.weights.rows import NEAR_ZERO, Rows, read_rows
 from cptron.weights.tensors import EMBEDDING, OUTPUT, WeightStream, blocks_of
