@@ -138,10 +138,20 @@ _CPTRON = [sys.executable, "-W", "ignore", "-m", "cptron.cli"]
 
 
 def _run(words: Sequence[str | Path]) -> Run:
-    """A process that finds nothing in the page cache, where the machine allows that to be emptied."""
+    """A process that finds no model in the page cache, where the machine allows that to be emptied; but its libraries,
+    which every side but the copy would have to read first."""
     os.sync()
     with contextlib.suppress(OSError):
         Path("/proc/sys/vm/drop_caches").write_text("3\n")
+    run_process(
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-c",
+            "import torch, transformers.models.auto.modeling_auto, tokenizers",
+        ]
+    )
     return run_process(words)
 
 

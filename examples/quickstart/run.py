@@ -160,8 +160,8 @@ def main() -> int:
     seq_length, max_tokens = config.data.seq_length, config.data.valid[0].max_tokens
     stage(1, "tokenize domain and general text")
     preprocess()
-    stage(2, "convert the base model")
-    cptron("convert", MODEL, WORK / "base")
+    stage(2, "convert the base model, and compare every bit with its source")
+    cptron("convert", "--verify", MODEL, WORK / "base")
     stage(3, "measure the base model with transformers")
     before = transformers_losses(MODEL, seq_length, max_tokens)
     stage(4, "continue pretraining")
