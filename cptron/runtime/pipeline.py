@@ -99,9 +99,7 @@ def run_schedule(
     return LossSums(sums[:-2, 0], sums[:-2, 1], places, squares, windowed)
 
 
-def _squares_of(
-    batches: Sequence[MicroBatch], document_mask: bool, window: int | None
-) -> tuple[int, int]:
+def _squares_of(batches: Sequence[MicroBatch], document_mask: bool, window: int | None) -> tuple[int, int]:
     """Squared lengths of documents (or of whole rows, where attention crosses documents), without and with the
     window."""
     documents = [batch.documents_BS for batch in batches]

@@ -37,8 +37,6 @@ class FamilyCase:
     changes: dict[str, Any] = field(default_factory=dict)
     documents: bool = True
     reset: bool = False
-    core: bool = False
-    """Also run under the newest megatron-core."""
 
 
 def phi3(original: int) -> dict[str, Any]:
@@ -51,14 +49,18 @@ def phi3(original: int) -> dict[str, Any]:
 
 CASES = [
     FamilyCase("llama", "llama", {"head_dim": 16}),
-    FamilyCase("mistral", "mistral", {"head_dim": 16, "sliding_window": 7}, core=True),
+    FamilyCase("mistral", "mistral", {"head_dim": 16, "sliding_window": 7}),
     FamilyCase(
         "qwen2",
         "qwen2",
-        {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1, "tie_word_embeddings": True},
-        core=True,
+        {
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "max_window_layers": 1,
+            "tie_word_embeddings": True,
+        },
     ),
-    FamilyCase("qwen3", "qwen3", {"head_dim": 16}, core=True),
+    FamilyCase("qwen3", "qwen3", {"head_dim": 16}),
     FamilyCase(
         "gemma3",
         "gemma3_text",
@@ -73,14 +75,13 @@ CASES = [
             },
             "tie_word_embeddings": True,
         },
-        core=True,
     ),
     FamilyCase("phi3", "phi3", {"sliding_window": 9}),
     FamilyCase("phi3-short", "phi3", phi3(WIDTH), documents=False),
     FamilyCase("phi3-long", "phi3", phi3(WIDTH - 1), documents=False),
     FamilyCase("phi3-reset", "phi3", phi3(WIDTH // 4), reset=True),
     FamilyCase("smollm3", "smollm3", {"no_rope_layer_interval": 3, "tie_word_embeddings": True}),
-    FamilyCase("olmo2", "olmo2", core=True),
+    FamilyCase("olmo2", "olmo2"),
 ]
 
 

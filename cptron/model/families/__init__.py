@@ -19,8 +19,7 @@ from cptron.model.families.qwen3 import QWEN3
 from cptron.model.families.smollm3 import SMOLLM3
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family
-    for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3_TEXT, PHI3, SMOLLM3, OLMO2)
+    family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3_TEXT, PHI3, SMOLLM3, OLMO2)
 }
 
 REASONS = {

@@ -99,7 +99,9 @@ def _ropes(config: Mapping[str, Any]) -> tuple[Rope, Rope]:
 def _whole(config: Mapping[str, Any], key: str) -> int:
     value = config[key]
     if value != int(value) or value < 1:
-        raise ConversionError(f"config.json has {key}={value!r}, which must be a whole number above 0; correct it")
+        raise ConversionError(
+            f"config.json has {key}={value!r}, which must be a whole number above 0; correct it"
+        )
     return int(value)
 
 

@@ -9,7 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 from cptron.model.architecture import Architecture
-from cptron.model.families.config_fields import NO_DROPOUT, reading, require, sizes, window_everywhere, write_sizes
+from cptron.model.families.config_fields import (
+    NO_DROPOUT,
+    reading,
+    require,
+    sizes,
+    window_everywhere,
+    write_sizes,
+)
 from cptron.model.families.family import Family
 from cptron.model.families.rope_fields import usual_rope, write_rope
 from cptron.model.families.rules import ATTENTION, EMBEDDING, FINAL_NORM, MLP, OUTPUT, PRE_NORMS

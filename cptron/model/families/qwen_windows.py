@@ -1,4 +1,4 @@
-"""The sliding windows of Qwen2 and Qwen3: off unless the config turns them on, then in the layers after some first ones.
+"""The sliding windows of Qwen2 and Qwen3: off unless the config turns them on, then in the layers after the first few.
 
 Place in the flow: a building block of `families.qwen2` and `families.qwen3`. Invariant: `read_windows` inverts
 `write_windows`, and reads what transformers computes.

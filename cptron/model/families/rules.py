@@ -22,7 +22,6 @@ OUTPUT = TensorRule("output_layer.weight", ("lm_head.weight",), (("vocab", "hidd
 FINAL_NORM = TensorRule("decoder.final_layernorm.weight", ("model.norm.weight",), (("hidden",),))
 
 
-
 def _norm(ours: str, theirs: str) -> TensorRule:
     """A norm of the hidden states of each layer."""
     return TensorRule(f"{_OURS}.{ours}.weight", (f"{_THEIRS}.{theirs}.weight",), (("hidden",),))
