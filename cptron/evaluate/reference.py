@@ -87,8 +87,28 @@ def _summed_loss(model: Any, windows_BS2: torch.Tensor) -> tuple[float, int]:
     inputs_BS, labels_BS, seen_BS = ids_BS[:, :-1], ids_BS[:, 1:], documents_BS[:, :-1]
     mask_B1SS: torch.Tensor | None = None
     if (seen_BS != seen_BS[:, :1]).any():
+        window = getattr(model.config, "sliding_window", None)
+        if window is not None and window < seen_BS.shape[1]:
+            return _loss_by_document(model, inputs_BS, labels_BS, seen_BS), labels_BS.numel()
         same_BSS = seen_BS[:, :, None] == seen_BS[:, None, :]
         mask_B1SS = (same_BSS & torch.ones(same_BSS.shape[1:], dtype=torch.bool).tril())[:, None]
     logits_BSV = model(inputs_BS, attention_mask=mask_B1SS).logits
     loss = torch.nn.functional.cross_entropy(logits_BSV.flatten(0, 1), labels_BS.flatten(), reduction="sum")
     return float(loss.double()), labels_BS.numel()
+
+
+def _loss_by_document(
+    model: Any, inputs_BS: torch.Tensor, labels_BS: torch.Tensor, seen_BS: torch.Tensor
+) -> float:
+    """Summed loss, one document at a time: a mask that is given would replace the model's own, with its window."""
+    total = 0.0
+    for inputs_S, labels_S, seen_S in zip(inputs_BS, labels_BS, seen_BS, strict=True):
+        start = 0
+        for length in torch.unique_consecutive(seen_S, return_counts=True)[1].tolist():
+            part = slice(start, start + length)
+            positions_1S = torch.arange(start, start + length)[None]
+            logits_1SV = model(inputs_S[None, part], position_ids=positions_1S).logits
+            loss = torch.nn.functional.cross_entropy(logits_1SV[0], labels_S[part], reduction="sum")
+            total += float(loss.double())
+            start += length
+    return total

@@ -125,9 +125,11 @@ class Architecture:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Architecture:
         """Rebuild from `to_dict` output; unknown or missing keys raise `TypeError`."""
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        scaling = values.get("rope_scaling")
-        return cls(**{**values, "rope_scaling": _scaling(scaling) if scaling else None})
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        scaling = fields.get("rope_scaling")
+        return cls(**{**fields, "rope_scaling": _scaling(scaling) if scaling else None})
 
 
 def _scaling(values: dict[str, Any]) -> Scaling:
@@ -137,6 +139,6 @@ def _scaling(values: dict[str, Any]) -> Scaling:
     if "linear_factor" in values:
         return LinearScaling(**values)
     if "short_factor" in values:
-        factors = {name: tuple(values[name]) for name in ("short_factor", "long_factor") if name in values}
-        return LongRopeScaling(**{**values, **factors})
+        divisors = {name: tuple(values[name]) for name in ("short_factor", "long_factor") if name in values}
+        return LongRopeScaling(**{**values, **divisors})
     return RopeScaling(**values)

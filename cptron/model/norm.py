@@ -47,6 +47,7 @@ class ZeroCenteredRMSNorm(RMSNorm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The norm over the last dimension."""
+        assert self.eps is not None
         return _zero_centered(x, self.weight, self.eps)
 
 

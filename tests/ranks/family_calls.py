@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from composition_calls import OPTIM, Batch, Piece, pieces
+from composition_calls import Batch, Piece, pieces
 
 import cptron.runtime.megatron_ready  # noqa: F401
 
@@ -16,6 +16,9 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
+from cptron.checkpoint import layout as checkpoint_layout
+from cptron.checkpoint.sharded import load_shards
+from cptron.config.schema import OptimConfig
 from cptron.convert.safetensors_io import ModelReader
 from cptron.convert.weight_map import Part, layers_of, read_part
 from cptron.model.architecture import Architecture
@@ -28,6 +31,9 @@ from cptron.runtime.launcher import launched_ranks
 from cptron.runtime.session import Session, open_session
 from cptron.runtime.topology import Layout
 from cptron.train.step import train_step
+
+# as in `composition_calls`; at a lower rate, since each step's rounding errors grow with the next
+OPTIM = OptimConfig(lr=3e-3, eps=1e-3, weight_decay=0.1, clip_grad_norm=1.0)
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,24 @@ def _run(
         )
         history.append((result.sums.loss_nats_per_token, result.grad_norm))
     return FamilyRun(places, logits, history, pieces(bare, "data"))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What one rank read of a checkpoint."""
+
+    weights: list[Piece]
+
+
+def stored_weights(checkpoint: str, layout: Layout) -> Stored:
+    """This rank's part of a checkpoint of whole weights."""
+    ranks = launched_ranks()
+    assert ranks is not None
+    arch = checkpoint_layout.read_manifest(Path(checkpoint)).arch
+    with open_session(ranks, layout, threads_per_rank=1):
+        chunks = build_chunks(arch, layout)
+        load_shards(Path(checkpoint) / checkpoint_layout.SHARDS, chunks)
+        return Stored(pieces(chunks, "data"))
 
 
 @torch.no_grad()

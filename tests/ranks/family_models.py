@@ -19,6 +19,8 @@ SIZES: dict[str, Any] = {
     "initializer_range": 0.2,
     "tie_word_embeddings": False,
     "pad_token_id": None,  # a row of the embedding that does not learn
+    "bos_token_id": None,
+    "eos_token_id": None,
 }
 LONGROPE = {
     "rope_type": "longrope",

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from composition_calls import OPTIM, Batch, assemble
-from family_calls import FamilyRun, logits_and_steps
+from composition_calls import Batch, assemble
+from family_calls import OPTIM, FamilyRun, logits_and_steps
 from family_models import CASES, VOCAB, WIDTH, FamilyCase, make_model
 from plain_reference import train
 
@@ -158,6 +158,11 @@ def test_families_equal_transformers(
     wrong = {}
     for number, (case, known) in enumerate(zip(cases, expected, strict=True)):
         found = differences([rank[number] for rank in runs], known)
+        print(
+            case.id,
+            sorted(((f"{v:.1e}", n) for n, v in found.items()), reverse=True)[:3],
+            np.abs(np.array(runs[0][number].history) / np.array(known.history) - 1).max(0),
+        )
         wrong |= {f"{case.id}: {name}": value for name, value in found.items() if not value <= RTOL}
     assert not wrong
 
