@@ -59,10 +59,12 @@ def sizes(config: Mapping[str, Any], *, tied: bool = False) -> dict[str, Any]:
 
 
 def write_sizes(arch: Architecture, model_type: str, architecture: str) -> dict[str, Any]:
-    """What `sizes` reads, and the names of the model's classes."""
+    """What `sizes` reads, and the names of the model's classes. Special tokens are the tokenizer's to name: null here,
+    since the defaults of the classes are those of one vocabulary, and the row of a padding token would not learn."""
     return {
         "model_type": model_type,
         "architectures": [architecture],
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
         "attention_dropout": 0.0,
         "head_dim": arch.head_dim,
         "hidden_size": arch.hidden_size,
