@@ -139,6 +139,8 @@ def _scaling(values: dict[str, Any]) -> Scaling:
     if "linear_factor" in values:
         return LinearScaling(**values)
     if "short_factor" in values:
-        divisors = {name: tuple(values[name]) for name in ("short_factor", "long_factor") if name in values}
+        divisors: dict[str, Any] = {
+            name: tuple(values[name]) for name in ("short_factor", "long_factor") if name in values
+        }
         return LongRopeScaling(**{**values, **divisors})
     return RopeScaling(**values)

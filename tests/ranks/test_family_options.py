@@ -13,6 +13,7 @@ from composition_calls import Batch, assemble
 from conftest import convert
 from family_calls import logits_and_steps, stored_weights
 from family_models import CASES, VOCAB, WIDTH, FamilyCase, make_model
+from rank_calls import command
 
 from cptron.config.schema import AdapterConfig, Fp8Config
 from cptron.convert.peft_export import export_peft
@@ -70,6 +71,20 @@ def test_a_checkpoint_loads_under_tensor_parallelism(
         key = key.replace("pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_")
         assert np.array_equal(found.pop(key)[: len(tensor)], tensor.numpy()), key
     assert not found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_verified_and_exported_as_it_came(
+    name: str, models: dict[str, Path], converted: dict[str, Path], tmp_path: Path
+) -> None:
+    """`cptron verify` on the probe's tokens, and an export with the tensors of the model, bit for bit."""
+    for arguments in (["verify", str(converted[name]), str(models[name])], ["export", str(converted[name])]):
+        more = [str(tmp_path / "exported")] if arguments[0] == "export" else ["--tolerance", "1e-4"]
+        (outcome,) = run_ranks(command, 1, [*arguments, *more])
+        assert not outcome.error
+    source, target = ModelReader(models[name]), ModelReader(tmp_path / "exported")
+    assert source.names == target.names
+    assert all(torch.equal(source.read(key), target.read(key)) for key in source.names)
 
 
 @pytest.mark.parametrize(("name", "layout"), [("qwen2", TP2), ("olmo2", TP2), ("gemma3", Layout())])
