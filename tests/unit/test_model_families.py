@@ -340,6 +340,7 @@ def test_a_missing_rotary_field_is_named(form: dict[str, Any], key: str) -> None
     [
         ({"attention_bias": True}, "attention_bias=True"),
         ({"mlp_bias": True}, "mlp_bias=True"),
+        ({"attention_dropout": 0.1}, "attention_dropout=0.1"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ({"pretraining_tp": 2}, "pretraining_tp=2"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type 'linear'"),

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 from cptron.model.architecture import Architecture
-from cptron.model.families.config_fields import reading, require, sizes, write_sizes
+from cptron.model.families.config_fields import NO_BIAS, NO_DROPOUT, reading, require, sizes, write_sizes
 from cptron.model.families.family import Family
 from cptron.model.families.rope_fields import usual_rope, write_rope
 from cptron.model.families.rules import ATTENTION, EMBEDDING, FINAL_NORM, MLP, OUTPUT, PRE_NORMS
 
-_COMPUTED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "pretraining_tp": 1}
+_COMPUTED = {"hidden_act": "silu", "mlp_bias": False, "pretraining_tp": 1, **NO_BIAS, **NO_DROPOUT}
 """What the engine computes; another value is refused, an absent one means this."""
 
 
