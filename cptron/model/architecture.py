@@ -120,7 +120,7 @@ class Architecture:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form; `from_dict` inverts it."""
-        return asdict(self)
+        return asdict(self, dict_factory=_plain)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Architecture:
@@ -130,6 +130,11 @@ class Architecture:
         }
         scaling = fields.get("rope_scaling")
         return cls(**{**fields, "rope_scaling": _scaling(scaling) if scaling else None})
+
+
+def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Tuples as the lists that JSON has."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in items}
 
 
 def _scaling(values: dict[str, Any]) -> Scaling:
