@@ -7,6 +7,7 @@ part would stand, and the rest is still described.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from cptron.checkpoint import layout
 from cptron.config.load import load_config
 from cptron.errors import CheckpointError, CptronError, DataError
 from cptron.model.architecture import Architecture
+from cptron.model.families import family_of
+from cptron.model.families.family import size_of
 from cptron.report.sinks import METRICS_FILE, Record, read_records
 
 RUN_FILE = "run.json"
@@ -59,11 +62,12 @@ def describe_checkpoint(directory: Path) -> Facts:
 
 def num_parameters(arch: Architecture) -> int:
     """Parameters of the model, without vocabulary padding; a tied matrix counts once."""
-    hidden, query, group = arch.hidden_size, arch.num_attention_heads, arch.num_kv_heads
-    attention = hidden * arch.head_dim * (2 * query + 2 * group)
-    layer = attention + 3 * hidden * arch.ffn_hidden_size + 2 * hidden
-    matrices = 1 if arch.tied_embeddings else 2
-    return arch.num_layers * layer + hidden + matrices * arch.vocab_size * hidden
+    return sum(
+        math.prod(size_of(dim, arch) for dim in shape)
+        * (arch.num_layers if "{layer}" in rule.megatron else 1)
+        for rule in family_of(arch.family).rules_for(arch)
+        for shape in rule.shapes
+    )
 
 
 def _lineage(manifest: layout.Manifest) -> list[str]:

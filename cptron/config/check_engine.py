@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cptron.config.check_fp8 import check_fp8, check_fp8_layers, check_fp8_shapes
 from cptron.config.schema import AdapterConfig, Config
 from cptron.errors import ConfigError, either
+from cptron.model.families import family_of
 from cptron.model.families.family import ADAPTABLE
 from cptron.runtime.topology import Layout
 
@@ -201,6 +202,10 @@ def check_shape(arch: Architecture, config: Config) -> None:
             f"memory.recompute_layers={config.memory.recompute_layers} is more than the "
             f"{max(sizes) // layout.virtual_stages} layers of a stage's part; use 0 for all"
         )
+    if config.model.backend == "te":
+        _check_te_computes(arch)
+    if config.adapter.kind != "none":
+        _check_adaptable(arch, config.adapter)
     if config.fp8.recipe != "none":
         check_fp8_layers(config, arch.num_layers)
         check_fp8_shapes(
@@ -214,4 +219,37 @@ def check_shape(arch: Architecture, config: Config) -> None:
         raise ConfigError(
             f"data.seq_length={seq_length} is more than the model's max_position_embeddings="
             f"{arch.max_position_embeddings}; use at most {arch.max_position_embeddings}"
+        )
+
+
+def _check_te_computes(arch: Architecture) -> None:
+    """Raise `ConfigError` for what Transformer Engine's layers, as they are used here, would leave out."""
+    windows = arch.sliding_window is not None and arch.sliding_window < arch.max_position_embeddings
+    missing = {
+        f"norms placed {arch.norm_placement}": arch.norm_placement != "pre",
+        "norms of whole queries and keys": arch.qk_norm == "projection",
+        "norms that multiply by 1 + weight": arch.zero_centered_norm,
+        f"the activation {arch.activation}": arch.activation != "silu",
+        f"an attention scale of {arch.attention_scale}": arch.attention_scale is not None,
+        f"a sliding window of {arch.sliding_window}": windows,
+        "layers without rotation": bool(arch.unrotated_layers),
+        "two rotary tables": arch.rope_local_theta is not None,
+    }
+    found = [name for name, needed in missing.items() if needed]
+    if found:
+        raise ConfigError(
+            f"model.backend=te does not compute what a {arch.family} model needs: {', '.join(found)}; "
+            "use model.backend=native"
+        )
+
+
+def _check_adaptable(arch: Architecture, adapter: AdapterConfig) -> None:
+    """Raise `ConfigError` for targets that are parts of fused matrices in the Hugging Face model: PEFT would have one
+    adapter for all of such a matrix."""
+    adaptable = family_of(arch.family).adaptable
+    fused = [target for target in adapter.targets if target not in adaptable]
+    if fused:
+        raise ConfigError(
+            f"adapter.targets has {', '.join(fused)}, which a {arch.family} model has as parts of fused matrices only; "
+            f"use adapter.targets=[{','.join(adaptable)}]"
         )

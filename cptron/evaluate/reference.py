@@ -134,10 +134,30 @@ class Reference:
         inputs_BS, labels_BS, seen_BS = ids_BS[:, :-1], ids_BS[:, 1:], documents_BS[:, :-1]
         mask_B1SS: torch.Tensor | None = None
         if document_mask and (seen_BS != seen_BS[:, :1]).any():
+            window = getattr(self._model.config, "sliding_window", None)
+            if window is not None and window < seen_BS.shape[1]:
+                return self._losses_by_document(inputs_BS, labels_BS, seen_BS)
             same_BSS = seen_BS[:, :, None] == seen_BS[:, None, :]
             mask_B1SS = (same_BSS & torch.ones(same_BSS.shape[1:], dtype=torch.bool).tril())[:, None]
         logits_BSV = self._model(inputs_BS, attention_mask=mask_B1SS).logits
         losses_BS: torch.Tensor = torch.nn.functional.cross_entropy(
             logits_BSV.transpose(1, 2), labels_BS, reduction="none"
         )
+        return losses_BS
+
+    def _losses_by_document(
+        self, inputs_BS: torch.Tensor, labels_BS: torch.Tensor, seen_BS: torch.Tensor
+    ) -> torch.Tensor:
+        """The same, one document at a time: a mask that is given would replace the model's own, with its window."""
+        losses_BS = torch.zeros(labels_BS.shape)
+        for row, seen_S in enumerate(seen_BS):
+            start = 0
+            for length in torch.unique_consecutive(seen_S, return_counts=True)[1].tolist():
+                part = slice(start, start + length)
+                positions_1S = torch.arange(start, start + length)[None]
+                logits_1SV = self._model(inputs_BS[row : row + 1, part], position_ids=positions_1S).logits
+                losses_BS[row, part] = torch.nn.functional.cross_entropy(
+                    logits_1SV[0], labels_BS[row, part], reduction="none"
+                )
+                start += length
         return losses_BS

@@ -70,8 +70,10 @@ class AdaptedLinear(torch.nn.Module):
         self.adapter = Adapter(self)
 
     def _forward_impl(self, input: torch.Tensor, weight: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        output_SBO = super()._forward_impl(input, weight, *args, **kwargs)  # type: ignore[misc]
-        return self.adapter(input, output_SBO, weight)
+        bias_O = kwargs["bias"]  # DoRA rescales what comes of the weight, not the bias
+        output_SBO = super()._forward_impl(input, weight, *args, **{**kwargs, "bias": None})  # type: ignore[misc]
+        adapted_SBO = self.adapter(input, output_SBO, weight)
+        return adapted_SBO if bias_O is None else adapted_SBO + bias_O
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None

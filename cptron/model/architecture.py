@@ -2,13 +2,13 @@
 
 Place in the flow: read from a Hugging Face `config.json` by a family, stored in every checkpoint, used to
 build the megatron-core model, to plan and to export. Invariant: two models with equal `Architecture` have
-the same parameters.
+the same parameters and compute the same function of them.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,8 +38,32 @@ class YarnScaling:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LinearScaling:
+    """All rotary frequencies divided by one number (Chen et al. 2023; Hugging Face `rope_type: linear`)."""
+
+    linear_factor: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LongRopeScaling:
+    """A divisor for each rotary frequency (Ding et al. 2024; Hugging Face `rope_type: longrope`)."""
+
+    short_factor: tuple[float, ...]
+    """Divisors where positions are counted over at most `original_max_position_embeddings` tokens."""
+    long_factor: tuple[float, ...]
+    """Divisors where they are counted over more."""
+    original_max_position_embeddings: int
+    attention_factor: float
+    """Multiplies cosines and sines of both; always a number, also where the config leaves it to a rule."""
+
+
+Scaling = RopeScaling | YarnScaling | LinearScaling | LongRopeScaling
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Architecture:
-    """A decoder-only transformer of the Llama shape (RMSNorm, SwiGLU, rotary, grouped-query attention)."""
+    """A decoder-only transformer: RMSNorm, gated MLP, rotary embedding, grouped-query attention. The defaults are
+    those of Llama. Layers are numbered from 0."""
 
     family: str
     num_layers: int
@@ -52,20 +76,76 @@ class Architecture:
     max_position_embeddings: int
     norm_eps: float
     rope_theta: float
-    rope_scaling: RopeScaling | YarnScaling | None = None
+    rope_scaling: Scaling | None = None
     tied_embeddings: bool = False
+    qkv_bias: bool = False
+    """Queries, keys and values have a bias."""
+    qk_norm: Literal["none", "head", "projection"] = "none"
+    """RMSNorm of queries and keys before their rotation: of each head, or of all heads together."""
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    norm_placement: Literal["pre", "post", "sandwich"] = "pre"
+    """Norms before attention and MLP, of their outputs before these are added to the residual, or both."""
+    zero_centered_norm: bool = False
+    """Norms multiply by 1 + weight."""
+    embedding_scale: float | None = None
+    """Multiplies embeddings, rounded to the dtype of the weights."""
+    attention_scale: float | None = None
+    """Multiplies the scores of attention; None: 1 / sqrt(head_dim)."""
+    sliding_window: int | None = None
+    """In `windowed_layers` a token sees itself and the `sliding_window - 1` tokens before it."""
+    windowed_layers: tuple[int, ...] = ()
+    unrotated_layers: tuple[int, ...] = ()
+    """Layers whose queries and keys are not rotated."""
+    rope_local_theta: float | None = None
+    """Base of the rotary embedding of `windowed_layers`, which is not scaled; None: that of the others."""
+    rotary_dim: int | None = None
+    """Channels of a head that are rotated, the first ones; None: all."""
+    rotation_in_fp32: bool = False
+    """Cosines and sines are not rounded to the dtype of the weights."""
+
+    @property
+    def rotated_channels(self) -> int:
+        """Channels of a head that are rotated."""
+        return self.head_dim if self.rotary_dim is None else self.rotary_dim
+
+    def window_of(self, layer: int) -> int | None:
+        """Tokens that a token of this layer sees at most, itself included; None: all of its document."""
+        return self.sliding_window if layer in self.windowed_layers else None
+
+    def rotary_of(self, layer: int) -> Literal["global", "local", "none"]:
+        """Which rotary table turns queries and keys of this layer."""
+        if layer in self.unrotated_layers:
+            return "none"
+        return "local" if self.rope_local_theta is not None and layer in self.windowed_layers else "global"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form; `from_dict` inverts it."""
-        return asdict(self)
+        return asdict(self, dict_factory=_plain)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Architecture:
         """Rebuild from `to_dict` output; unknown or missing keys raise `TypeError`."""
-        scaling = values.get("rope_scaling")
-        return cls(**{**values, "rope_scaling": _scaling(scaling) if scaling else None})
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        scaling = fields.get("rope_scaling")
+        return cls(**{**fields, "rope_scaling": _scaling(scaling) if scaling else None})
 
 
-def _scaling(values: dict[str, Any]) -> RopeScaling | YarnScaling:
+def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Tuples as the lists that JSON has."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in items}
+
+
+def _scaling(values: dict[str, Any]) -> Scaling:
     """The kind of scaling that has these fields; Llama 3's was stored first, without a name of its kind."""
-    return YarnScaling(**values) if "beta_fast" in values else RopeScaling(**values)
+    if "beta_fast" in values:
+        return YarnScaling(**values)
+    if "linear_factor" in values:
+        return LinearScaling(**values)
+    if "short_factor" in values:
+        divisors: dict[str, Any] = {
+            name: tuple(values[name]) for name in ("short_factor", "long_factor") if name in values
+        }
+        return LongRopeScaling(**{**values, **divisors})
+    return RopeScaling(**values)

@@ -2,8 +2,8 @@
 
 Place in the flow: a submodule of the native layer spec; stands where megatron-core's `DotProductAttention`
 stands. `AttentionInputs` reaches it as megatron-core's `packed_seq_params`. Invariant: exactly
-softmax(q k^T * scale) v over the keys of a query's own document up to itself; no dense mask of a
-batch.
+softmax(q k^T * scale) v over the keys of a query's own document up to itself, or of these the last ones where the layer
+has a window; no dense mask of a batch.
 
 Shapes: S tokens of a row on this rank, B rows, N query heads on this rank, G key/value groups on this rank, D head
 size, T = B * S, K keys of all segments, W tokens of a whole sequence.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -30,6 +30,9 @@ from cptron.model.rotary import rotate
 from cptron.model.segments import Segments
 from cptron.model.varlen import causal_attention, varlen_attention
 
+Rotary = Literal["global", "local", "none"]
+"""Which table turns queries and keys of a layer."""
+
 
 @dataclass
 class AttentionInputs(PackedSeqParams):  # type: ignore[misc]
@@ -41,8 +44,11 @@ class AttentionInputs(PackedSeqParams):  # type: ignore[misc]
 
     qkv_format: str = "sbhd"
     cos: Any = None
-    """`[S, B or 1, 1, D / 2]`, in the model's dtype."""
+    """`[S, B or 1, 1, half of the rotated channels]`, in the model's dtype."""
     sin: Any = None
+    local_cos: Any = None
+    """Those of layers with a window, where they have their own."""
+    local_sin: Any = None
     segments: Any = None
     """`Segments` of this rank."""
     query_starts: Any = None
@@ -50,9 +56,16 @@ class AttentionInputs(PackedSeqParams):  # type: ignore[misc]
     key_starts: Any = None
     """`segments.key_starts` on the device."""
 
+    def rotated(self, x_SBND: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+        """Queries or keys turned by the table that the layer uses."""
+        if rotary == "none":
+            return x_SBND
+        cos, sin = (self.cos, self.sin) if rotary == "global" else (self.local_cos, self.local_sin)
+        return rotate(x_SBND, cos, sin)
+
 
 class TorchAttention(MegatronModule):  # type: ignore[misc]
-    """Causal attention within documents."""
+    """Causal attention within documents. `window` and `rotary` are the layer's, as `Architecture` has them."""
 
     def __init__(
         self,
@@ -64,8 +77,13 @@ class TorchAttention(MegatronModule):  # type: ignore[misc]
         softmax_scale: float | None = None,
         cp_comm_type: str | None = None,
         pg_collection: Any = None,
+        *,
+        window: int | None = None,
+        rotary: Rotary = "global",
     ) -> None:
         super().__init__(config=config)
+        self.window = window
+        self.rotary: Rotary = rotary
         assert attention_type == "self"
         assert config.attention_dropout == 0.0 if attention_dropout is None else attention_dropout == 0.0
         self.scale = 1.0 / math.sqrt(config.kv_channels) if softmax_scale is None else softmax_scale
@@ -85,14 +103,16 @@ class TorchAttention(MegatronModule):  # type: ignore[misc]
         assert attention_mask is None and attention_bias is None
         inputs = packed_seq_params
         assert inputs is not None
-        query_SBND = rotate(query_SBND, inputs.cos, inputs.sin)
-        key_SBGD = rotate(key_SBGD, inputs.cos, inputs.sin)
+        query_SBND = inputs.rotated(query_SBND, self.rotary)
+        key_SBGD = inputs.rotated(key_SBGD, self.rotary)
         if self.cp_group.size() > 1:
             both_2SBGD = torch.stack([key_SBGD, value_SBGD])
             key_SBGD, value_SBGD = _GatherContext.apply(both_2SBGD, self.cp_group)  # type: ignore[no-untyped-call]
-        if inputs.segments.whole_rows:
+        segments: Segments = inputs.segments
+        window = None if self.window is None or self.window >= segments.longest_key else self.window
+        if segments.whole_rows and window is None:
             return self._attend_rows(query_SBND, key_SBGD, value_SBGD)
-        return self._attend_segments(query_SBND, key_SBGD, value_SBGD, inputs)
+        return self._attend_segments(query_SBND, key_SBGD, value_SBGD, inputs, window)
 
     def _attend_rows(
         self, query_SBND: torch.Tensor, key_SBGD: torch.Tensor, value_SBGD: torch.Tensor
@@ -111,6 +131,7 @@ class TorchAttention(MegatronModule):  # type: ignore[misc]
         key_WBGD: torch.Tensor,
         value_WBGD: torch.Tensor,
         inputs: AttentionInputs,
+        window: int | None,
     ) -> torch.Tensor:
         seq_length, rows = query_SBND.shape[:2]
         context_TND = varlen_attention(
@@ -121,6 +142,7 @@ class TorchAttention(MegatronModule):  # type: ignore[misc]
             inputs.query_starts,
             inputs.key_starts,
             self.scale,
+            window,
         )
         return context_TND.reshape(rows, seq_length, -1).transpose(0, 1).contiguous()
 

@@ -8,7 +8,6 @@ the model, once.
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -23,14 +22,24 @@ from cptron.model.architecture import Architecture
 from cptron.model.backend import check_offloading, layer_specs
 from cptron.model.causal_lm import CausalLM
 from cptron.model.fp8 import resolve_fp8
+from cptron.model.fused import fused
 from cptron.model.options import ModelOptions
 from cptron.model.stages import layers_of
+from cptron.model.varlen import offered_options
 from cptron.model.vocab import padded_vocab_size
 from cptron.runtime.groups import stage_rank
 from cptron.runtime.offloading import begin_offloading
 from cptron.runtime.topology import Layout
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@fused
+def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS = {"silu": F.silu, "gelu_tanh": _gelu_tanh}
 
 
 def transformer_config(arch: Architecture, layout: Layout, options: ModelOptions) -> TransformerConfig:
@@ -47,8 +56,11 @@ def transformer_config(arch: Architecture, layout: Layout, options: ModelOptions
         normalization="RMSNorm",
         layernorm_epsilon=arch.norm_eps,
         gated_linear_unit=True,
-        activation_func=F.silu,
+        activation_func=ACTIVATIONS[arch.activation],
         add_bias_linear=False,
+        add_qkv_bias=arch.qkv_bias,
+        qk_layernorm=arch.qk_norm == "head",
+        softmax_scale=arch.attention_scale,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         params_dtype=dtype,
@@ -63,7 +75,7 @@ def transformer_config(arch: Architecture, layout: Layout, options: ModelOptions
         calculate_per_token_loss=True,  # gradients are divided by the tokens of the global batch, not per rank
         **_parallel(layout, dtype),
         **_memory(options),
-        **_backend(options),
+        **_backend(arch, options),
     )
 
 
@@ -104,14 +116,14 @@ def _memory(options: ModelOptions) -> dict[str, Any]:
     return found
 
 
-def _backend(options: ModelOptions) -> dict[str, Any]:
+def _backend(arch: Architecture, options: ModelOptions) -> dict[str, Any]:
     if options.backend == "te":
         from cptron.model.specs_te import te_settings
 
         return te_settings(options)
     from cptron.model.specs_native import native_settings
 
-    return native_settings(options)
+    return native_settings(arch, options)
 
 
 def build_chunks(
@@ -125,13 +137,13 @@ def build_chunks(
     """
     layout, options = layout or Layout(), options or ModelOptions()
     options = replace(options, fp8=resolve_fp8(options.fp8))
-    _check_device(layout, options)
+    _check_device(arch, layout, options)
     begin_offloading()
     config = transformer_config(arch, layout, options)
     return [_build_chunk(arch, layout, options, config, number) for number in range(layout.virtual_stages)]
 
 
-def _check_device(layout: Layout, options: ModelOptions) -> None:
+def _check_device(arch: Architecture, layout: Layout, options: ModelOptions) -> None:
     """Raise `ConfigError` for what this device, or this torch on it, cannot do."""
     if options.memory.offload_modules and not torch.cuda.is_available():
         raise ConfigError(
@@ -139,12 +151,29 @@ def _check_device(layout: Layout, options: ModelOptions) -> None:
             "but there is no GPU; leave it out here"
         )
     check_offloading(options.memory.offload_modules)
-    segments = options.attention.document_mask or layout.cp > 1
     flash = torch.cuda.is_available() and options.backend == "native" and options.precision == "bf16"
-    if segments and flash and find_spec("torch.nn.attention.varlen") is None:
+    if flash:
+        _check_varlen(arch, layout, options)
+
+
+def _check_varlen(arch: Architecture, layout: Layout, options: ModelOptions) -> None:
+    """Raise `ConfigError` for what torch's variable-length attention is needed for and cannot do."""
+    offered = offered_options()
+    segments = options.attention.document_mask or layout.cp > 1
+    if segments and not offered:
         raise ConfigError(
             f"attention.document_mask and parallel.cp={layout.cp} need torch 2.10 on GPUs in bf16, here is "
             f"{torch.__version__}; install it, or set attention.document_mask=false and parallel.cp=1"
+        )
+    if arch.sliding_window is not None and "window_size" not in offered:
+        raise ConfigError(
+            f"a model of the {arch.family} family with sliding_window={arch.sliding_window} needs a torch whose "
+            f"variable-length attention has windows, on GPUs in bf16; here is {torch.__version__}, install a newer one"
+        )
+    if segments and arch.attention_scale is not None and "scale" not in offered:
+        raise ConfigError(
+            f"a model of the {arch.family} family with attention scale {arch.attention_scale:g} needs a torch whose "
+            f"variable-length attention takes a scale; here is {torch.__version__}, install a newer one"
         )
 
 

@@ -27,7 +27,13 @@ from cptron.model.architecture import Architecture
 from cptron.model.attention import AttentionInputs
 from cptron.model.options import ModelOptions
 from cptron.model.rotary import RotaryTable
-from cptron.model.segments import Int32Array, document_positions, local_tokens, segments_of
+from cptron.model.segments import (
+    Int32Array,
+    document_lengths,
+    document_positions,
+    local_tokens,
+    segments_of,
+)
 from cptron.model.vocab_loss import TokenLosses, Vocabulary, weighted_losses
 
 
@@ -43,6 +49,7 @@ class CausalLM(GPTModel):  # type: ignore[misc]
                 OutputLayer  # GPTModel makes this layer itself, of a class it does not ask for
             )
         self._rotary = RotaryTable(arch, self.config.params_dtype)
+        self._local_rotary = RotaryTable(arch, self.config.params_dtype, local=True)
         tp = self.config.tensor_model_parallel_size
         rows = self.vocab_size // tp
         first_row = parallel_state.get_tensor_model_parallel_rank() * rows
@@ -74,21 +81,45 @@ class CausalLM(GPTModel):  # type: ignore[misc]
         cp_rank = parallel_state.get_context_parallel_rank()
         seq_length = documents_BW.shape[1]
         here_S = local_tokens(seq_length, cp, cp_rank)
-        positions = document_positions(documents_BW)[:, here_S] if attention.reset_positions else here_S[None]
+        positions_BS = here_S[None]
+        if attention.reset_positions:
+            positions_BS = document_positions(documents_BW)[:, here_S]
         seen_BW = documents_BW if attention.document_mask else np.zeros_like(documents_BW)
         segments = segments_of(seen_BW, cp, cp_rank)
-        cos, sin = self._rotary.at(_on(positions, device), seq_length, device)
+        places = (_on(positions_BS, device), seq_length, device)
+        cos, sin = self._rotary.at(*places, self._counted_far(documents_BW, here_S, device))
+        local_cos, local_sin = None, None
+        if self.arch.rope_local_theta is not None:
+            local_cos, local_sin = self._local_rotary.at(*places)
         return AttentionInputs(
             cos=cos,
             sin=sin,
+            local_cos=local_cos,
+            local_sin=local_sin,
             segments=segments,
             query_starts=_on(segments.query_starts, device),
             key_starts=_on(segments.key_starts, device),
         )
 
+    def _counted_far(
+        self, documents_BW: Int32Array, here_S: np.ndarray, device: torch.device
+    ) -> torch.Tensor | None:
+        """Which positions are counted over more tokens, of their row or document, than LongRope's original context;
+        None where the model has no such rule."""
+        context = self._rotary.original_context
+        if context is None:
+            return None
+        if self.options.attention.reset_positions:
+            return _on(document_lengths(documents_BW)[:, here_S] > context, device)
+        return torch.full((1, len(here_S)), documents_BW.shape[1] > context, device=device)
+
     def _preprocess(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._preprocess(*args, **kwargs)
         hidden = prepared[0]
+        if self.arch.embedding_scale is not None and self.pre_process:
+            # rounded as transformers rounds it
+            hidden = hidden * float(torch.tensor(self.arch.embedding_scale).to(hidden.dtype))
+            prepared = (hidden, *prepared[1:])
         passed_on = (
             self.config.recompute_granularity is not None or self.config.pipeline_model_parallel_size > 1
         )

@@ -33,22 +33,30 @@ def matmul_flops_per_token(arch: Architecture) -> int:
 
 def attention_flops(arch: Architecture, lengths: Iterable[int]) -> int:
     """FLOPs of scores and their products with the values, causal, for documents of these lengths that do not see
-    each other: 6 * layers * heads * head_dim * the sum of length^2.
+    each other: 6 * layers * heads * head_dim * the sum of length^2, less what windows leave out.
 
     A full square of scores costs 4 * heads * head_dim * length^2 in the two products of the forward pass, half of it
     is below the diagonal (so counted in Dao 2023, FlashAttention-2), and the backward pass costs twice that.
     """
-    return _attention(arch, sum(int(length) ** 2 for length in lengths))
+    sizes = [int(length) for length in lengths]
+    squares = sum(size**2 for size in sizes)
+    return _attention(arch, squares, sum(_square(size, arch.sliding_window) for size in sizes))
 
 
-def train_flops(arch: Architecture, num_tokens: int, sum_of_squares: int) -> int:
+def train_flops(
+    arch: Architecture, num_tokens: int, sum_of_squares: int, windowed_squares: int | None = None
+) -> int:
     """FLOPs of a forward and a backward pass over `num_tokens` tokens in documents whose squared lengths sum to
-    `sum_of_squares` (`seq_length ** 2` for each sequence where documents are not told apart)."""
-    return matmul_flops_per_token(arch) * int(num_tokens) + _attention(arch, int(sum_of_squares))
+    `sum_of_squares` (`seq_length ** 2` for each sequence where documents are not told apart). `windowed_squares`: the
+    same sum under the architecture's window; models that have one need it."""
+    windowed = sum_of_squares if windowed_squares is None else int(windowed_squares)
+    assert windowed_squares is not None or arch.sliding_window is None
+    return matmul_flops_per_token(arch) * int(num_tokens) + _attention(arch, int(sum_of_squares), windowed)
 
 
-def sum_of_squares(documents_BS: npt.NDArray[np.int32]) -> int:
-    """Sum of the squared lengths of all documents of all rows, given each token's document.
+def sum_of_squares(documents_BS: npt.NDArray[np.int32], window: int | None = None) -> int:
+    """Sum of the squared lengths of all documents of all rows, given each token's document; with a window, of the
+    part of each square, twice what is below the diagonal, in which a token sees another.
 
     A document is a run of equal numbers within a row; places that hold no token are one more document and count.
     """
@@ -56,8 +64,16 @@ def sum_of_squares(documents_BS: npt.NDArray[np.int32]) -> int:
     begins_BS[:, 1:] = documents_BS[:, 1:] != documents_BS[:, :-1]
     starts = np.flatnonzero(begins_BS)
     lengths = np.diff(starts, append=documents_BS.size).astype(np.int64)
-    return int(np.dot(lengths, lengths))
+    left_out = np.maximum(lengths - window, 0) if window is not None else np.zeros_like(lengths)
+    return int(np.dot(lengths, lengths) - np.dot(left_out, left_out))
 
 
-def _attention(arch: Architecture, squares: int) -> int:
-    return 6 * arch.num_layers * arch.num_attention_heads * arch.head_dim * squares
+def _square(length: int, window: int | None) -> int:
+    """length^2 less the square beyond the window."""
+    return length**2 - (max(length - window, 0) ** 2 if window is not None else 0)
+
+
+def _attention(arch: Architecture, squares: int, windowed_squares: int) -> int:
+    windowed = len(arch.windowed_layers)
+    over_layers = (arch.num_layers - windowed) * squares + windowed * windowed_squares
+    return 6 * arch.num_attention_heads * arch.head_dim * over_layers

@@ -4,7 +4,7 @@ Place in the flow: `model.rotary` keeps the table on the device and rotates quer
 to `transformers` for the same configuration (same float32 operations in the same order), since the weights were
 trained with that very table.
 
-Shapes: D half of a head (one entry a pair of channels), P positions.
+Shapes: D half of the rotated channels of a head (one entry a pair of them), P positions.
 """
 
 from __future__ import annotations
@@ -13,31 +13,44 @@ import math
 
 import torch
 
-from cptron.model.architecture import Architecture, RopeScaling, YarnScaling
+from cptron.model.architecture import Architecture, LinearScaling, LongRopeScaling, RopeScaling, YarnScaling
 
 
-def inverse_frequencies(arch: Architecture) -> torch.Tensor:
-    """Inverse frequencies, float32 `[head_dim / 2]`, on the CPU: theta^(-2i/d) (Su et al. 2021, RoFormer), scaled
-    as `arch.rope_scaling` says."""
-    exponents_D = torch.arange(0, arch.head_dim, 2, dtype=torch.int64).float() / arch.head_dim
+def inverse_frequencies(arch: Architecture, *, local: bool = False, long: bool = False) -> torch.Tensor:
+    """Inverse frequencies, float32 `[rotated channels / 2]`, on the CPU: theta^(-2i/d) (Su et al. 2021, RoFormer),
+    scaled as `arch.rope_scaling` says.
+
+    `local`: those of layers with a window, where they have their own. `long`: LongRope's beyond the original context.
+    """
+    channels = arch.rotated_channels
+    exponents_D = torch.arange(0, channels, 2, dtype=torch.int64).float() / channels
+    if local and arch.rope_local_theta is not None:
+        return 1.0 / arch.rope_local_theta**exponents_D
     powers_D = arch.rope_theta**exponents_D
     match arch.rope_scaling:
         case RopeScaling() as scaling:
             return _llama3(1.0 / powers_D, scaling)
         case YarnScaling() as scaling:
             return _yarn(powers_D, arch, scaling)
+        case LinearScaling() as scaling:
+            return 1.0 / powers_D / scaling.linear_factor
+        case LongRopeScaling() as scaling:
+            return 1.0 / (torch.tensor(scaling.long_factor if long else scaling.short_factor) * powers_D)
         case None:
             return 1.0 / powers_D
 
 
-def rotary_table(arch: Architecture, num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines of positions 0, 1, ..., float32 `[P, head_dim / 2]`, on the CPU.
+def rotary_table(
+    arch: Architecture, num_positions: int, *, local: bool = False, long: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of positions 0, 1, ..., float32 `[P, rotated channels / 2]`, on the CPU.
 
-    Both carry YaRN's attention factor, so that the logits of attention carry its square.
+    Both carry the attention factor of YaRN and LongRope, so that the logits of attention carry its square.
     """
-    angles_PD = torch.arange(num_positions).float()[:, None] * inverse_frequencies(arch)
-    scaling = arch.rope_scaling
-    factor = scaling.attention_factor if isinstance(scaling, YarnScaling) else 1.0
+    inv_freq_D = inverse_frequencies(arch, local=local, long=long)
+    angles_PD = torch.arange(num_positions).float()[:, None] * inv_freq_D
+    scaling = None if local else arch.rope_scaling
+    factor = scaling.attention_factor if isinstance(scaling, YarnScaling | LongRopeScaling) else 1.0
     return angles_PD.cos() * factor, angles_PD.sin() * factor
 
 
@@ -66,7 +79,7 @@ def _yarn(powers_D: torch.Tensor, arch: Architecture, scaling: YarnScaling) -> t
     high = _pair_turning(scaling.beta_slow, arch, scaling)
     if scaling.truncate:
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, arch.head_dim - 1)
+    low, high = max(low, 0), min(high, arch.rotated_channels - 1)
     if low == high:
         high += 0.001  # as in the public code: a step instead of a division by zero
     ramp_D = torch.clamp((torch.arange(len(powers_D), dtype=torch.float32) - low) / (high - low), 0, 1)
@@ -78,4 +91,4 @@ def _pair_turning(turns: float, arch: Architecture, scaling: YarnScaling) -> flo
     """Number, with a fraction, of the pair of channels that turns so often within the original context."""
     context = scaling.original_max_position_embeddings
     ratio = math.log(context / (turns * 2 * math.pi)) / (2 * math.log(arch.rope_theta))
-    return arch.head_dim * ratio
+    return arch.rotated_channels * ratio

@@ -84,5 +84,15 @@ def document_positions(documents_BS: Int32Array) -> npt.NDArray[np.int64]:
     return places_S - np.maximum.accumulate(begins_BS, axis=1)
 
 
+def document_lengths(documents_BS: Int32Array) -> npt.NDArray[np.int64]:
+    """Tokens of the document of each token `[B, S]`."""
+    found_BS = np.empty(documents_BS.shape, np.int64)
+    for row, documents_S in enumerate(documents_BS):
+        edges = [0, *(np.flatnonzero(np.diff(documents_S)) + 1).tolist(), len(documents_S)]
+        lengths = np.diff(edges)
+        found_BS[row] = np.repeat(lengths, lengths)
+    return found_BS
+
+
 def _starts(lengths: list[int]) -> Int32Array:
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)

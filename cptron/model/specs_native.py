@@ -8,6 +8,7 @@ spec loads the other's checkpoints.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,15 +30,15 @@ from cptron.model.architecture import Architecture
 from cptron.model.attention import TorchAttention
 from cptron.model.backend import has_apex_weight_gradients
 from cptron.model.linear_fp8 import fp8_column_parallel, fp8_row_parallel
-from cptron.model.norm import RMSNorm
+from cptron.model.norm import ProjectionNormedAttention, norm_of, with_post_norm
 from cptron.model.options import ModelOptions
 
 
-def native_settings(options: ModelOptions) -> dict[str, Any]:
+def native_settings(arch: Architecture, options: ModelOptions) -> dict[str, Any]:
     """What of megatron-core's configuration depends on this backend."""
     on_gpu = torch.cuda.is_available()
     return {
-        "bias_activation_fusion": on_gpu,  # SwiGLU as one kernel, compiled by torch
+        "bias_activation_fusion": on_gpu and arch.activation == "silu",  # one kernel, compiled by torch
         "gradient_accumulation_fusion": on_gpu
         and options.fp8.recipe == "none"
         and has_apex_weight_gradients(),
@@ -49,21 +50,25 @@ def block_spec(
 ) -> TransformerBlockSubmodules:
     """The layers numbered `layers` (from 0) and the final norm."""
     specs = [_layer_spec(arch, number, options) for number in layers]
-    return TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm)
+    return TransformerBlockSubmodules(layer_specs=specs, layer_norm=norm_of(arch))
 
 
 def _layer_spec(arch: Architecture, number: int, options: ModelOptions) -> ModuleSpec:
-    """One pre-norm decoder layer of the Llama shape."""
+    """Decoder layer `number`."""
     linears = _linears(arch, number, options)
+    norm = norm_of(arch)
+    pre_norm = IdentityOp if arch.norm_placement == "post" else norm
+    head_norm = norm if arch.qk_norm == "head" else IdentityOp
+    core = partial(TorchAttention, window=arch.window_of(number), rotary=arch.rotary_of(number))
     attention = ModuleSpec(
-        module=SelfAttention,
+        module=ProjectionNormedAttention if arch.qk_norm == "projection" else SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=linears["qkv"],
-            core_attention=TorchAttention,
+            core_attention=core,
             linear_proj=linears["proj"],
-            q_layernorm=IdentityOp,
-            k_layernorm=IdentityOp,
+            q_layernorm=head_norm,
+            k_layernorm=head_norm,
         ),
     )
     mlp = ModuleSpec(
@@ -72,10 +77,10 @@ def _layer_spec(arch: Architecture, number: int, options: ModelOptions) -> Modul
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=RMSNorm,
+            input_layernorm=pre_norm,
             self_attention=attention,
             self_attn_bda=_residual_add,
-            pre_mlp_layernorm=RMSNorm,
+            pre_mlp_layernorm=pre_norm,
             mlp=mlp,
             mlp_bda=_residual_add,
             sharded_state_dict_keys_map=dict(STORED_PREFIXES),
@@ -103,4 +108,6 @@ def _linears(arch: Architecture, number: int, options: ModelOptions) -> dict[Rol
     if fp8.recipe != "none" and fp8.bf16_first_layers <= number < arch.num_layers - fp8.bf16_last_layers:
         column, row = fp8_column_parallel(fp8), fp8_row_parallel(fp8)
     classes: dict[Role, type] = {"qkv": column, "proj": row, "fc1": column, "fc2": row}
-    return {role: with_adapter(base, role, arch, options.adapter) for role, base in classes.items()}
+    adapted = {role: with_adapter(base, role, arch, options.adapter) for role, base in classes.items()}
+    normed: tuple[Role, ...] = ("proj", "fc2")
+    return adapted | {role: with_post_norm(adapted[role], arch) for role in normed}

@@ -24,7 +24,6 @@ from cptron.model.architecture import Architecture
 from cptron.model.attention import AttentionInputs
 from cptron.model.backend import has_apex_weight_gradients
 from cptron.model.options import ModelOptions
-from cptron.model.rotary import rotate
 
 
 class TeAttention(TEDotProductAttention):  # type: ignore[misc]
@@ -44,8 +43,8 @@ class TeAttention(TEDotProductAttention):  # type: ignore[misc]
         """Attend; returns `[S, B, N * D]`."""
         inputs = packed_seq_params
         assert inputs is not None and attention_mask is None
-        query_SBND = rotate(query_SBND, inputs.cos, inputs.sin)
-        key_SBGD = rotate(key_SBGD, inputs.cos, inputs.sin)
+        query_SBND = inputs.rotated(query_SBND, "global")
+        key_SBGD = inputs.rotated(key_SBGD, "global")
         whole = inputs.segments.whole_rows or self.config.context_parallel_size > 1
         if whole:  # with context parallelism rows are one document each: the configuration check sees to it
             tensors = [query_SBND, key_SBGD, value_SBGD]
@@ -90,6 +89,6 @@ def block_spec(
     arch: Architecture, layers: Sequence[int], options: ModelOptions
 ) -> TransformerBlockSubmodules:
     """The layers numbered `layers` (from 0) and the final norm. Which of them stay in bf16 is a setting."""
-    spec = get_gpt_layer_with_transformer_engine_spec()
+    spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=arch.qk_norm == "head")
     spec.submodules.self_attention.submodules.core_attention = TeAttention
     return TransformerBlockSubmodules(layer_specs=[spec] * len(layers), layer_norm=TENorm)

@@ -40,6 +40,8 @@ class LossSums:
     """Tokens the model went over, counted or not."""
     squared_lengths: int
     """Sum over documents of the square of their length: what attention costs."""
+    windowed_squares: int
+    """The same under the model's sliding window; the square itself where it has none."""
 
     def __add__(self, other: LossSums) -> LossSums:
         return LossSums(
@@ -47,6 +49,7 @@ class LossSums:
             self.tokens_by_source + other.tokens_by_source,
             self.places + other.places,
             self.squared_lengths + other.squared_lengths,
+            self.windowed_squares + other.windowed_squares,
         )
 
     @property
@@ -74,7 +77,8 @@ def run_schedule(
     takes its part of them here.
     """
     batch_size, seq_length = batches[0].tokens_BS.shape
-    document_mask = unwrapped(chunks[0]).options.attention.document_mask
+    model = unwrapped(chunks[0])
+    document_mask = model.options.attention.document_mask
     outputs = get_forward_backward_func()(
         forward_step_func=functools.partial(_forward, num_sources=num_sources, device=device),
         data_iterator=[iter(batches) for _ in chunks] if len(chunks) > 1 else iter(batches),
@@ -84,22 +88,27 @@ def run_schedule(
         micro_batch_size=batch_size,
         forward_only=forward_only,
     )
-    sums_K2 = torch.zeros(num_sources + 1, 2, dtype=torch.float64, device=device)
+    sums_K2 = torch.zeros(num_sources + 2, 2, dtype=torch.float64, device=device)
     if is_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0:
-        sums_K2[:-1] += torch.stack(outputs).sum(0)
+        sums_K2[:-2] += torch.stack(outputs).sum(0)
         if parallel_state.get_context_parallel_rank() == 0:
-            sums_K2[-1] += torch.tensor(_work_of(batches, document_mask), device=device)
+            lengths = _squares_of(batches, document_mask, model.arch.sliding_window)
+            sums_K2[-2:, 0] += torch.tensor(lengths, device=device)
+            sums_K2[-1, 1] += sum(batch.tokens_BS.size for batch in batches)
     dist.all_reduce(sums_K2)
     sums = sums_K2.cpu().numpy()
-    return LossSums(sums[:-1, 0], sums[:-1, 1], int(sums[-1, 0]), int(sums[-1, 1]))
+    squares, windowed, places = (int(value) for value in (sums[-2, 0], sums[-1, 0], sums[-1, 1]))
+    return LossSums(sums[:-2, 0], sums[:-2, 1], places, squares, windowed)
 
 
-def _work_of(batches: Sequence[MicroBatch], document_mask: bool) -> tuple[int, int]:
-    """Places and squared lengths of documents (or of whole rows, where attention crosses documents)."""
-    places = sum(batch.tokens_BS.size for batch in batches)
+def _squares_of(batches: Sequence[MicroBatch], document_mask: bool, window: int | None) -> tuple[int, int]:
+    """Squared lengths of documents (or of whole rows, where attention crosses documents), without and with the
+    window."""
+    documents = [batch.documents_BS for batch in batches]
     if not document_mask:
-        return places, sum(batch.tokens_BS.size * batch.tokens_BS.shape[1] for batch in batches)
-    return places, sum(sum_of_squares(batch.documents_BS) for batch in batches)
+        documents = [np.zeros_like(documents_BS) for documents_BS in documents]
+    plain, windowed = (sum(sum_of_squares(each, limit) for each in documents) for limit in (None, window))
+    return plain, windowed
 
 
 def unwrapped(chunk: Any) -> Any:

@@ -28,7 +28,7 @@ def step_record(run: Run, result: StepResult, step_time_s: float) -> Record:
     (`model.flops`), over the wall time of the step and all ranks.
     """
     sums = result.sums
-    flops = train_flops(run.plan.arch, sums.places, sums.squared_lengths)
+    flops = train_flops(run.plan.arch, sums.places, sums.squared_lengths, sums.windowed_squares)
     record: Record = {
         "kind": "step",
         "step": run.state.step,

@@ -155,3 +155,22 @@ def test_offloading_changes_nothing_on_cuda(modules: Any, llama: Path, tmp_path:
     plain = train(tmp_path / "checkpoint", batches, "bf16")
     offloaded = train(tmp_path / "checkpoint", batches, "bf16", memory=MemoryConfig(offload_modules=modules))
     np.testing.assert_allclose(offloaded, plain, rtol=1e-6)
+
+
+@pytest.mark.parametrize("window", [1, 7, 64, None])
+def test_flash_attention_has_the_window_of_the_blocks(window: int | None) -> None:
+    """torch's variable-length kernel in bf16 against the blocks of queries in fp32, on the same numbers."""
+    import torch
+
+    from cptron.model.segments import segments_of
+    from cptron.model.varlen import varlen_attention
+
+    documents_BS = np.sort(np.random.default_rng(0).integers(0, 4, (2, 96)), axis=1).astype(np.int32)
+    segments = segments_of(documents_BS)
+    q, k, v = (torch.randn(192, heads, 64).bfloat16() for heads in (8, 2, 2))
+    starts = [torch.from_numpy(array) for array in (segments.query_starts, segments.key_starts)]
+    expected = varlen_attention(q.float(), k.float(), v.float(), segments, *starts, 0.2, window)
+    found = varlen_attention(
+        q.cuda(), k.cuda(), v.cuda(), segments, *(starts_N.cuda() for starts_N in starts), 0.2, window
+    )
+    torch.testing.assert_close(found.float().cpu(), expected, rtol=0.02, atol=0.02)

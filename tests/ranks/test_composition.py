@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ import pytest
 import torch
 from composition_calls import OPTIM, Batch, assemble, one_step
 from composition_cases import CASES, Case
+from plain_reference import adamw_of, row_loss
 
 from cptron.config.schema import AdapterConfig, Fp8Config
 from cptron.convert.weight_map import to_megatron
@@ -79,35 +79,11 @@ def reference_step(directory: Path, batch: Batch, documents: bool, reset: bool) 
     count = float(batch.mask_GW.sum())
     (loss_sum / count).backward()
     gradients = megatron_tensors(model, directory, "grad")
-    groups = [
-        {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": OPTIM.weight_decay},
-        {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0},
-    ]
-    adamw = torch.optim.AdamW(groups, lr=OPTIM.lr, betas=(OPTIM.beta1, OPTIM.beta2), eps=OPTIM.eps)
+    adamw = adamw_of(model, OPTIM)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip_grad_norm)
     adamw.step()
     weights = megatron_tensors(model, directory, "data")
     return Reference(float(loss_sum.detach()) / count, float(norm), gradients, weights)
-
-
-def row_loss(model: torch.nn.Module, batch: Batch, row: int, documents: bool, reset: bool) -> torch.Tensor:
-    """Summed loss of one row: forward passes that see one document each."""
-    ids_W = batch.documents_GW[row]
-    cuts = [0, *(np.flatnonzero(np.diff(ids_W)) + 1).tolist(), WIDTH]
-    begins_W = np.repeat(cuts[:-1], np.diff(cuts))
-    positions_W = np.arange(WIDTH) - (begins_W if reset else 0)
-    total = torch.zeros(())
-    for start, stop in itertools.pairwise(cuts) if documents else [(0, WIDTH)]:
-        part = slice(start, stop)
-        logits = model(
-            torch.from_numpy(batch.tokens_GW[row : row + 1, part]),
-            position_ids=torch.from_numpy(positions_W[None, part]),
-        ).logits[0]
-        loss = torch.nn.functional.cross_entropy(
-            logits, torch.from_numpy(batch.labels_GW[row, part]), reduction="none"
-        )
-        total = total + (loss * torch.from_numpy(batch.mask_GW[row, part])).sum()
-    return total
 
 
 def megatron_tensors(model: torch.nn.Module, directory: Path, what: str) -> dict[str, np.ndarray]:

@@ -188,6 +188,48 @@ def test_architecture_messages() -> None:
     check_shape(architecture(vocab_size=7), changed(parallel__tp=3, parallel__pp=4, data__seq_length=128))
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"norm_placement": "sandwich"}, "norms placed sandwich"),
+        ({"qk_norm": "projection", "norm_placement": "post"}, "norms placed post, norms of whole queries"),
+        ({"zero_centered_norm": True}, "1 [+] weight"),
+        ({"activation": "gelu_tanh"}, "the activation gelu_tanh"),
+        ({"attention_scale": 0.1}, "an attention scale of 0.1"),
+        ({"sliding_window": 127, "windowed_layers": (0,)}, "a sliding window of 127"),
+        ({"unrotated_layers": (3,)}, "layers without rotation"),
+        ({"sliding_window": 128, "windowed_layers": (0,), "rope_local_theta": 1e3}, "two rotary tables"),
+    ],
+)
+def test_what_transformer_engine_would_leave_out_is_refused(values: dict[str, Any], message: str) -> None:
+    arch = architecture(**values)
+    check_shape(arch, changed(data__seq_length=128))
+    with pytest.raises(ConfigError, match=f"^model.backend=te .*{message}.*; use model.backend=native$"):
+        check_shape(arch, changed(model__backend="te", data__seq_length=128))
+
+
+def test_what_transformer_engine_computes_is_not_refused() -> None:
+    for values in (
+        {"qkv_bias": True},
+        {"qk_norm": "head"},
+        {"rotary_dim": 4},
+        {"embedding_scale": 3.0},
+        {"sliding_window": 128, "windowed_layers": (0, 1)},  # no longer sequence is ever seen
+    ):
+        check_shape(architecture(**values), changed(model__backend="te", data__seq_length=128))
+
+
+def test_adapters_beside_fused_matrices_are_refused() -> None:
+    arch = architecture(family="phi3")
+    with pytest.raises(
+        ConfigError, match=r"has q_proj, .*up_proj, which a phi3 .*targets=\[o_proj,down_proj\]$"
+    ):
+        check_shape(arch, changed(adapter__kind="lora", data__seq_length=128))
+    check_shape(
+        arch, changed(adapter__kind="lora", adapter__targets=("o_proj", "down_proj"), data__seq_length=128)
+    )
+
+
 @given(
     layers=st.integers(1, 16),
     pp=st.integers(1, 5),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from cptron.model.architecture import Architecture
 from cptron.model.families.llama import read_config
 from cptron.model.rope import inverse_frequencies, rotary_table
+from cptron.model.rotary import RotaryTable
 from cptron.model.vocab import padded_vocab_size
 
 LLAMA31 = {
@@ -134,6 +135,73 @@ def test_equal_to_transformers_whatever_the_parameters(
 ) -> None:
     """Also where the bands of a scaling are empty or begin outside the head."""
     assert_equal_tables(head_dim, theta, scaling, num_positions)
+
+
+LONG_DIVISORS = [1.0, 1.1, 2.5, 7.0, 20.0, 64.0]
+PHI = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.0, 1.02, 1.5, 2.0, 3.0],
+    "long_factor": LONG_DIVISORS,
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.75,
+}
+
+
+@pytest.mark.parametrize("num_positions", [1, 40, 41, 300])
+@pytest.mark.parametrize("attention_factor", [None, 1.25])
+def test_longrope_equals_transformers_on_both_sides_of_its_threshold(
+    num_positions: int, attention_factor: float | None
+) -> None:
+    """Three quarters of a head of 16; the divisors of short contexts up to 40 positions, beyond it the others."""
+    from transformers import Phi3Config
+    from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
+
+    from cptron.model.families.phi3 import read_config as read_phi3
+
+    config = Phi3Config(
+        hidden_size=64,
+        num_attention_heads=4,
+        max_position_embeddings=400,
+        original_max_position_embeddings=40,
+        rope_parameters=PHI | ({} if attention_factor is None else {"attention_factor": attention_factor}),
+    )
+    arch = read_phi3(config.to_dict())
+    assert (arch.rotary_dim, arch.rotated_channels) == (12, 12)
+    theirs = Phi3RotaryEmbedding(config)(torch.empty(0), torch.arange(num_positions)[None])
+    for ours_PD, both_PD in zip(
+        rotary_table(arch, num_positions, long=num_positions > 40), theirs, strict=True
+    ):
+        torch.testing.assert_close(ours_PD, both_PD[0, :, :6], rtol=0, atol=1e-6)
+    positions = torch.arange(num_positions)[None]
+    device = torch.device("cpu")
+    table = RotaryTable(arch, torch.float32)
+    assert table.original_context == 40
+    cos_S11D, _ = table.at(
+        positions, 512, device, torch.full_like(positions, num_positions > 40, dtype=torch.bool)
+    )
+    torch.testing.assert_close(cos_S11D[:, 0, 0], theirs[0][0, :, :6], rtol=0, atol=1e-6)
+
+
+def test_both_tables_of_gemma_equal_transformers() -> None:
+    """The scaled one of layers that see everything, the unscaled one of those with a window."""
+    from transformers import Gemma3TextConfig
+    from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
+
+    from cptron.model.families.gemma3 import read_config as read_gemma
+
+    full = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}
+    local = {"rope_type": "default", "rope_theta": 1e4}
+    config = Gemma3TextConfig(
+        num_hidden_layers=6,
+        head_dim=16,
+        rope_parameters={"full_attention": full, "sliding_attention": local},
+    )
+    arch = read_gemma(config.to_dict())
+    theirs = Gemma3RotaryEmbedding(config)
+    for kind, is_local in (("full_attention", False), ("sliding_attention", True)):
+        expected = theirs(torch.empty(0), torch.arange(300)[None], layer_type=kind)
+        for ours_PD, both_PD in zip(rotary_table(arch, 300, local=is_local), expected, strict=True):
+            torch.testing.assert_close(ours_PD, both_PD[0, :, :8], rtol=0, atol=1e-6)
 
 
 def test_yarn_keeps_fast_pairs_divides_slow_ones_and_warms_attention() -> None:

@@ -67,6 +67,8 @@ class Family:
     """Tensors of an untied model."""
     output_rule: TensorRule
     """The output matrix, absent where embeddings are tied."""
+    adaptable: tuple[str, ...] = ADAPTABLE
+    """Hugging Face matrices of a layer that adapters may stand beside: those that are no part of a fused one."""
     ignored: tuple[str, ...] = ()
     """Suffixes of Hugging Face tensors that hold no weights (stored rotary tables)."""
 

@@ -1,0 +1,30 @@
+"""Evaluation with `transformers` alone: models with a window, on rows of several documents."""
+
+from __future__ import annotations
+
+import torch
+
+from cptron.evaluate.reference import _summed_loss
+
+
+def test_a_window_holds_within_documents() -> None:
+    """Mistral's own mask for the window, and none across documents: both at once, against a mask written out."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = MistralForCausalLM(
+        MistralConfig(**sizes, num_key_value_heads=2, vocab_size=50, sliding_window=3, initializer_range=0.5)
+    ).eval()
+    ids_BS = torch.randint(0, 50, (2, 13))
+    documents_BS = torch.tensor([[0] * 5 + [1] * 8, [2] * 13])
+    with torch.no_grad():
+        loss, count = _summed_loss(model, torch.stack([ids_BS, documents_BS], dim=-1))
+        seen_BS, places = documents_BS[:, :-1], torch.arange(12)
+        same_BSS = seen_BS[:, :, None] == seen_BS[:, None, :]
+        near_SS = (places <= places[:, None]) & (places > places[:, None] - 3)
+        logits_BSV = model(ids_BS[:, :-1], attention_mask=(same_BSS & near_SS)[:, None]).logits
+    labels = ids_BS[:, 1:].flatten()
+    expected = torch.nn.functional.cross_entropy(logits_BSV.flatten(0, 1), labels, reduction="sum")
+    assert count == 24
+    torch.testing.assert_close(torch.tensor(loss), expected, rtol=1e-5, atol=0)
