@@ -118,7 +118,8 @@ class CausalLM(GPTModel):  # type: ignore[misc]
         hidden = prepared[0]
         if self.arch.embedding_scale is not None and self.pre_process:
             # rounded as transformers rounds it
-            hidden = hidden * float(torch.tensor(self.arch.embedding_scale).to(hidden.dtype))
+            scale = torch.tensor(self.arch.embedding_scale, dtype=hidden.dtype, device="cpu")
+            hidden = hidden * float(scale)
             prepared = (hidden, *prepared[1:])
         passed_on = (
             self.config.recompute_granularity is not None or self.config.pipeline_model_parallel_size > 1

@@ -63,7 +63,8 @@ class ProjectionNorm(torch.nn.Module):
         super().__init__()
         self.eps, self.tp_group = config.layernorm_epsilon, tp_group
         self.num_channels = num_channels * tp_group.size()
-        self.weight = torch.nn.Parameter(torch.ones(num_channels, dtype=config.params_dtype))
+        ones = torch.ones(num_channels, dtype=config.params_dtype, device="cpu")  # goes along with the model
+        self.weight = torch.nn.Parameter(ones)
         set_tensor_model_parallel_attributes(self.weight, True, 0, 1)
         self.weight.allreduce = True  # type: ignore[attr-defined]
 
