@@ -89,7 +89,7 @@ def write_directory(
     with new_directory(target) as working:
         if small_files is not None and small_files.is_dir():
             carry_small_files(small_files, working)
-        bar = tqdm(total=num_bytes, desc=f"export {target.name}", unit="B", unit_scale=True)
+        bar = tqdm(total=num_bytes, desc=f"export {target.name}", unit="B", unit_scale=True, disable=None)
         with bar, ThreadPoolExecutor(num_workers()) as pool:
             try:
                 list(pool.map(lambda shard: _write_shard(source, working, shard, bar.update), shards))

@@ -34,7 +34,7 @@ from cptron.model.families.family import Family
 from cptron.model.vocab import padded_vocab_size
 from cptron.versions import installed_versions
 
-PROBE_TOKENS = 256
+PROBE_TOKENS = 128
 PROGRESS = "progress"
 """Within an unfinished checkpoint: records of the files that are complete."""
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -132,7 +132,7 @@ def write_checkpoint(
         )
         written = sum(path.stat().st_size for path in working.rglob("*") if path.is_file())
         require_space(target, int(stream.num_bytes * 1.01) - written)
-        bar = tqdm(total=stream.num_bytes, desc=f"convert {name}", unit="B", unit_scale=True)
+        bar = tqdm(total=stream.num_bytes, desc=f"convert {name}", unit="B", unit_scale=True, disable=None)
         with bar, ThreadPoolExecutor(1) as beside:  # the probe computes while the disk writes
             shards = beside.submit(stream.write, bar.update)
             probe = make_probe(config, source, token_ids)

@@ -111,10 +111,15 @@ def _common(manifest: layout.Manifest, arch: Architecture) -> dict[str, object]:
         untie_embeddings_and_output_weights=not arch.tied_embeddings,
         tensor_model_parallel_size=1,
         pipeline_model_parallel_size=1,
-        swiglu=True,
+        swiglu=arch.activation == "silu",
+        add_bias_linear=False,
+        add_qkv_bias=arch.qkv_bias,
+        qk_layernorm=arch.qk_norm == "head",
+        apply_layernorm_1p=arch.zero_centered_norm,
         normalization="RMSNorm",
         norm_epsilon=arch.norm_eps,
         position_embedding_type="rope",
         rotary_base=arch.rope_theta,
+        rotary_percent=arch.rotated_channels / arch.head_dim,
     )
     return {"args": args, "checkpoint_version": 3.0, "iteration": manifest.step}

@@ -23,6 +23,7 @@ ROWS_AT_ONCE = 8192
 def reference_logits(config: dict[str, Any], source: WeightSource, token_ids: list[int]) -> torch.Tensor:
     """Logits `[S, V]` of the model of a Hugging Face `config`, in fp32 on the CPU."""
     model = _empty_model(config)
+    scratch = _Scratch()
     tied = "lm_head.weight" if model.config.tie_word_embeddings else ""
     for name, module in model.named_modules():
         own = {key: f"{name}.{key}" for key, _ in module.named_parameters(recurse=False)}
@@ -31,9 +32,9 @@ def reference_logits(config: dict[str, Any], source: WeightSource, token_ids: li
         if isinstance(module, torch.nn.Embedding):
             _read_rows(module, source, own["weight"])
         elif module is model.get_output_embeddings():
-            module.forward = types.MethodType(_OutputRows(source, own), module)
+            module.forward = types.MethodType(_OutputRows(source, own, scratch), module)
         elif own:
-            _fill_when_called(module, source, own)
+            _fill_when_called(module, source, own, scratch)
     with torch.no_grad():
         return model(torch.tensor([token_ids]), use_cache=False).logits[0]  # type: ignore[no-any-return]
 
@@ -59,16 +60,49 @@ def _empty_model(config: dict[str, Any]) -> Any:
     return model
 
 
-def _fill_when_called(module: torch.nn.Module, source: WeightSource, own: dict[str, str]) -> None:
+class _Scratch:
+    """fp32 copies of parameters in memory that is used again: fresh memory for each would cost as much as the products.
+
+    What is taken last is given back first, as modules call each other.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[torch.Tensor] = []
+        self._used: list[torch.Tensor] = []
+
+    def float(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor in fp32."""
+        fitting = [buffer for buffer in self._free if buffer.numel() >= tensor.numel()]
+        if fitting:
+            buffer = min(fitting, key=torch.Tensor.numel)
+            self._free = [other for other in self._free if other is not buffer]
+        else:
+            self._free.clear()  # all too small; a model's largest parameters come in its first layer
+            buffer = torch.empty(tensor.numel())
+        self._used.append(buffer)
+        return buffer[: tensor.numel()].view(tensor.shape).copy_(tensor)
+
+    def give_back(self, count: int) -> None:
+        """Free the last `count` copies."""
+        for _ in range(count):
+            self._free.append(self._used.pop())
+
+
+def _fill_when_called(
+    module: torch.nn.Module, source: WeightSource, own: dict[str, str], scratch: _Scratch
+) -> None:
     """Give the module its parameters when it is called, and take them away again."""
     empty = dict(module._parameters)
 
     def fill(module: torch.nn.Module, inputs: Any) -> None:
         for key, name in own.items():
-            module._parameters[key] = torch.nn.Parameter(source.read(name).float(), requires_grad=False)
+            module._parameters[key] = torch.nn.Parameter(
+                scratch.float(source.read(name)), requires_grad=False
+            )
 
     def clear(module: torch.nn.Module, inputs: Any, output: Any) -> None:
         module._parameters.update(empty)
+        scratch.give_back(len(own))
 
     module.register_forward_pre_hook(fill)
     module.register_forward_hook(clear)
@@ -94,13 +128,15 @@ def _read_rows(module: torch.nn.Embedding, source: WeightSource, name: str) -> N
 class _OutputRows:
     """The output layer by groups of rows."""
 
-    def __init__(self, source: WeightSource, own: dict[str, str]) -> None:
-        self._source, self._name = source, own["weight"]
+    def __init__(self, source: WeightSource, own: dict[str, str], scratch: _Scratch) -> None:
+        self._source, self._name, self._scratch = source, own["weight"], scratch
         assert list(own) == ["weight"], "an output layer with a bias"
 
     def __call__(self, module: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
         parts = []
         for start in range(0, module.out_features, ROWS_AT_ONCE):
             end = min(start + ROWS_AT_ONCE, module.out_features)
-            parts.append(F.linear(hidden, self._source.read_range(self._name, 0, start, end).float()))
+            rows = self._scratch.float(self._source.read_range(self._name, 0, start, end))
+            parts.append(F.linear(hidden, rows))
+            self._scratch.give_back(1)
         return torch.cat(parts, dim=-1)

@@ -68,7 +68,7 @@ def compare_bits(checkpoint: Path, reader: ModelReader, base: Path | None = None
     source = open_source(checkpoint, base)
     names = [name for name, _ in tensors_in_order(family, arch)]
     num_bytes = sum(reader.read(name).nbytes for name in names)
-    bar = tqdm(total=num_bytes, desc="compare", unit="B", unit_scale=True)
+    bar = tqdm(total=num_bytes, desc="compare", unit="B", unit_scale=True, disable=None)
 
     def is_equal(name: str) -> bool:
         theirs = reader.read(name)
