@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from commands import ROOT, assert_close, call, cptron, error_lines, evals, steps
+from safetensors.torch import load_file
 from tiny_world import ONE, Layout, World, save_model
 
 from cptron.config.load import load_config
@@ -64,9 +66,11 @@ def test_convert_tool_there_and_back(world: World, tmp_path: Path) -> None:
     ):
         done = call([*tool, *words], 90)
         assert done.returncode == 0, done.stderr
-    weights = [(d / "model.safetensors").read_bytes() for d in (world.hugging_face, tmp_path / "back")]
-    headers = [int.from_bytes(data[:8], "little") for data in weights]
-    assert weights[0][8 + headers[0] :] == weights[1][8 + headers[1] :]
+    ours, theirs = (load_file(d / "model.safetensors") for d in (tmp_path / "back", world.hugging_face))
+    assert ours.keys() == theirs.keys()
+    assert all(
+        torch.equal(tensor.view(torch.uint8), ours[name].view(torch.uint8)) for name, tensor in theirs.items()
+    )
     assert call([*tool, "sideways"], 240).returncode == 2
 
 

@@ -93,7 +93,11 @@ def test_a_killed_conversion_goes_on(world: World, tmp_path: Path) -> None:
     assert len(unchanged) >= 3
 
 
-@pytest.mark.parametrize("cut", [ONE, Layout(2, tp=2), Layout(2, pp=2), Layout(4, tp=2, cp=2)], ids=str)
+@pytest.mark.parametrize(
+    "cut",
+    [ONE, Layout(2, tp=2), Layout(2, pp=2), pytest.param(Layout(4, tp=2, cp=2), marks=pytest.mark.more)],
+    ids=str,
+)
 def test_a_run_starts_from_hugging_face(cut: Layout, world: World, tmp_path: Path) -> None:
     """The same losses as from the converted model, and a checkpoint from which it is resumed and exported."""
     direct = ("start.checkpoint=", f"start.hugging_face={world.hugging_face}")

@@ -13,12 +13,11 @@ import pytest
 import torch
 
 from cptron.config.schema import AdapterConfig
-from cptron.convert.peft_export import Adapters, export_peft, merge, peft_tensors
+from cptron.convert.merged_source import MergedSource
+from cptron.convert.peft_export import Adapters, export_peft, peft_tensors
 from cptron.convert.safetensors_io import ModelReader
-from cptron.convert.weight_map import to_megatron
 from cptron.model.architecture import Architecture
 from cptron.model.families import family_of
-from cptron.model.vocab import padded_vocab_size
 from cptron.runtime.topology import Layout
 from cptron.testing import run_ranks
 
@@ -123,11 +122,9 @@ def logits_of_merged(base: Path, whole: Arrays, config: AdapterConfig, tokens_BS
 
     arch = architecture(base)
     reader = ModelReader(base)
-    padded = padded_vocab_size(arch.vocab_size, 1)
-    weights = dict(to_megatron(family_of("llama"), arch, reader.read, padded))
+    source = MergedSource(reader, arch, tensors(whole), config)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-    model.load_state_dict(dict(merge(weights.__getitem__, tensors(whole), arch, config)), strict=True)
-    reader.close()
+    model.load_state_dict({name: source.read(name) for name in reader.names}, strict=True)
     with torch.no_grad():
         return np.asarray(model(torch.from_numpy(tokens_BS)).logits.numpy())
 

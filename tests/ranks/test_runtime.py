@@ -63,10 +63,12 @@ def logits_beside_the_engine(directory: str, token_ids: list[int]) -> np.ndarray
     """`transformers` in a process where the adaptor is applied."""
     import cptron.runtime.megatron_ready
 
-    from cptron.convert.probe import reference_logits
+    from cptron.convert.reference import reference_logits
+    from cptron.convert.safetensors_io import ModelReader
 
     assert cptron.runtime.megatron_ready
-    return reference_logits(Path(directory), token_ids).numpy()
+    reader = ModelReader(Path(directory))
+    return reference_logits(reader.config, reader, token_ids).numpy()
 
 
 def test_transformers_computes_the_same_beside_the_engine(untied: Path) -> None:
