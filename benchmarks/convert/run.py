@@ -1,6 +1,6 @@
 """The benchmark of conversion: `cptron convert` and `export` beside a plain copy of the same bytes, in the same run.
 
-Usage: python -m benchmarks.convert.run [--cases WORDS] [--rounds 3] [--show] [--work-dir DIR]
+Usage: python -m benchmarks.convert.run [--cases NAMES] [--rounds 3] [--show] [--work-dir DIR]
 
 Place in the flow: `make bench-convert`. Invariant: copy, import and export of a case take turns, each with the same
 state of the page cache and each forced to disk; a row is kept only when every bit of the model was compared.
@@ -42,7 +42,7 @@ COPY = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, record and show."""
     parser = argparse.ArgumentParser(description="Measure conversion against a copy of the same bytes.")
-    parser.add_argument("--cases", default="", help="words of case names, e.g. 8b,qwen (default: all)")
+    parser.add_argument("--cases", default="", help="names of cases, with ; between (default: all)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--show", action="store_true", help="measure nothing, show the rows on record")
     parser.add_argument(
@@ -51,17 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     rows: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     if not args.show:
-        words = [word for word in args.cases.split(",") if word]
+        words = [word for word in args.cases.split(";") if word]
         command = " ".join(
             ["python -m benchmarks.convert.run", *(f"--cases {args.cases}" for _ in words[:1])]
         )
         stamp = {"machine": machine(), "versions": versions(), "command": command}
         for case in CASES:
-            if all(word in case.name for word in words):
+            if not words or any(word == case.name for word in words):
                 row = measure(case, args.work_dir, args.rounds)
                 rows[case.name] = {**row, **stamp, "date": datetime.now(UTC).isoformat(timespec="seconds")}
                 replace_text(RESULTS, json.dumps(rows, indent=1) + "\n")
-        if all(word in LLAMA_70B.name for word in words):
+        if not words or LLAMA_70B.name in words:
             row = dry_run(LLAMA_70B, args.work_dir)
             rows[LLAMA_70B.name] = {**row, **stamp, "date": datetime.now(UTC).isoformat(timespec="seconds")}
             replace_text(RESULTS, json.dumps(rows, indent=1) + "\n")

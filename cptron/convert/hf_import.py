@@ -34,7 +34,7 @@ from cptron.model.families.family import Family
 from cptron.model.vocab import padded_vocab_size
 from cptron.versions import installed_versions
 
-PROBE_TOKENS = 128
+PROBE_TOKENS = 64
 PROGRESS = "progress"
 """Within an unfinished checkpoint: records of the files that are complete."""
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
