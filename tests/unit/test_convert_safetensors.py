@@ -199,3 +199,40 @@ def test_quantised_weights_are_refused(tmp_path: Path) -> None:
     reader = ModelReader(directory)
     with pytest.raises(ConversionError, match=r"F32, I8; only BF16, F16 and F32"):
         stored_precision(reader)
+
+
+def test_no_row_beyond_a_tensor_is_read(tmp_path: Path) -> None:
+    """It would be another tensor's."""
+    directory = whole(tmp_path / "model")
+    save_file({"a": torch.zeros(2, 4), "b": torch.ones(2, 4)}, directory / SINGLE)
+    reader = ModelReader(directory)
+    assert reader.read_range("a", 0, 2, 2).shape == (0, 4)
+    for start, end in ((1, 3), (-1, 1)):
+        with pytest.raises(AssertionError):
+            reader.read_range("a", 0, start, end)
+
+
+def test_a_file_that_is_cut_later_is_named(tmp_path: Path) -> None:
+    """After its header was read, as by another download."""
+    directory = whole(tmp_path / "model")
+    save_file({"a": torch.zeros(2, 4)}, directory / SINGLE)
+    reader = ModelReader(directory)
+    (directory / SINGLE).write_bytes((directory / SINGLE).read_bytes()[:-4])
+    with pytest.raises(ConversionError, match=r"model\.safetensors cannot be read"):
+        reader.read("a")
+    (directory / SINGLE).unlink()
+    with pytest.raises(ConversionError, match=r"model\.safetensors cannot be read"):
+        reader.read("a")
+
+
+def test_values_anywhere_in_a_file_are_read(tmp_path: Path) -> None:
+    """Also at a place that is no multiple of their size: the format allows it."""
+    directory = whole(tmp_path / "model")
+    values = torch.arange(6, dtype=torch.float32).view(2, 3)
+    header = json.dumps({"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}).encode()
+    header += b" " * ((1 - len(header)) % 4)
+    (directory / SINGLE).write_bytes(len(header).to_bytes(8, "little") + header + values.numpy().tobytes())
+    reader = ModelReader(directory)
+    assert torch.equal(reader.read("a"), values)
+    assert torch.equal(reader.read_range("a", 0, 1, 2), values[1:])
+    assert torch.equal(reader.read_range("a", 1, 1, 3), values[:, 1:])
