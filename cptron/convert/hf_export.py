@@ -62,7 +62,7 @@ def open_source(checkpoint: Path, base: Path | None = None) -> WeightSource:
     if manifest.adapter is None:
         return _recorded_source(checkpoint, manifest)
     path = base_of(manifest, base)
-    adapters = read_adapters(ShardReader(checkpoint / layout.SHARDS), manifest.arch)
+    adapters = read_adapters(ShardReader(checkpoint / layout.SHARDS), manifest.arch, manifest.checksums)
     whole = _recorded_source(path, layout.read_manifest(path))
     return MergedSource(whole, manifest.arch, adapters, adapter_of(manifest))
 
@@ -134,6 +134,6 @@ def export_adapter(checkpoint: Path, target: Path) -> layout.Manifest:
 
     must_be_new(target)
     manifest = layout.read_manifest(checkpoint)
-    adapters = read_adapters(ShardReader(checkpoint / layout.SHARDS), manifest.arch)
+    adapters = read_adapters(ShardReader(checkpoint / layout.SHARDS), manifest.arch, manifest.checksums)
     export_peft(target, adapters, manifest.arch, adapter_of(manifest), manifest.hugging_face_model)
     return manifest
