@@ -216,3 +216,20 @@ def test_every_export_compares_the_vocabulary(converted: Path, tmp_path: Path) -
         with pytest.raises(CheckpointError, match=r"other weights in embedding\.word_embeddings\.weight"):
             export(tmp_path / "damaged", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_of_a_larger_model_is_refused(tmp_path: Path) -> None:
+    """There is no row for its ids, and the row behind the last is another tensor's."""
+    source = save(tmp_path / "hf", llama(1), tokenizer=True)
+    with pytest.raises(ConversionError, match=r"gives id \d+, but the model has 40 embeddings"):
+        import_hugging_face(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_a_loss_is_refused(tmp_path: Path) -> None:
+    """The gate would refuse it before every run; what is wrong is said where it comes in."""
+    tensors = llama(1)
+    tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = torch.nan
+    with pytest.raises(ConversionError, match=r"a loss of nan on the probe; .* `cptron health` names"):
+        import_hugging_face(save(tmp_path / "hf", tensors), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
