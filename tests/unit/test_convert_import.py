@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import shutil
 import threading
@@ -233,3 +234,26 @@ def test_a_model_without_a_loss_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConversionError, match=r"a loss of nan on the probe; .* `cptron health` names"):
         import_hugging_face(save(tmp_path / "hf", tensors), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_zeros_of_either_sign_are_other_bits(tmp_path: Path) -> None:
+    """Equal by value, but not to the bit."""
+    tensors = llama(1)
+    tensors["model.norm.weight"][3] = 0.0
+    source = save(tmp_path / "hf", tensors)
+    import_hugging_face(source, tmp_path / "out")
+    assert compare_bits(tmp_path / "out", ModelReader(source))[0] == len(tensors)
+    tensors["model.norm.weight"][3] = -0.0
+    other = save(tmp_path / "other", tensors)
+    with pytest.raises(ConversionError, match=r"differ in 1 tensor\(s\), first model\.norm\.weight"):
+        compare_bits(tmp_path / "out", ModelReader(other))
+
+
+def test_an_index_is_not_carried(tmp_path: Path) -> None:
+    """It is of the files that it came with, and an export has others."""
+    source = save(tmp_path / "hf", llama(1))
+    names = {"lm_head.weight": "model.safetensors"}
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    import_hugging_face(source, tmp_path / "checkpoint")
+    assert holds(tmp_path / "checkpoint", source, tmp_path)
+    assert {path.name for path in (tmp_path / "export").iterdir()} == {"config.json", "model.safetensors"}
