@@ -80,33 +80,51 @@ def must_be_new(target: Path) -> None:
 @contextmanager
 def new_directory(final: Path) -> Iterator[Path]:
     """A working directory that becomes `final` at the end, and is removed where an error comes first. Raises
-    `ConversionError` where `final` exists."""
-    must_be_new(final)
-    working = begin_directory(final)
-    try:
-        yield working
-        publish_directory(final)
-    except BaseException:
-        shutil.rmtree(working, ignore_errors=True)
-        raise
+    `ConversionError` where `final` exists, where another process is writing it, and where it cannot be written."""
+    with resumable_directory(final) as working:
+        try:
+            for path in working.iterdir():  # what a killed writer left
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            yield working
+            must_be_new(final)
+            publish_directory(final)
+        except BaseException:
+            shutil.rmtree(working, ignore_errors=True)
+            raise
 
 
 @contextmanager
 def resumable_directory(final: Path) -> Iterator[Path]:
     """The working directory of `final` with what an interrupted writer left in it, for one writer at a time.
 
-    It is kept where an error comes; the caller publishes it. Raises `ConversionError` where `final` exists, or where
-    another process is writing it.
+    It is kept where an error comes; the caller publishes it. Raises `ConversionError` where `final` exists, where
+    another process is writing it, and where it cannot be written.
     """
     must_be_new(final)
+    try:
+        with _only_writer(final) as working:
+            must_be_new(final)  # nor has the writer before just finished it
+            yield working
+    except OSError as error:
+        raise ConversionError(
+            f"{final} cannot be written ({error}); make room, or mend what is named, and try again"
+        ) from None
+
+
+@contextmanager
+def _only_writer(final: Path) -> Iterator[Path]:
+    """The working directory of `final`, held against others."""
     working = working_directory(final)
     working.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(working, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConversionError(
+                f"{final} is being written by another process; wait for it to end"
+            ) from None
         yield working
-    except BlockingIOError:
-        raise ConversionError(f"{final} is being written by another process; wait for it to end") from None
     finally:
         os.close(descriptor)
 

@@ -86,6 +86,27 @@ def train_with_nan(config: str, overrides: list[str], poisoned_rank: int) -> Out
         setup.prepare = prepare
 
 
+def train_with_a_lost_file(config: str, overrides: list[str], rank: int) -> Outcome:
+    """Train from a Hugging Face model whose file is gone on one rank's machine once the start was planned."""
+    from cptron.convert.safetensors_io import ModelReader
+    from cptron.errors import ConversionError
+    from cptron.runtime.launcher import launched_ranks
+
+    read = ModelReader.read_range
+
+    def lost(self: ModelReader, *words: object) -> object:
+        raise ConversionError(f"{self.files[0].name} cannot be read; download it again")
+
+    ranks = launched_ranks()
+    assert ranks is not None
+    if ranks.rank == rank:
+        ModelReader.read_range = lost  # type: ignore[assignment, method-assign]
+    try:
+        return train(config, overrides)
+    finally:
+        ModelReader.read_range = read  # type: ignore[method-assign]
+
+
 def rewrite_shards(base: str, target: str, change: str, keep_checksums: bool = False) -> None:
     """Copy a checkpoint with wrong weights in it: whole files and sizes that agree, but not the same model.
 

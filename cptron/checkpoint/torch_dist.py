@@ -78,7 +78,10 @@ class ChunkFile:
         if tensor.untyped_storage().nbytes() != tensor.nbytes or not tensor.is_contiguous():
             tensor = tensor.clone(memory_format=torch.contiguous_format)  # torch saves whole storages
         start = self._stream.tell()
-        torch.save(tensor.detach(), self._stream)
+        try:
+            torch.save(tensor.detach(), self._stream)
+        except RuntimeError as error:  # what torch makes of a write that comes short
+            raise OSError(f"{self.name}: {str(error).splitlines()[0]}") from None
         length = self._stream.tell() - start
         self.chunks.append(Chunk(key, tuple(offsets), tuple(tensor.shape), self.name, start, length))
 

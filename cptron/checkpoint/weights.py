@@ -49,7 +49,7 @@ def require_recorded(checkpoint: Path, chunks: Sequence[Any], holds: Holds) -> N
 
     Weights that are loaded into less precision than they are stored in cannot be compared so.
     """
-    manifest = layout.read_manifest(checkpoint)
+    manifest = agree(lambda: layout.read_manifest(checkpoint))
     stored = DTYPES.get(manifest.precision)
     loaded = next(chunks[0].parameters()).dtype
     if not manifest.checksums or stored is None or stored.itemsize > loaded.itemsize:

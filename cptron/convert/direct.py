@@ -15,7 +15,13 @@ import torch.distributed as dist
 
 from cptron.checkpoint.layout import Manifest, Probe
 from cptron.checkpoint.names import stored_name
-from cptron.convert.hf_import import PROBE_TOKENS, content_identity, describe, stored_precision
+from cptron.convert.hf_import import (
+    PROBE_TOKENS,
+    content_identity,
+    describe,
+    require_tied_copy,
+    stored_precision,
+)
 from cptron.convert.probe import make_probe, probe_tokens
 from cptron.convert.safetensors_io import ModelReader
 from cptron.convert.small_files import find_tokenizer, small_files
@@ -55,13 +61,18 @@ def load_direct(
         for rule in family.rules_for(arch)
         for layer in layers_of(rule, arch)
     }
-    with torch.no_grad():
+
+    @torch.no_grad()
+    def fill() -> None:
         for name, parameter in named_parameters(chunks):
             rule, layer = rules[stored_name(name)]
             parameter.copy_(read_part(rule, arch, layer, reader.read_range, padded, Part(tp_rank, tp)))
+
+    agree(fill)
     tokenizer = agree(lambda: find_tokenizer(directory))
     token_ids = probe_tokens(tokenizer, arch.vocab_size, min(PROBE_TOKENS, arch.max_position_embeddings))
     is_main = dist.get_rank() == 0
+    agree(lambda: require_tied_copy(reader, family, arch) if is_main else None)
     found: list[Probe | None] = [
         agree(lambda: make_probe(reader.config, reader, token_ids) if is_main else None)
     ]

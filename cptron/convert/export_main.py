@@ -39,7 +39,11 @@ def main(argv: Sequence[str]) -> int:
 
     checkpoint = resolve(args.checkpoint)
     adapter = read_manifest(checkpoint).adapter is not None
-    if adapter and not args.merge and (args.megatron or args.dtype != "stored" or args.base):
+    if adapter and not args.merge and args.megatron:
+        raise ConversionError(
+            f"{checkpoint} holds an adapter, and Megatron-LM's form is of whole weights; add --merge"
+        )
+    if adapter and not args.merge and (args.dtype != "stored" or args.base):
         raise ConversionError(
             f"--dtype={args.dtype} and --base={args.base} belong to --merge; PEFT's form keeps the stored precision "
             "and needs no base: remove them, or merge"

@@ -8,6 +8,7 @@ these weights.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +24,7 @@ from cptron.convert.safetensors_write import ShardFile, ShardPlan, TensorSpec, p
 from cptron.convert.shard_stream import num_workers
 from cptron.convert.small_files import carry_small_files
 from cptron.convert.source import ShardSource, WeightSource
-from cptron.convert.weight_map import expected_shapes, layers_of
+from cptron.convert.weight_map import expected_shapes, layers_of, megatron_shape
 from cptron.durable import must_be_new, new_directory, require_space
 from cptron.errors import ConversionError
 from cptron.model.architecture import Architecture
@@ -62,7 +63,7 @@ def open_source(checkpoint: Path, base: Path | None = None) -> WeightSource:
     if manifest.adapter is None:
         return _recorded_source(checkpoint, manifest)
     path = base_of(manifest, base)
-    adapters = read_adapters(ShardReader(checkpoint / layout.SHARDS), manifest.arch)
+    adapters = read_adapters(ShardReader(checkpoint / layout.SHARDS), manifest.arch, manifest.checksums)
     whole = _recorded_source(path, layout.read_manifest(path))
     return MergedSource(whole, manifest.arch, adapters, adapter_of(manifest))
 
@@ -90,7 +91,7 @@ def write_directory(
         if small_files is not None and small_files.is_dir():
             carry_small_files(small_files, working)
         bar = tqdm(total=num_bytes, desc=f"export {target.name}", unit="B", unit_scale=True, disable=None)
-        with bar, ThreadPoolExecutor(num_workers()) as pool:
+        with bar, ThreadPoolExecutor(num_workers(bytes_in_hand(family, arch, precision))) as pool:
             try:
                 list(pool.map(lambda shard: _write_shard(source, working, shard, bar.update), shards))
             except OSError as error:
@@ -100,6 +101,13 @@ def write_directory(
         write_index(working, shards)
         (working / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         check_export(working, specs)
+
+
+def bytes_in_hand(family: Family, arch: Architecture, precision: str) -> int:
+    """What a worker holds that reads shards: the largest tensor of a layer, and as much again while it is converted."""
+    layers = [rule for rule in family.rules_for(arch) if rule.layout != "vocab"]
+    elements = max(math.prod(megatron_shape(rule, arch, 0)) for rule in layers)
+    return 2 * elements * DTYPES[precision].itemsize
 
 
 def tensors_in_order(family: Family, arch: Architecture) -> list[tuple[str, tuple[int, ...]]]:
@@ -134,6 +142,6 @@ def export_adapter(checkpoint: Path, target: Path) -> layout.Manifest:
 
     must_be_new(target)
     manifest = layout.read_manifest(checkpoint)
-    adapters = read_adapters(ShardReader(checkpoint / layout.SHARDS), manifest.arch)
+    adapters = read_adapters(ShardReader(checkpoint / layout.SHARDS), manifest.arch, manifest.checksums)
     export_peft(target, adapters, manifest.arch, adapter_of(manifest), manifest.hugging_face_model)
     return manifest

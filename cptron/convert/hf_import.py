@@ -11,6 +11,8 @@ import hashlib
 import json
 import math
 import shutil
+import threading
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +28,7 @@ from cptron.convert.shard_stream import ShardStream, num_workers
 from cptron.convert.small_files import carry_small_files, find_tokenizer
 from cptron.convert.source import WeightSource
 from cptron.convert.weight_map import check_shapes, hugging_face_names, layers_of
-from cptron.durable import require_space, resumable_directory
+from cptron.durable import must_be_new, require_space, resumable_directory
 from cptron.errors import ConversionError
 from cptron.model.architecture import Architecture
 from cptron.model.families import family_of
@@ -47,6 +49,7 @@ def import_hugging_face(source: Path, target: Path) -> layout.Manifest:
     final name; the same call goes on with what an interrupted one has written."""
     reader = ModelReader(source)
     family, arch = describe(reader)
+    require_tied_copy(reader, family, arch)
     return write_checkpoint(
         reader,
         family,
@@ -55,13 +58,14 @@ def import_hugging_face(source: Path, target: Path) -> layout.Manifest:
         config=reader.config,
         precision=stored_precision(reader),
         small_files=source,
-        identity=content_identity(reader),
+        identity=content_identity(reader) + files_identity(reader.files),
         name=source.resolve().name,
     )
 
 
 def plan_import(source: Path, target: Path) -> dict[str, Any]:
     """What `import_hugging_face` would do, from the headers alone: sizes, and whether there is room."""
+    must_be_new(target)
     reader = ModelReader(source)
     family, arch = describe(reader)
     precision = stored_precision(reader)
@@ -119,7 +123,8 @@ def write_checkpoint(
     token_ids = probe_tokens(tokenizer, arch.vocab_size, min(PROBE_TOKENS, arch.max_position_embeddings))
     padded = padded_vocab_size(arch.vocab_size, 1)
     with resumable_directory(target) as working:
-        plan = [identity, precision, padded, arch.to_dict()]
+        versions = installed_versions()
+        plan = [identity, precision, padded, arch.to_dict(), repr(family.rules_for(arch)), versions["cptron"]]
         stream = ShardStream(
             source=source,
             family=family,
@@ -133,10 +138,21 @@ def write_checkpoint(
         written = sum(path.stat().st_size for path in working.rglob("*") if path.is_file())
         require_space(target, int(stream.num_bytes * 1.01) - written)
         bar = tqdm(total=stream.num_bytes, desc=f"convert {name}", unit="B", unit_scale=True, disable=None)
+        ended = threading.Event()
+
+        def report(num_bytes: int) -> None:
+            bar.update(num_bytes)
+            if ended.is_set():
+                raise ConversionError(f"{target} is not written any further; give the same command to go on")
+
         with bar, ThreadPoolExecutor(1) as beside:  # the probe computes while the disk writes
-            shards = beside.submit(stream.write, bar.update)
-            probe = make_probe(config, source, token_ids)
-            checksums = shards.result()
+            shards = beside.submit(stream.write, report)
+            try:
+                probe = make_probe(config, source, token_ids)
+                checksums = shards.result()
+            except BaseException:
+                ended.set()  # or the writer would go on to its end before the error is seen
+                raise
         shutil.rmtree(working / layout.HUGGING_FACE, ignore_errors=True)
         carry_small_files(small_files, working / layout.HUGGING_FACE)
         shutil.rmtree(stream.progress)
@@ -152,8 +168,9 @@ def write_checkpoint(
             precision=precision,
             padded_vocab_size=padded,
             checksums=checksums,
-            versions=installed_versions(),
+            versions=versions,
         )
+        must_be_new(target)  # made by others while this was written
         return layout.publish(target, manifest)
 
 
@@ -171,9 +188,32 @@ def check_names(family: Family, arch: Architecture, names: set[str]) -> None:
         )
 
 
+def require_tied_copy(reader: ModelReader, family: Family, arch: Architecture) -> None:
+    """Raise `ConversionError` where a tied model also stores an output matrix, and it is not the embedding: then
+    `transformers` takes the model for an untied one."""
+    (output,) = family.output_rule.hugging_face
+    if not arch.tied_embeddings or output not in reader.names:
+        return
+    (embedding,) = next(rule.hugging_face for rule in family.rules if rule.layout == "vocab")
+    if reader.shape(output) != reader.shape(embedding) or any(
+        not torch.equal(*(reader.read_range(name, 0, start, end).float() for name in (output, embedding)))
+        for start, end in _groups_of_rows(arch.vocab_size)
+    ):
+        raise ConversionError(
+            f"{reader.directory} has tie_word_embeddings=true and a {output} that is not {embedding}; set it to false "
+            f"in config.json, or remove {output}"
+        )
+
+
+def _groups_of_rows(count: int, at_once: int = 1024) -> Iterator[tuple[int, int]]:
+    for start in range(0, count, at_once):
+        yield start, min(start + at_once, count)
+
+
 def stored_precision(reader: ModelReader) -> Precision:
     """Precision that holds the source's weights exactly: bf16 if all are bf16, else fp32."""
-    codes = {reader.code(name) for name in reader.names}
+    ignored = family_of(str(reader.config.get("model_type"))).ignored
+    codes = {reader.code(name) for name in reader.names if not name.endswith(ignored)}
     if not codes <= {"BF16", "F16", "F32"}:
         raise ConversionError(
             f"the model has tensors of {', '.join(sorted(codes))}; only BF16, F16 and F32 are read: "
@@ -190,3 +230,10 @@ def content_identity(reader: ModelReader) -> str:
         digest.update(f"{name} {reader.shape(name)} {reader.code(name)}".encode())
         digest.update(reader.ends(name))
     return digest.hexdigest()
+
+
+def files_identity(paths: Iterable[Path]) -> str:
+    """Names files as they are now, by size and time: an interrupted conversion goes on only where they have not been
+    written since."""
+    found = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(paths)]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()

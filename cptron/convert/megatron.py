@@ -15,11 +15,11 @@ import torch
 from cptron.checkpoint import layout
 from cptron.checkpoint.torch_dist import INDEX, ShardReader
 from cptron.convert.hf_export import open_source
-from cptron.convert.hf_import import DTYPES, Precision, write_checkpoint
+from cptron.convert.hf_import import DTYPES, Precision, files_identity, write_checkpoint
 from cptron.convert.safetensors_io import read_json
 from cptron.convert.shard_stream import ShardStream
 from cptron.convert.source import ShardSource
-from cptron.durable import new_directory, require_space
+from cptron.durable import must_be_new, new_directory, require_space
 from cptron.errors import ConversionError
 from cptron.model.architecture import Architecture
 from cptron.model.families import family_of
@@ -66,7 +66,8 @@ def import_megatron(directory: Path, hugging_face: Path, target: Path) -> layout
         config=config,
         precision=precision,
         small_files=hugging_face,
-        identity=hashlib.sha256((shards / INDEX).read_bytes()).hexdigest(),
+        identity=hashlib.sha256((shards / INDEX).read_bytes()).hexdigest()
+        + files_identity(shards.glob("*.distcp")),
         name=hugging_face.resolve().name,
     )
 
@@ -76,9 +77,14 @@ def export_megatron(checkpoint: Path, target: Path, base: Path | None = None) ->
     manifest = layout.read_manifest(checkpoint)
     family, arch = family_of(manifest.arch.family), manifest.arch
     name = f"iter_{manifest.step:07d}"
+    must_be_new(target)
+    source = open_source(checkpoint, base)
+    for rule in family.rules_for(arch):
+        if rule.layout == "vocab":  # written by rows, which have no checksums: whole, they are compared
+            source.read(rule.hugging_face[0])
     with new_directory(target) as working:
         stream = ShardStream(
-            source=open_source(checkpoint, base),
+            source=source,
             family=family,
             arch=arch,
             padded_vocab=padded_vocab_size(arch.vocab_size, 1),

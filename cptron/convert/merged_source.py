@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import torch
 
+from cptron.checkpoint.checksum import Checksums, as_text, checksum, differing
 from cptron.checkpoint.names import stored_key
 from cptron.checkpoint.torch_dist import ShardReader
 from cptron.config.schema import AdapterConfig
 from cptron.convert.peft_export import Adapters, adapted_modules, merged_weight
 from cptron.convert.source import WeightSource
+from cptron.errors import CheckpointError
 from cptron.model.adapters import is_adapter
 from cptron.model.architecture import Architecture
 
 
-def read_adapters(reader: ShardReader, arch: Architecture) -> dict[str, torch.Tensor]:
-    """All tensors of an adapter's checkpoint by megatron-core name; they are small."""
+def read_adapters(reader: ShardReader, arch: Architecture, checksums: Checksums) -> dict[str, torch.Tensor]:
+    """All tensors of an adapter's checkpoint by megatron-core name; they are small. Raises `CheckpointError` where
+    they are not those whose checksums were recorded, if any were."""
     found = {}
     for key in reader.keys:
         if not is_adapter(key) or not key.startswith("decoder.layers."):
@@ -28,6 +31,12 @@ def read_adapters(reader: ShardReader, arch: Architecture) -> dict[str, torch.Te
             name = key.replace("decoder.layers.", f"decoder.layers.{layer}.", 1)
             assert stored_key(name)[0] == key, "adapters are stored under their own names"
             found[name] = stacked[layer]
+    wrong = differing(as_text({name: checksum(tensor) for name, tensor in found.items()}), checksums)
+    if checksums and wrong:
+        raise CheckpointError(
+            f"{reader.directory} holds other weights in {wrong[0]} than were recorded when it was written; "
+            "it is damaged: use another checkpoint"
+        )
     return found
 
 

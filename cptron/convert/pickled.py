@@ -59,12 +59,12 @@ def convert_pickled(source: Path, target: Path) -> int:
 def _pickled_files(source: Path) -> list[Path]:
     if (source / PICKLED_INDEX).is_file():
         weight_map = read_json(source / PICKLED_INDEX).get("weight_map")
-        names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+        names = list(weight_map.values()) if isinstance(weight_map, dict) else []
         if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
             raise ConversionError(
                 f"{source / PICKLED_INDEX} has no weight_map of files beside it; download it again"
             )
-        files = [source / name for name in sorted(names)]
+        files = [source / name for name in sorted(set(names))]
     else:
         files = sorted(source.glob("pytorch_model*.bin"))
     missing = [path for path in files if not path.is_file()]

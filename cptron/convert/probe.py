@@ -7,6 +7,7 @@ engine.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from cptron.checkpoint.layout import Probe
 from cptron.convert.reference import reference_logits
 from cptron.convert.source import WeightSource
+from cptron.errors import ConversionError
 from cptron.tokens.tokenizer import Tokenizer
 
 TEXT = """The tide rises twice a day because the Moon pulls on the oceans, and the Earth turns beneath the bulge \
@@ -32,15 +34,26 @@ can raise the sea by metres above the table's figure. Die Gezeiten folgen dem Mo
 
 def probe_tokens(tokenizer: Tokenizer | None, vocab_size: int, max_tokens: int) -> list[int]:
     """Token ids of the probe text; for a model that comes without a tokenizer, ids spread over the
-    vocabulary."""
+    vocabulary. Raises `ConversionError` where the tokenizer is of a larger model."""
     if tokenizer is not None:
-        return list(tokenizer.encode(TEXT))[:max_tokens]
+        token_ids = list(tokenizer.encode(TEXT))[:max_tokens]
+        if max(token_ids, default=0) >= vocab_size:
+            raise ConversionError(
+                f"tokenizer {tokenizer.name} gives id {max(token_ids)}, but the model has {vocab_size} embeddings; "
+                "give the model its own tokenizer, or add the rows that it lacks"
+            )
+        return token_ids
     return [(7919 * position + 13) % vocab_size for position in range(min(max_tokens, 128))]
 
 
 def make_probe(config: dict[str, Any], source: WeightSource, token_ids: list[int]) -> Probe:
     """Loss on the tokens of the model of a Hugging Face `config`: mean over all but the first of
-    -log p(token | before)."""
+    -log p(token | before). Raises `ConversionError` where that is no number, with which nothing could be compared."""
     logits_SV = reference_logits(config, source, token_ids)
-    loss = torch.nn.functional.cross_entropy(logits_SV[:-1], torch.tensor(token_ids[1:]))
-    return Probe(token_ids=token_ids, loss_nats_per_token=float(loss))
+    loss = float(torch.nn.functional.cross_entropy(logits_SV[:-1], torch.tensor(token_ids[1:])))
+    if not math.isfinite(loss):
+        raise ConversionError(
+            f"transformers computes a loss of {loss} on the probe; the weights are damaged, `cptron health` names the "
+            "tensors: download the model again"
+        )
+    return Probe(token_ids=token_ids, loss_nats_per_token=loss)

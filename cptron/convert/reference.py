@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from cptron.convert.source import WeightSource
 
 ROWS_AT_ONCE = 8192
-"""Rows of the output matrix, which with its fp32 copy would be the largest thing in memory."""
+"""Rows of the embedding, and of the output matrix, which with its fp32 copy would be the largest thing in memory."""
 
 
 def reference_logits(config: dict[str, Any], source: WeightSource, token_ids: list[int]) -> torch.Tensor:
@@ -114,7 +114,12 @@ def _read_rows(module: torch.nn.Embedding, source: WeightSource, name: str) -> N
 
     def forward(self: Any, input_ids: torch.Tensor) -> torch.Tensor:
         used, places = input_ids.unique(return_inverse=True)
-        rows = [source.read_range(name, 0, int(row), int(row) + 1) for row in used]
+        rows = []
+        for block in (used // ROWS_AT_ONCE).unique().tolist():  # a source may have to read far for any row
+            start = block * ROWS_AT_ONCE
+            inside = used[used // ROWS_AT_ONCE == block] - start
+            end = start + min(int(inside.max()) + 1, ROWS_AT_ONCE)
+            rows.append(source.read_range(name, 0, start, end)[inside])
         before, padding = self._parameters["weight"], self.padding_idx
         self._parameters["weight"] = torch.nn.Parameter(torch.cat(rows).float(), requires_grad=False)
         self.padding_idx = None  # has no part in the forward pass, but must be a row

@@ -136,6 +136,7 @@ class ModelReader:
     def read_range(self, name: str, dim: int, start: int, end: int) -> torch.Tensor:
         """Entries `start` to `end` along `dim` of a tensor, mapped."""
         stored = self._find(name)
+        assert 0 <= start <= end <= stored.shape[dim], (name, start, end)
         if dim > 0:
             return _mapped(stored, 0, stored.shape).narrow(dim, start, end - start)
         row = torch.Size(stored.shape[1:]).numel() * DTYPES[stored.code].itemsize
@@ -179,11 +180,15 @@ def _mapped(stored: _Stored, offset: int, shape: Sequence[int]) -> torch.Tensor:
         return torch.empty(tuple(shape), dtype=dtype)
     first = stored.start + offset
     aligned = first // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-    with stored.path.open("rb") as stream:
-        length = first - aligned + count * dtype.itemsize
-        pages = mmap.mmap(stream.fileno(), length, access=mmap.ACCESS_COPY, offset=aligned)
+    try:
+        with stored.path.open("rb") as stream:
+            length = first - aligned + count * dtype.itemsize
+            pages = mmap.mmap(stream.fileno(), length, access=mmap.ACCESS_COPY, offset=aligned)
+    except (OSError, ValueError) as error:  # gone or cut since its header was read
+        raise ConversionError(f"{stored.path} cannot be read ({error}); download it again") from None
     if (first - aligned) % dtype.itemsize:
-        return torch.frombuffer(bytearray(pages[first - aligned :]), dtype=dtype).view(tuple(shape))
+        with memoryview(pages) as whole, whole[first - aligned :] as values:
+            return torch.frombuffer(bytearray(values), dtype=dtype).view(tuple(shape))
     return torch.frombuffer(pages, dtype=dtype, count=count, offset=first - aligned).view(tuple(shape))
 
 

@@ -32,14 +32,18 @@ from cptron.model.families.family import Family, TensorRule, size_of
 
 FILE_BYTES = 10**9
 SMALLEST_BLOCK = 2**20
+MEMORY_BYTES = 15 * 10**8
+"""What workers may hold together, beside the largest tensor."""
 
 Report = Callable[[int], object]
-"""Told how many bytes are done, as they are."""
+"""Told how many bytes are done, as they are; an error of its own ends the writing."""
 
 
-def num_workers() -> int:
-    """Threads that convert side by side: a disk is the limit long before many cores are."""
-    return max(1, min(4, len(os.sched_getaffinity(0))))
+def num_workers(bytes_each: int = 0) -> int:
+    """Threads that work side by side: a disk is the limit long before many cores are; and memory, where each of them
+    needs `bytes_each`."""
+    fitting = MEMORY_BYTES // bytes_each if bytes_each else 4
+    return max(1, min(4, fitting, len(os.sched_getaffinity(0))))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +96,7 @@ class ShardStream:
         finally:
             pool.shutdown(cancel_futures=True)
         chunks = [chunk for record in records for chunk in record.chunks]
+        self._remove_others({chunk.file for chunk in chunks})
         write_index(self.shards, self._tensors(), chunks, self.common)
         checksums: dict[str, int] = {}
         for record in records:
@@ -132,10 +137,17 @@ class ShardStream:
             found[key] = (stacked, self.dtype)
         return found
 
+    def _remove_others(self, files: set[str]) -> None:
+        """Delete what an interrupted writer of another plan left."""
+        for path in self.shards.glob("*.distcp"):
+            if path.name not in files:
+                path.unlink()
+
     def _file(self, number: int, jobs: list[tuple[TensorRule, int]], report: Report) -> _Record:
         path = self.progress / f"{number:05d}.json"
         done = _Record.read(path, self.identity, self.shards)
-        if done is not None:
+        wanted = {stored_name(rule.megatron.format(layer=layer)) for rule, layer in jobs}
+        if done is not None and done.checksums.keys() == wanted:  # files are cut by the number of workers
             report(sum(self._bytes_of(rule) for rule, _ in jobs))
             return done
         checksums = {}

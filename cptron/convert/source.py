@@ -91,12 +91,16 @@ class ShardSource:
 
     def read(self, name: str) -> torch.Tensor:
         """A whole tensor."""
-        rule, layer = self._rules[name]
-        last = getattr(self._last, "tensors", {})
-        if name not in last:  # the tensors of one rule are asked for one after the other
-            self._last.tensors = last = dict(split(rule, self.arch, layer, self.megatron(rule, layer)))
-        tensor: torch.Tensor = last.pop(name)
-        return tensor
+        return self._of_its_rule(name).pop(name)
+
+    def _of_its_rule(self, name: str) -> dict[str, torch.Tensor]:
+        """The tensor and its neighbours: those of one rule are asked for one after the other, and in parts."""
+        if name not in getattr(self._last, "tensors", {}):
+            self._last.tensors = {}  # before others are read
+            rule, layer = self._rules[name]
+            self._last.tensors = dict(split(rule, self.arch, layer, self.megatron(rule, layer)))
+        found: dict[str, torch.Tensor] = self._last.tensors
+        return found
 
     def read_range(self, name: str, dim: int, start: int, end: int) -> torch.Tensor:
         """Entries `start` to `end` along `dim`; of the vocabulary, rows are read alone."""
@@ -104,7 +108,7 @@ class ShardSource:
         if rule.layout == "vocab" and dim == 0:
             key = self._stored(rule, layer)[0][0]
             return self.reader.read(key, (start, 0), (end - start, self.arch.hidden_size))
-        return self.read(name).narrow(dim, start, end - start)
+        return self._of_its_rule(name)[name].narrow(dim, start, end - start)
 
     def megatron(self, rule: TensorRule, layer: int) -> torch.Tensor:
         """The whole megatron-core tensor of a rule."""

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from cptron.checkpoint import layout
 from cptron.checkpoint.names import stored_name
-from cptron.convert.hf_export import open_source, tensors_in_order
-from cptron.convert.hf_import import describe
+from cptron.convert.hf_export import bytes_in_hand, open_source, tensors_in_order
+from cptron.convert.hf_import import describe, require_tied_copy
 from cptron.convert.reference import reference_logits
 from cptron.convert.safetensors_io import ModelReader
 from cptron.convert.shard_stream import num_workers
@@ -65,6 +65,7 @@ def compare_bits(checkpoint: Path, reader: ModelReader, base: Path | None = None
         raise ConversionError(
             f"{reader.directory} and {checkpoint} have different {', '.join(different)}; they are not the same model"
         )
+    require_tied_copy(reader, family, arch)
     source = open_source(checkpoint, base)
     names = [name for name, _ in tensors_in_order(family, arch)]
     num_bytes = sum(reader.read(name).nbytes for name in names)
@@ -75,7 +76,7 @@ def compare_bits(checkpoint: Path, reader: ModelReader, base: Path | None = None
         bar.update(theirs.nbytes)
         return _same_bits(source.read(name).to(theirs.dtype), theirs)
 
-    with bar, ThreadPoolExecutor(num_workers()) as pool:
+    with bar, ThreadPoolExecutor(num_workers(bytes_in_hand(family, arch, manifest.precision))) as pool:
         wrong = [name for name, same in zip(names, pool.map(is_equal, names), strict=True) if not same]
     if wrong:
         raise ConversionError(

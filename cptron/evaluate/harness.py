@@ -123,14 +123,12 @@ def _hugging_face(directory: Path, batch_size: int) -> tuple[Any, dict[str, Any]
                 f"{directory} has no {pattern}, must be a Hugging Face model of safetensors; check the path"
             )
     from lm_eval.models.huggingface import HFLM
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from cptron.evaluate.reference import load_model
 
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     # loaded here: HFLM itself would join the ranks of a launcher, and leave their group behind
-    model = (
-        AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True).to(device).eval()
-    )
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    model, tokenizer = load_model(directory, dtype)
     facts = {
         "kind": "hugging_face",
         "path": str(directory),
@@ -139,7 +137,7 @@ def _hugging_face(directory: Path, batch_size: int) -> tuple[Any, dict[str, Any]
         "device": device,
         "weight_files_sha256": _hash_of_weights(directory),
     }
-    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size), facts
+    return HFLM(pretrained=model.to(device).eval(), tokenizer=tokenizer, batch_size=batch_size), facts
 
 
 def _hash_of_weights(directory: Path) -> str:

@@ -94,6 +94,10 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, key)
         if value is not None and value < least:
             raise ConfigError(f"{_flag(key)}={value} must be at least {least}; correct the command")
+    if args.output is not None and (args.output.is_dir() or not args.output.parent.is_dir()):
+        raise ConfigError(
+            f"--output={args.output} must be a file in a directory that exists; correct the command"
+        )
     asked, others = ("--harness", DATA_ONLY) if args.harness is not None else ("--data", HARNESS_ONLY)
     for key in others:
         if getattr(args, key) is not None:

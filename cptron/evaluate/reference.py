@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 import zstandard
+from safetensors import SafetensorError
 
 from cptron.errors import ConversionError, DataError
 from cptron.evaluate.measure import Measure
@@ -55,19 +56,35 @@ def _document(line: str, key: str, by: str | None) -> Document:
     return Document(found[0], len(found[0].encode()), found[1] if by else "")
 
 
+def load_model(directory: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Model and tokenizer of a directory, by `transformers`. Raises `ConversionError` where it does not load them."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True), tokenizer
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ConversionError(
+            f"transformers does not load {directory} ({str(error).splitlines()[0]}); give a complete model with its "
+            "tokenizer"
+        ) from None
+
+
 class Reference:
     """A Hugging Face model and its tokenizer, in fp32 on the CPU."""
 
     def __init__(self, model_dir: Path) -> None:
-        """Load both. Raises `ConversionError` when there is no such directory."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        """Load both. Raises `ConversionError` when they are not there, or documents cannot be ended."""
         from transformers.utils import logging
 
         if not model_dir.is_dir():
             raise ConversionError(f"Hugging Face model {model_dir} does not exist; give a model's directory")
         logging.disable_progress_bar()
-        self._tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, local_files_only=True)
+        model, self._tokenizer = load_model(model_dir, torch.float32)
+        if self._tokenizer.eos_token_id is None:
+            raise ConversionError(
+                f"the tokenizer in {model_dir} names no eos_token, every document must end with one; add it"
+            )
         self._model = model.eval()
 
     def evaluate(

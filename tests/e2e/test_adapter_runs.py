@@ -14,6 +14,7 @@ from commands import assert_close, call, cptron, error_lines, evals, snapshot, s
 from tiny_world import ONE, SEQ_LENGTH, SHORT, Layout, World, command, interrupted
 
 from cptron.checkpoint import layout as checkpoint_layout
+from cptron.checkpoint.torch_dist import ShardReader
 from cptron.inspect_run import num_parameters
 from cptron.testing import run_ranks
 
@@ -279,3 +280,32 @@ def test_impossible_adapters_are_refused(
     line = one_line(world.train(tmp_path / "run", OTHERS["lora"], *settings("lora"), *words))
     assert all(word in line for word in expected), line
     assert not (tmp_path / "run").exists()
+
+
+def test_damage_stops_an_export(runs: dict[str, Path], tmp_path: Path) -> None:
+    """A flipped bit in the adapter, which is in no checksum of its base: alone and merged, it is named."""
+    shutil.copytree(checkpoint_layout.resolve(str(runs["lora"])), tmp_path / "run")
+    shards = tmp_path / "run" / checkpoint_layout.SHARDS
+    reader = ShardReader(shards)
+    key = min(key for key in reader.keys if key.startswith("decoder.") and key.endswith("lora_A"))
+    needle = reader.read(key)[1].numpy().tobytes()
+    for path in shards.glob("*.distcp"):
+        content = bytearray(path.read_bytes())
+        if needle in content:
+            content[content.index(needle) + 1] ^= 1
+            path.write_bytes(content)
+    for flags in ((), ("--merge",), ("--merge", "--megatron")):
+        line = one_line([command("export", *flags, tmp_path / "run", tmp_path / "out")])
+        assert f"holds other weights in {key.replace('layers.', 'layers.1.', 1)} than were recorded" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_megatrons_form_is_of_whole_weights(runs: dict[str, Path], tmp_path: Path) -> None:
+    """So an adapter is merged for it; without that it is refused, and merged it has the export's bits."""
+    line = one_line([command("export", "--megatron", runs["lora"], tmp_path / "out")])
+    assert "holds an adapter, and Megatron-LM's form is of whole weights; add --merge" in line
+    assert command("export", "--megatron", "--merge", runs["lora"], tmp_path / "megatron").error == ""
+    assert command("export", "--merge", runs["lora"], tmp_path / "hf").error == ""
+    words = (tmp_path / "hf", tmp_path / "back")
+    assert command("convert", "--megatron", tmp_path / "megatron", *words).error == ""
+    assert command("verify", tmp_path / "back", tmp_path / "hf").error == ""

@@ -166,10 +166,12 @@ def test_a_wrong_task_definition_is_one_line(run: Path, tmp_path: Path) -> None:
     [
         (("--tasks-dir", "absent", "--harness", "a"), "--tasks-dir absent is no directory"),
         (("--harness", ","), "--harness names 0 tasks"),
+        (("--harness", "a", "--output", "absent/scores.json"), "must be a file in a directory that exists"),
+        (("--harness", "a", "--output", "."), "must be a file in a directory that exists"),
     ],
 )
-def test_what_names_no_task_is_refused(words: tuple[str, ...], told: str) -> None:
-    """Before lm_eval is imported."""
+def test_what_cannot_be_done_is_refused(words: tuple[str, ...], told: str) -> None:
+    """Before lm_eval is imported: no task, no place for the scores."""
     with pytest.raises(ConfigError, match=told):
         evaluate(["--checkpoint", "absent", *words])
 

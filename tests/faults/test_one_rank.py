@@ -77,6 +77,18 @@ def test_ranks_that_see_different_checkpoints(
     assert "step_00000020" in outcomes[0].error and "step_00000010" in outcomes[0].error
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_model_that_one_rank_cannot_read(rank: int, world: World, tmp_path: Path) -> None:
+    """In the middle of a direct start: both ranks stop, at once and alike."""
+    start = ("start.checkpoint=", f"start.hugging_face={world.hugging_face}")
+    words = [f"run.dir={tmp_path / 'run'}", "parallel.tp=2", *start]
+    outcomes = run_ranks(rank_calls.train_with_a_lost_file, 2, str(world.config), words, rank, timeout_s=50)
+    assert {outcome.error for outcome in outcomes} == {
+        "ConversionError: model.safetensors cannot be read; download it again"
+    }
+    assert not (tmp_path / "run").exists()
+
+
 def test_ranks_with_different_configurations(world: World, tmp_path: Path) -> None:
     """Another seed on rank 1 is another run."""
     words = [[f"run.dir={tmp_path / 'run'}", f"run.seed={seed}"] for seed in (1, 2)]

@@ -73,8 +73,9 @@ def test_other_content_is_refused(pickled: Path, tmp_path: Path) -> None:
     (pickled / "pytorch_model-1.bin").unlink()
     with pytest.raises(ConversionError, match=r"pytorch_model-1\.bin does not exist"):
         convert_pickled(pickled, tmp_path / "out")
-    (pickled / PICKLED_INDEX).write_text(json.dumps({"weight_map": {"a": "../pytorch_model-1.bin"}}))
-    with pytest.raises(ConversionError, match="no weight_map of files beside it"):
-        convert_pickled(pickled, tmp_path / "out")
+    for weight_map in ({"a": "../pytorch_model-1.bin"}, {"a": ["x"]}, {}, "x"):
+        (pickled / PICKLED_INDEX).write_text(json.dumps({"weight_map": weight_map}))
+        with pytest.raises(ConversionError, match="no weight_map of files beside it"):
+            convert_pickled(pickled, tmp_path / "out")
     with pytest.raises(ConversionError, match=r"pytorch_model\.bin does not exist"):
         convert_pickled(tmp_path, tmp_path / "out")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from cptron.convert.hf_import import stored_precision
 from cptron.convert.safetensors_io import INDEX, SINGLE, ModelReader
-from cptron.convert.safetensors_write import ShardFile, TensorSpec, plan_shards, write_index
+from cptron.convert.safetensors_write import ShardFile, ShardPlan, TensorSpec, plan_shards, write_index
 from cptron.errors import ConversionError
 
 CONFIG: dict[str, Any] = {
@@ -77,6 +77,11 @@ def with_missing_shard(directory: Path) -> None:
     )
 
 
+def with_another_file(directory: Path) -> None:
+    save_file({"x": torch.ones(1), "b": tensors()["b"]}, directory / "other.safetensors")
+    (directory / INDEX).write_text(json.dumps({"weight_map": {"a": SINGLE, "x": "other.safetensors"}}))
+
+
 def truncated(keep: float) -> Callable[[Path], None]:
     def damage(directory: Path) -> None:
         path = directory / SINGLE
@@ -102,6 +107,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut in half": (truncated(0.5), "model.safetensors cannot be read"),
     "cut in the header": (truncated(0.01), "model.safetensors cannot be read"),
     "empty file": (truncated(0.0), "model.safetensors cannot be read"),
+    "index that leads out": (
+        lambda d: (d / INDEX).write_text(json.dumps({"weight_map": {"a": f"../{d.name}/{SINGLE}"}})),
+        "model.safetensors' for a, not a file beside it",
+    ),
+    "one tensor in two files": (with_another_file, "both hold b; remove the file that is not of the model"),
     "a pointer to large storage": (
         lambda d: (d / SINGLE).write_text(
             "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
@@ -199,3 +209,50 @@ def test_quantised_weights_are_refused(tmp_path: Path) -> None:
     reader = ModelReader(directory)
     with pytest.raises(ConversionError, match=r"F32, I8; only BF16, F16 and F32"):
         stored_precision(reader)
+
+
+def test_no_row_beyond_a_tensor_is_read(tmp_path: Path) -> None:
+    """It would be another tensor's."""
+    directory = whole(tmp_path / "model")
+    save_file({"a": torch.zeros(2, 4), "b": torch.ones(2, 4)}, directory / SINGLE)
+    reader = ModelReader(directory)
+    assert reader.read_range("a", 0, 2, 2).shape == (0, 4)
+    for start, end in ((1, 3), (-1, 1)):
+        with pytest.raises(AssertionError):
+            reader.read_range("a", 0, start, end)
+
+
+def test_a_file_that_is_cut_later_is_named(tmp_path: Path) -> None:
+    """After its header was read, as by another download."""
+    directory = whole(tmp_path / "model")
+    save_file({"a": torch.zeros(2, 4)}, directory / SINGLE)
+    reader = ModelReader(directory)
+    (directory / SINGLE).write_bytes((directory / SINGLE).read_bytes()[:-4])
+    with pytest.raises(ConversionError, match=r"model\.safetensors cannot be read"):
+        reader.read("a")
+    (directory / SINGLE).unlink()
+    with pytest.raises(ConversionError, match=r"model\.safetensors cannot be read"):
+        reader.read("a")
+
+
+def test_values_anywhere_in_a_file_are_read(tmp_path: Path) -> None:
+    """Also at a place that is no multiple of their size: the format allows it."""
+    directory = whole(tmp_path / "model")
+    values = torch.arange(6, dtype=torch.float32).view(2, 3)
+    header = json.dumps({"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}).encode()
+    header += b" " * ((1 - len(header)) % 4)
+    (directory / SINGLE).write_bytes(len(header).to_bytes(8, "little") + header + values.numpy().tobytes())
+    reader = ModelReader(directory)
+    assert torch.equal(reader.read("a"), values)
+    assert reader.read("a").data_ptr() % 4 == 0, "not every processor reads from anywhere"
+    assert torch.equal(reader.read_range("a", 0, 1, 2), values[1:])
+    assert torch.equal(reader.read_range("a", 1, 1, 3), values[:, 1:])
+
+
+def test_written_values_begin_at_a_multiple_of_8(tmp_path: Path) -> None:
+    """As the format asks for, whatever the length of the header."""
+    for length in range(1, 9):
+        plan = ShardPlan(SINGLE, (TensorSpec("a" * length, (2,), torch.float32),))
+        with ShardFile(tmp_path, plan) as file:
+            file.write("a" * length, torch.ones(2))
+        assert int.from_bytes((tmp_path / SINGLE).read_bytes()[:8], "little") % 8 == 0

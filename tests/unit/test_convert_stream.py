@@ -226,3 +226,19 @@ def test_records_are_plain(tmp_path: Path) -> None:
         assert json.loads(path.read_text())["identity"] == "this"
         path.write_text("{")
     assert stream.write() == expected
+
+
+def test_parts_of_a_stored_tensor_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor that is written in eight blocks is read and compared as a whole, not eight times."""
+    monkeypatch.setattr(shard_stream, "SMALLEST_BLOCK", 1)
+    monkeypatch.setattr(shard_stream, "num_workers", lambda: 1)
+    arch = replace(SMALL, num_attention_heads=8, num_kv_heads=8, ffn_hidden_size=16)
+    checksums = stream_of(Memory(hugging_face_tensors(arch)), tmp_path, arch).write()
+    source = ShardSource(ShardReader(tmp_path / "shards"), LLAMA, arch, checksums)
+    reads, megatron = [], ShardSource.megatron
+    monkeypatch.setattr(
+        ShardSource, "megatron", lambda *words: (reads.append(words[1:]), megatron(*words))[1]
+    )
+    (tmp_path / "again").mkdir()
+    assert stream_of(source, tmp_path / "again", arch).write() == checksums  # type: ignore[arg-type]
+    assert len(reads) == len(set(reads)) > 0

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cptron.config.stored import store_config, stored_configs
-from cptron.durable import partial_path, replace_text
+from cptron.durable import new_directory, partial_path, replace_text, working_directory
+from cptron.errors import ConversionError
 
 
 def test_what_utf8_cannot_hold_is_a_json_escape(tmp_path: Path) -> None:
@@ -59,3 +60,39 @@ def test_the_content_is_durable_before_it_has_its_name(
     )
     replace_text(tmp_path / "a", "text")
     assert done == ["fsync", "replace", "fsync"]
+
+
+def test_a_new_directory_has_one_writer(tmp_path: Path) -> None:
+    """The second is told, and takes nothing of the first's away; what a killed one left is not published."""
+    final = tmp_path / "out"
+    working_directory(final).mkdir()
+    (working_directory(final) / "left").touch()
+    with new_directory(final) as working:
+        (working / "whole").touch()
+        with (
+            pytest.raises(ConversionError, match="is being written by another process"),
+            new_directory(final),
+        ):
+            pass
+    assert [path.name for path in final.iterdir()] == ["whole"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_new_directory_replaces_nothing(tmp_path: Path) -> None:
+    """Nor what was made while it was written."""
+    final = tmp_path / "out"
+    with pytest.raises(ConversionError, match="already exists"), new_directory(final):
+        final.mkdir()
+        (final / "precious").touch()
+    assert [path.name for path in final.iterdir()] == ["precious"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path: Path) -> None:
+    """With the path that could not be written."""
+    with (
+        pytest.raises(ConversionError, match=r"out cannot be written \(.*No space"),
+        new_directory(tmp_path / "out"),
+    ):
+        raise OSError(28, "No space left on device")
+    assert not list(tmp_path.iterdir())

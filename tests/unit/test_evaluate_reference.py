@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import torch
+from pathlib import Path
 
+import pytest
+import torch
+from weights_world import llama, save
+
+from cptron.errors import ConversionError
 from cptron.evaluate.reference import Reference
 
 
@@ -30,3 +35,20 @@ def test_a_window_holds_within_documents() -> None:
     labels = ids_BS[:, 1:].flatten()
     expected = torch.nn.functional.cross_entropy(logits_BSV.flatten(0, 1), labels, reduction="none")
     torch.testing.assert_close(losses_BS.flatten(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_that_transformers_does_not_load_is_named(tmp_path: Path) -> None:
+    """No tokenizer, none that ends a document, a file of weights that is cut: one line each."""
+    (tmp_path / "empty").mkdir()
+    cut = save(tmp_path / "cut", llama(0), tokenizer=True)
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-1])
+    endless = save(tmp_path / "endless", llama(0), tokenizer=True)
+    for directory, told in (
+        (tmp_path / "empty", "transformers does not load"),
+        (save(tmp_path / "bare", llama(0)), "transformers does not load"),
+        (cut, "transformers does not load"),
+        (endless, "names no eos_token"),
+    ):
+        with pytest.raises(ConversionError, match=told) as error:
+            Reference(directory)
+        assert directory.name in str(error.value) and "\n" not in str(error.value)
