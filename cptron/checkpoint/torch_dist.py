@@ -147,9 +147,14 @@ class ShardReader:
             key: value for key, value in found.items() if isinstance(value, TensorStorageMetadata)
         }
         self._chunks: dict[str, list[Chunk]] = {key: [] for key in self._tensors}
-        for place, info in places.items():
-            if place.fqn in self._tensors:
-                self._chunks[place.fqn].append(self._chunk(place, info))
+        try:
+            for place, info in places.items():
+                if place.fqn in self._tensors:
+                    self._chunks[place.fqn].append(self._chunk(place, info))
+        except (AttributeError, TypeError) as error:
+            raise CheckpointError(
+                f"{directory / INDEX} is damaged ({error}); use another checkpoint"
+            ) from None
 
     def _chunk(self, place: Any, info: Any) -> Chunk:
         sizes = {tuple(chunk.offsets): tuple(chunk.sizes) for chunk in self._tensors[place.fqn].chunks}
@@ -185,11 +190,17 @@ class ShardReader:
         sizes = self.shape(key) if sizes is None else sizes
         block = torch.empty(tuple(sizes), dtype=self.dtype(key))
         filled = 0
+        targets: list[Slices] = []
         for chunk in self._chunks[key]:
             inside = _overlap(offsets, sizes, chunk)
             if inside is None:
                 continue
             target, source = inside
+            if any(_meet(target, other) for other in targets):
+                raise CheckpointError(
+                    f"{self.directory / INDEX} has blocks of {key} that overlap; it is damaged"
+                )
+            targets.append(target)
             block[target].copy_(self._load(chunk)[source])
             filled += block[target].numel()
         if filled != block.numel():
@@ -228,6 +239,11 @@ def _overlap(offsets: Sequence[int], sizes: Sequence[int], chunk: Chunk) -> tupl
         target.append(slice(start - first, end - first))
         source.append(slice(start - other, end - other))
     return tuple(target), tuple(source)
+
+
+def _meet(one: Slices, other: Slices) -> bool:
+    """Two blocks have elements in common."""
+    return all(a.start < b.stop and b.start < a.stop for a, b in zip(one, other, strict=True))
 
 
 class _View(io.RawIOBase):

@@ -192,6 +192,34 @@ def test_no_file_outside_is_read(tmp_path: Path) -> None:
         ShardReader(tmp_path / "shards")
 
 
+def test_crafted_indices_are_refused(tmp_path: Path) -> None:
+    """Blocks that overlap, so that others are missing though the count is right; places that are none."""
+    import pickle
+
+    from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
+
+    stream_of(Memory(hugging_face_tensors(SMALL)), tmp_path, SMALL).write()
+    path = tmp_path / "shards" / ".metadata"
+    index = pickle.loads(path.read_bytes())
+    key = "decoder.layers.mlp.linear_fc2.weight"
+    first, second = (MetadataIndex(key, torch.Size((layer, 0, 0))) for layer in range(2))
+    stored = index.state_dict_metadata[key]
+    assert {tuple(chunk.offsets) for chunk in stored.chunks} == {(0, 0, 0), (1, 0, 0)}
+    whole, where = stored.chunks[0].sizes, index.storage_data.pop(second)
+    stored.chunks[1] = ChunkStorageMetadata(torch.Size((0, 0, 0)), whole)
+    index.storage_data[MetadataIndex(key, torch.Size((0, 0, 0)), 1)] = where
+    doubled = dict(index.storage_data)
+    path.write_bytes(pickle.dumps(index))
+    reader = ShardReader(tmp_path / "shards")
+    reader._chunks[key] = [reader._chunks[key][0]] * 2
+    with pytest.raises(CheckpointError, match="overlap"):
+        reader.read(key)
+    index.storage_data = {"not a place": doubled[first]}
+    path.write_bytes(pickle.dumps(index))
+    with pytest.raises(CheckpointError, match="is damaged"):
+        ShardReader(tmp_path / "shards")
+
+
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     """The second is told; what an interrupted one left is kept; a finished target is not written again."""
     final = tmp_path / "out"
