@@ -129,10 +129,15 @@ def _only_writer(final: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
+def free_bytes(directory: Path) -> int:
+    """Room on the disk of `directory`, which need not exist yet."""
+    there = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.is_dir())
+    return shutil.disk_usage(there).free
+
+
 def require_space(directory: Path, num_bytes: int) -> None:
     """Raise `ConversionError` unless the disk of `directory`, which need not exist yet, has room for `num_bytes`."""
-    there = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(there).free
+    free = free_bytes(directory)
     if free < num_bytes:
         raise ConversionError(
             f"{directory} needs {num_bytes / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free; make room or choose "

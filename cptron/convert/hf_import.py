@@ -28,7 +28,7 @@ from cptron.convert.shard_stream import ShardStream, num_workers
 from cptron.convert.small_files import carry_small_files, find_tokenizer
 from cptron.convert.source import WeightSource
 from cptron.convert.weight_map import check_shapes, hugging_face_names, layers_of
-from cptron.durable import must_be_new, require_space, resumable_directory
+from cptron.durable import free_bytes, must_be_new, require_space, resumable_directory
 from cptron.errors import ConversionError
 from cptron.model.architecture import Architecture
 from cptron.model.families import family_of
@@ -79,7 +79,6 @@ def plan_import(source: Path, target: Path) -> dict[str, Any]:
         progress=target / PROGRESS,
         identity="",
     )
-    require_space(target, int(stream.num_bytes * 1.01))
     sizes = [reader.shape(name) for name in reader.names]
     return {
         "family": family.model_type,
@@ -87,6 +86,7 @@ def plan_import(source: Path, target: Path) -> dict[str, Any]:
         "parameters": sum(math.prod(shape) for shape in sizes),
         "precision": precision,
         "bytes": stream.num_bytes,
+        "free_bytes": free_bytes(target),
         "files": stream.num_files,
         "largest_tensor_bytes": max(map(math.prod, sizes)) * DTYPES[precision].itemsize,
         "largest_block_bytes": stream.largest_block_bytes,
