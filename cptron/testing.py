@@ -19,6 +19,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
+import psutil
+
 from cptron.runtime.host_isa import leave_amx_alone
 
 T = TypeVar("T")
@@ -39,6 +41,11 @@ class _Worker:
         child.close()
 
     def kill(self) -> None:
+        """End the process, and what it has started: megatron-core's saves leave a process that would outlive it."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
         self.process.kill()
         self.process.join()
         self.pipe.close()

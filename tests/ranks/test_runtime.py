@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
+from cptron import testing
 from cptron.errors import DataError
 from cptron.testing import RankFailure, run_ranks
 
@@ -79,6 +83,23 @@ def test_transformers_computes_the_same_beside_the_engine(untied: Path) -> None:
     expected = transformers_logits(untied, token_ids)
     (found,) = run_ranks(logits_beside_the_engine, 1, str(untied), token_ids)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def leave_a_process() -> int:
+    """Start something that would go on for long, as megatron-core's saves do."""
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]).pid
+
+
+def test_a_stopped_rank_leaves_nothing_behind() -> None:
+    """What it has started ends with it."""
+    worker = testing._Worker()
+    worker.pipe.send(({}, list(sys.path)))
+    worker.pipe.send((leave_a_process, (), {}))
+    failed, pid = worker.pipe.recv()
+    assert not failed and psutil.pid_exists(pid)
+    worker.kill()
+    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=60)
+    assert not psutil.pid_exists(pid)
 
 
 def one_rank_disagrees() -> str:
