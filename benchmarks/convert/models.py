@@ -71,7 +71,12 @@ CASES = [
     Case("llama-3.1-8b, 4 layers", {**LLAMA_8B, "num_hidden_layers": LAYERS}),
     Case(
         "mistral-7b-v0.3, 4 layers",
-        {"model_type": "mistral", "rope_theta": 1e6, **_sizes(4096, 14336, LAYERS, 32, 8, 32768, 32768)},
+        {
+            "model_type": "mistral",
+            "rope_theta": 1e6,
+            "sliding_window": None,
+            **_sizes(4096, 14336, LAYERS, 32, 8, 32768, 32768),
+        },
     ),
     Case(
         "qwen2.5-7b, 4 layers",
