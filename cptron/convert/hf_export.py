@@ -24,7 +24,7 @@ from cptron.convert.safetensors_write import ShardFile, ShardPlan, TensorSpec, p
 from cptron.convert.shard_stream import num_workers
 from cptron.convert.small_files import carry_small_files
 from cptron.convert.source import ShardSource, WeightSource
-from cptron.convert.weight_map import expected_shapes, layers_of, megatron_shape
+from cptron.convert.weight_map import expected_shapes, layer_by_layer, megatron_shape
 from cptron.durable import must_be_new, new_directory, require_space
 from cptron.errors import ConversionError
 from cptron.model.architecture import Architecture
@@ -112,15 +112,9 @@ def bytes_in_hand(family: Family, arch: Architecture, precision: str) -> int:
 
 def tensors_in_order(family: Family, arch: Architecture) -> list[tuple[str, tuple[int, ...]]]:
     """Names and shapes of all Hugging Face tensors, layer by layer, those of one rule side by side."""
-    rules = family.rules_for(arch)
-    inside = [rule for rule in rules if "{layer}" in rule.megatron]
-    outside = [rule for rule in rules if "{layer}" not in rule.megatron]
-    ordered = [(rule, 0) for rule in outside[:1]]
-    ordered += [(rule, layer) for layer in range(arch.num_layers) for rule in inside]
-    ordered += [(rule, layer) for rule in outside[1:] for layer in layers_of(rule, arch)]
     return [
         (name.format(layer=layer), shape)
-        for rule, layer in ordered
+        for rule, layer in layer_by_layer(family, arch)
         for name, shape in zip(rule.hugging_face, expected_shapes(rule, arch), strict=True)
     ]
 

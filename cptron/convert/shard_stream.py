@@ -24,7 +24,7 @@ from cptron.checkpoint.checksum import MODULUS, Checksums, as_text, checksum
 from cptron.checkpoint.names import stored_key, stored_name
 from cptron.checkpoint.torch_dist import Chunk, ChunkFile, write_index
 from cptron.convert.source import WeightSource
-from cptron.convert.weight_map import Part, layers_of, megatron_shape, read_part
+from cptron.convert.weight_map import Part, layer_by_layer, layers_of, megatron_shape, read_part
 from cptron.durable import replace_text
 from cptron.errors import CheckpointError
 from cptron.model.architecture import Architecture
@@ -66,7 +66,7 @@ class ShardStream:
     @property
     def num_bytes(self) -> int:
         """Bytes of all parameters."""
-        return sum(self._bytes_of(rule) for rule, _ in self._jobs())
+        return sum(self._bytes_of(rule) for rule, _ in layer_by_layer(self.family, self.arch))
 
     @property
     def num_files(self) -> int:
@@ -76,7 +76,9 @@ class ShardStream:
     @property
     def largest_block_bytes(self) -> int:
         """The largest block; each worker has its source and a copy of one in memory."""
-        return max(self._bytes_of(rule) // self._parts_of(rule) for rule, _ in self._jobs())
+        return max(
+            self._bytes_of(rule) // self._parts_of(rule) for rule, _ in layer_by_layer(self.family, self.arch)
+        )
 
     def write(self, report: Report = lambda _: None) -> Checksums:
         """Write what is missing and complete the shards; returns the checksum of every parameter by its stored name.
@@ -103,20 +105,11 @@ class ShardStream:
             checksums |= record.checksums
         return as_text(checksums)
 
-    def _jobs(self) -> Iterator[tuple[TensorRule, int]]:
-        """Every parameter, layer by layer, which is the order in which most models are stored."""
-        rules = self.family.rules_for(self.arch)
-        inside = [rule for rule in rules if "{layer}" in rule.megatron]
-        outside = [rule for rule in rules if "{layer}" not in rule.megatron]
-        yield from ((rule, 0) for rule in outside[:1])
-        yield from ((rule, layer) for layer in range(self.arch.num_layers) for rule in inside)
-        yield from ((rule, 0) for rule in outside[1:])
-
     def _files(self) -> list[list[tuple[TensorRule, int]]]:
         target = min(FILE_BYTES, math.ceil(self.num_bytes / num_workers()))
         files: list[list[tuple[TensorRule, int]]] = [[]]
         size = 0
-        for rule, layer in self._jobs():
+        for rule, layer in layer_by_layer(self.family, self.arch):
             if files[-1] and size + self._bytes_of(rule) > target:
                 files.append([])
                 size = 0

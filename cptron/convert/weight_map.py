@@ -57,6 +57,14 @@ def layers_of(rule: TensorRule, arch: Architecture) -> range:
     return range(arch.num_layers) if "{layer}" in rule.megatron else range(1)
 
 
+def layer_by_layer(family: Family, arch: Architecture) -> list[tuple[TensorRule, int]]:
+    """Every parameter, as rule and layer: embedding, layers, the rest; the order in which most models are stored."""
+    rules = family.rules_for(arch)
+    inside = [rule for rule in rules if "{layer}" in rule.megatron]
+    first, *rest = [(rule, 0) for rule in rules if "{layer}" not in rule.megatron]
+    return [first, *((rule, layer) for layer in range(arch.num_layers) for rule in inside), *rest]
+
+
 def hugging_face_shapes(family: Family, arch: Architecture) -> dict[str, tuple[int, ...]]:
     """Every Hugging Face tensor of the architecture, in the order of the rules, and its shape."""
     return {
