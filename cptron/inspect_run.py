@@ -48,7 +48,7 @@ def describe_checkpoint(directory: Path) -> Facts:
         "weights_fingerprint": manifest.weights_fingerprint,
         "tokenizer_fingerprint": manifest.tokenizer_fingerprint or "none",
         "files": len(manifest.files),
-        "bytes": sum(manifest.files.values()),
+        "bytes": sum(record.size for record in manifest.files.values()),
         "lineage": _lineage(manifest),
         "versions": manifest.versions,
     }

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -77,6 +77,15 @@ Checksums = dict[str, str]
 def as_text(sums: Mapping[str, int]) -> Checksums:
     """The form in which checksums are recorded."""
     return {name: f"{value % MODULUS:016x}" for name, value in sums.items()}
+
+
+def add_up(parts: Sequence[Mapping[str, int]]) -> Checksums:
+    """Checksums of whole parameters from those of their parts."""
+    total: dict[str, int] = {}
+    for sums in parts:
+        for name, value in sums.items():
+            total[name] = total.get(name, 0) + value
+    return as_text(total)
 
 
 def fingerprint(checksums: Checksums, precision: str) -> str:

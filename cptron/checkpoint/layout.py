@@ -1,32 +1,38 @@
 """What a checkpoint directory looks like, and how it becomes visible.
 
     CHECKPOINT/
-      manifest.json     what it is, and the size of every file; written last
-      shards/           megatron-core `torch_dist`: model, and for a run also the optimizer
+      manifest.json     what it is, and size and sha256 of every file; written last
+      manifest.sha256   sha256 of the manifest, as `sha256sum -c` reads it
+      shards/           megatron-core `torch_dist`: model, and for a run also the optimizer; `index.json` is ours
       hugging_face/     config, tokenizer and other small files of the model it came from
       state.json        step, data ledger, random state (a run's checkpoint only)
 
 Place in the flow: written by `convert` and by the trainer, read by everything that needs weights. Imports
 no torch. Invariant: a directory under its final name is complete; it gets that name by one atomic rename
-after all is on disk.
+after all is on disk. What is newest is derived from what is complete: there is no pointer that could lie.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from cptron.checkpoint.block_file import FileRecord
+from cptron.checkpoint.hashing import hash_files
 from cptron.durable import publish_directory, replace_text, working_directory
 from cptron.errors import CheckpointError
 from cptron.model.architecture import Architecture
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
+DIGEST = "manifest.sha256"
 SHARDS = "shards"
 HUGGING_FACE = "hugging_face"
 STATE = "state.json"
@@ -61,13 +67,23 @@ class Manifest:
     checksums: dict[str, str] = field(default_factory=dict)
     """Checksum of every parameter in the shards (`checkpoint.checksum`)."""
     parent: str = ""
+    """What this process had loaded: the checkpoint that the run was resumed from, or what it started from."""
+    lineage: tuple[str, ...] = ()
+    """What the run started from, nearest first: checkpoints, and last the Hugging Face model."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """The resolved configuration of the run."""
+    ledger: dict[str, Any] = field(default_factory=dict)
+    """What the run has drawn of each source."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What was evaluated at this very step."""
     adapter: dict[str, Any] | None = None
     """Settings of the adapter whose parameters the shards hold, and nothing else; None: whole weights."""
     base: str = ""
     """Checkpoint of the whole weights that the adapter was trained on."""
     base_fingerprint: str = ""
     versions: dict[str, str] = field(default_factory=dict)
-    files: dict[str, int] = field(default_factory=dict)
+    files: dict[str, FileRecord] = field(default_factory=dict)
+    """Every file but the manifest itself."""
     format_version: int = FORMAT_VERSION
 
     @property
@@ -81,14 +97,23 @@ def step_directory(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step_{step:08d}"
 
 
-def publish(final: Path, manifest: Manifest) -> Manifest:
+def publish(final: Path, manifest: Manifest, known: Mapping[str, FileRecord] | None = None) -> Manifest:
     """Write the manifest into the working directory of `final` and publish it. A `final` that exists is replaced: a
-    run never saves the same step twice, so that only a damaged one can be in the way."""
+    run never saves the same step twice, so that only a damaged one can be in the way.
+
+    `known` has the records of files that were hashed as they were written; the others are hashed here.
+    """
     working = working_directory(final)
-    paths = sorted(path for path in working.rglob("*") if path.is_file())
-    files = {str(path.relative_to(working)): path.stat().st_size for path in paths}
-    complete = Manifest(**{**vars(manifest), "files": files})
-    write_json(working / MANIFEST, asdict(complete))
+    known = known or {}
+    names = sorted(str(path.relative_to(working)) for path in working.rglob("*") if path.is_file())
+    hashed = hash_files(working, [name for name in names if name not in known])
+    complete = Manifest(
+        **{**vars(manifest), "files": {name: known.get(name) or hashed[name] for name in names}}
+    )
+    text = json.dumps(asdict(complete), indent=1)
+    replace_text(working / MANIFEST, text)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    replace_text(working / DIGEST, f"{digest}  {MANIFEST}\n")
     publish_directory(final)
     return complete
 
@@ -120,26 +145,50 @@ def read_manifest(directory: Path) -> Manifest:
         raise CheckpointError(
             f"{directory} is no checkpoint: it has no {MANIFEST}; a Hugging Face model is converted by `cptron convert`"
         )
+    manifest = _parse(path)
+    match = _STEP_DIR.fullmatch(directory.name)
+    if match and int(match[1]) != manifest.step:
+        raise CheckpointError(
+            f"checkpoint {directory} holds step {manifest.step}: it was renamed; give it its own name again"
+        )
+    for name, record in manifest.files.items():
+        file = directory / name
+        found = file.stat().st_size if file.is_file() else None
+        if found != record.size:
+            state = "is missing" if found is None else f"has {found} bytes"
+            raise CheckpointError(
+                f"checkpoint {directory} is damaged: {name} {state}, expected {record.size}; use another one"
+            )
+    return manifest
+
+
+def _parse(path: Path) -> Manifest:
+    """The manifest, unless it is another one than was written."""
     try:
-        values = json.loads(path.read_text())
+        content = path.read_bytes()
+        values = json.loads(content)
         if values["format_version"] != FORMAT_VERSION:
             raise CheckpointError(
                 f"{path} has format_version {values['format_version']}, this version reads {FORMAT_VERSION}; "
                 "use the version of cptron that wrote it"
             )
-        manifest = Manifest(**{**values, "probe": Probe(**values["probe"])})
-        Architecture.from_dict(manifest.architecture)
-        manifest.files.items()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        digest = path.with_name(DIGEST).read_text().split()[0]
+        if digest != hashlib.sha256(content).hexdigest():
+            raise ValueError(f"its sha256 is not the one in {DIGEST}")
+        return manifest_of(values)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); use another checkpoint") from None
-    for name, size in manifest.files.items():
-        file = directory / name
-        found = file.stat().st_size if file.is_file() else None
-        if found != size:
-            state = "is missing" if found is None else f"has {found} bytes"
-            raise CheckpointError(
-                f"checkpoint {directory} is damaged: {name} {state}, expected {size}; use another one"
-            )
+
+
+def manifest_of(values: Mapping[str, Any]) -> Manifest:
+    """The manifest that `asdict` made `values` of. Raises what Python does where they are none."""
+    files = {name: FileRecord(**record) for name, record in values["files"].items()}
+    for name, record in files.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts or type(record.size) is not int:
+            raise ValueError(f"file {name!r:.80} is not one of a checkpoint")
+    probe = Probe(**values["probe"])
+    manifest = Manifest(**{**values, "probe": probe, "files": files, "lineage": tuple(values["lineage"])})
+    Architecture.from_dict(manifest.architecture)
     return manifest
 
 

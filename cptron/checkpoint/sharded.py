@@ -1,70 +1,32 @@
-"""Model and optimizer as megatron-core `torch_dist` shards, loadable under any layout.
+"""Model and optimizer as shards: every rank writes and reads its own part, under any layout.
 
-Place in the flow: inside a checkpoint directory (`layout`). Adapter for `megatron.core.dist_checkpointing`.
-Invariant: a load fills every parameter asked for or raises; and no code stored in a checkpoint is ever run.
+Place in the flow: inside a checkpoint directory (`layout`); `parts` says what is whose. Invariant: a load fills every
+parameter asked for or raises on all ranks; and no code stored in a checkpoint is ever run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-import cptron.runtime.megatron_ready  # noqa: F401
-
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.mapping import (
-    ShardedObject,
-    ShardedTensor,
-    ShardedTensorFactory,
-    is_main_replica,
-)
-from megatron.core.dist_checkpointing.validation import StrictHandling
-
-from cptron.checkpoint.checksum import Checksums, as_text, checksum
-from cptron.checkpoint.untrusted import read_index, weights_only
+from cptron.checkpoint.block_writer import BLOCK_BYTES, BlockSpec
+from cptron.checkpoint.blocks import TensorRecord
+from cptron.checkpoint.boxes import pieces
+from cptron.checkpoint.checksum import Checksums, add_up, checksum
+from cptron.checkpoint.hashing import num_threads
+from cptron.checkpoint.parts import OPTIMIZER, Holds, Part, Parts, everything
+from cptron.checkpoint.reader import ShardReader
+from cptron.checkpoint.tensor_bytes import dtype_name
 from cptron.errors import CheckpointError
+from cptron.optim.stored_state import make_state, set_step
 from cptron.runtime.dist import agree
-
-VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
-"""Tensors with a row for each token."""
-
-Holds = Callable[[str], bool]
-"""Whether a parameter, by its name in a chunk, is meant."""
-
-
-def everything(name: str) -> bool:
-    """Every parameter."""
-    return True
-
-
-def _metadata() -> dict[str, Any]:
-    """How state is cut: the optimizer by parameter, so that any later TP, PP and DP can load it.
-
-    A new dict each time, because megatron-core adds the current process groups to it.
-    """
-    return {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
-
-
-def _model_state(chunks: Sequence[Any], holds: Holds) -> dict[str, dict[str, Any]]:
-    """Each chunk's tensors, by what megatron-core calls the chunk. Objects (empty `_extra_state` entries) are left
-    out: torch would unpickle them on load."""
-    names = ["model"] if len(chunks) == 1 else [f"model{number}" for number in range(len(chunks))]
-    states = [chunk.sharded_state_dict(metadata=_metadata()) for chunk in chunks]
-    return {
-        name: {
-            key: value for key, value in state.items() if holds(key) and not isinstance(value, ShardedObject)
-        }
-        for name, state in zip(names, states, strict=True)
-    }
-
-
-def _optimizer_state(optimizer: Any, model_state: dict[str, dict[str, Any]], *, is_loading: bool) -> Any:
-    only = model_state["model"] if len(model_state) == 1 else model_state
-    return optimizer.sharded_state_dict(only, is_loading=is_loading, metadata=_metadata())
 
 
 def weight_checksums(
@@ -73,49 +35,50 @@ def weight_checksums(
     """Checksum of every parameter that `holds` says, over all ranks; collective. With `dtype` of the weights rounded
     to it. Padding rows of the vocabulary do not count, since their number depends on the layout."""
     own: dict[str, int] = {}
-    for state in _model_state(chunks, holds).values():
-        for part in _sharded_tensors(state):
-            if is_main_replica(part.replica_id):
-                name, value = _part_checksum(part, vocab_size, dtype)
-                own[name] = own.get(name, 0) + value
+    for part in Parts(chunks, holds=holds).to_write():
+        first_row, *first_column = part.offsets[part.above :]
+        data = part.tensor if dtype is None else part.tensor.to(dtype)
+        if part.is_of_vocabulary:
+            data = data[: max(vocab_size - first_row, 0)]
+        if len(data):
+            own[part.parameter] = own.get(part.parameter, 0) + checksum(data, first_row, *first_column)
     by_rank: list[dict[str, int]] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(by_rank, own)
-    total: dict[str, int] = {}
-    for sums in by_rank:
-        for name, value in sums.items():
-            total[name] = total.get(name, 0) + value
-    return as_text(total)
+    return add_up(by_rank)
 
 
-def _sharded_tensors(state: dict[str, Any]) -> Iterator[ShardedTensor]:
-    for value in state.values():
-        if isinstance(value, ShardedTensorFactory):  # gate and up rows, which are stored apart
-            yield from value.build()
-        else:
-            yield value
+def tensors_to_write(
+    chunks: Sequence[Any], optimizer: Any | None, vocab_size: int, holds: Holds = everything
+) -> tuple[dict[str, TensorRecord], list[tuple[BlockSpec, torch.Tensor]]]:
+    """What this rank writes: shape and type of each stored tensor that it has a part of, and the blocks with their
+    elements. `chunks` are unwrapped modules."""
+    records: dict[str, TensorRecord] = {}
+    blocks: list[tuple[BlockSpec, torch.Tensor]] = []
+    for part in Parts(chunks, optimizer, holds).to_write():
+        dtype = dtype_name(part.tensor.dtype)
+        records[part.key] = TensorRecord(part.shape, dtype)
+        blocks.extend(_blocks(part, dtype, vocab_size))
+    return records, blocks
 
 
-def _part_checksum(part: ShardedTensor, vocab_size: int, dtype: torch.dtype | None) -> tuple[str, int]:
-    """Stored name, and checksum of a rank's part of the tensor."""
-    key, above = str(part.key), part.prepend_axis_num
-    first_row, *first_column = part.global_offset[above:]
-    data = part.data if dtype is None else part.data.to(dtype)
-    if key in VOCABULARY:
-        data = data[: max(vocab_size - first_row, 0)]
-    name = key.replace("decoder.layers.", f"decoder.layers.{part.global_offset[0]}.", 1) if above else key
-    return name, checksum(data, first_row, *first_column) if len(data) else 0
-
-
-def save_shards(
-    shards: Path, chunks: Sequence[Any], optimizer: Any | None = None, *, holds: Holds = everything
-) -> None:
-    """Write this rank's part of the parameters that `holds` says; collective. `chunks` are unwrapped modules,
-    `shards` exists and is empty."""
-    model_state = _model_state(chunks, holds)
-    state: dict[str, Any] = dict(model_state)
-    if optimizer is not None:
-        state["optimizer"] = _optimizer_state(optimizer, model_state, is_loading=False)
-    dist_checkpointing.save(state, str(shards))
+def _blocks(part: Part, dtype: str, vocab_size: int) -> Iterator[tuple[BlockSpec, torch.Tensor]]:
+    """A part in blocks of a size that is handled at once."""
+    flat = part.tensor.reshape(-1)
+    at = 0
+    for offsets, sizes in pieces((part.offsets, part.sizes), BLOCK_BYTES // flat.element_size()):
+        count = math.prod(sizes)
+        spec = BlockSpec(part.key, offsets, sizes, dtype)
+        if not part.key.startswith(OPTIMIZER):
+            first_row, *first_column = offsets[part.above :]
+            rows, *columns = sizes[part.above :]
+            if part.is_of_vocabulary:
+                rows = min(rows, max(vocab_size - first_row, 0))
+            column = first_column[0] if first_column else 0
+            width = columns[0] if columns else 1
+            matrix = (rows, width)
+            spec = replace(spec, parameter=part.parameter, place=(first_row, column), matrix=matrix)
+        yield spec, flat[at : at + count]
+        at += count
 
 
 def load_shards(
@@ -123,45 +86,61 @@ def load_shards(
 ) -> None:
     """Fill the parameters that `holds` says, and the optimizer where given; collective. Raises `CheckpointError`
     on anything missing."""
-    agree(lambda: read_index(shards))
-    model_state = _model_state(chunks, holds)
-    state: dict[str, Any] = dict(model_state)
+    reader = agree(lambda: ShardReader(shards))
     if optimizer is not None:
-        state["optimizer"] = _optimizer_state(optimizer, model_state, is_loading=True)
-    try:
-        with weights_only():
-            loaded, unused, absent = dist_checkpointing.load(
-                state, str(shards), strict=StrictHandling.RETURN_ALL
+        make_state(optimizer)
+    parts = Parts(chunks, optimizer, holds)
+    wanted = [*parts.of_model(), *(parts.of_optimizer() if optimizer is not None else ())]
+    _require_same(reader, wanted, optimizer is not None)
+    agree(lambda: _read(reader, wanted))
+    parts.put_back()
+    if optimizer is not None:
+        set_step(optimizer, reader.common.get("optimizer_step"))
+
+
+def _require_same(reader: ShardReader, wanted: Sequence[Part], with_optimizer: bool) -> None:
+    """Raise on every rank unless the shards have what any rank wants, of its shape, and nothing else; collective."""
+    own = {part.key: (part.shape, part.is_of_vocabulary) for part in wanted}
+    by_rank: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(by_rank, own)
+    asked = {key: found for rank in by_rank for key, found in rank.items()}
+    stored = {key for key in reader.keys if with_optimizer or not key.startswith(OPTIMIZER)}
+    for what, wrong in (
+        ("lacks", asked.keys() - stored),
+        ("holds parameters this model does not have:", stored - asked.keys()),
+    ):
+        if wrong:
+            names = sorted(wrong)
+            advice = (
+                "keep the optimizer and what is trained as they were"
+                if all(name.startswith(OPTIMIZER) for name in names)
+                else "it is of another model"
             )
-    except ValueError as error:
-        raise _of_another_optimizer(shards, error) from None
-    unused = {key for key in unused if "_extra_state" not in key}
-    unused = {key for key in unused if not (optimizer is None and key.startswith("optimizer."))}
-    if absent or unused:
-        wrong = sorted(absent) or sorted(unused)
-        what = "lacks" if absent else "holds parameters this model does not have:"
-        of_optimizer = all(key.startswith("optimizer.") for key in wrong)
-        advice = (
-            "keep the optimizer and what is trained as they were"
-            if of_optimizer
-            else "it is of another model"
-        )
-        raise CheckpointError(f"{shards} {what} {', '.join(wrong[:3])} ({len(wrong)} in all); {advice}")
-    for name, chunk in zip(model_state, chunks, strict=True):
-        unset, _ = chunk.load_state_dict(loaded[name], strict=False)
-        unset = [key for key in unset if holds(key) and not key.endswith("_extra_state")]
-        assert not unset, f"parameters that no shard filled: {unset[:3]}"
-    if optimizer is not None:
-        try:
-            optimizer.load_state_dict(loaded["optimizer"])
-        except ValueError as error:
-            raise _of_another_optimizer(shards, error) from None
+            raise CheckpointError(
+                f"{reader.directory} {what} {', '.join(names[:3])} ({len(names)} in all); {advice}"
+            )
+    for key, (shape, is_of_vocabulary) in asked.items():
+        found = reader.shape(key)
+        first = 1 if is_of_vocabulary else 0
+        if found[first:] != shape[first:]:
+            raise CheckpointError(
+                f"{reader.directory} has {key} of shape {list(found)}, this model {list(shape)}; it is of another model"
+            )
 
 
-def _of_another_optimizer(shards: Path, error: ValueError) -> CheckpointError:
-    """megatron-core's word for an optimizer with other state, or other groups, than the one asked for."""
-    reason = str(error).splitlines()[0][:200]
-    return CheckpointError(
-        f"{shards} cannot be loaded by this run ({reason}); keep the optimizer, its groups and what is trained as they "
-        "were"
-    )
+def _read(reader: ShardReader, wanted: Sequence[Part]) -> None:
+    """Fill this rank's parts, on threads."""
+    with ThreadPoolExecutor(num_threads(), "load") as pool, torch.no_grad():
+        for _ in pool.map(lambda part: _read_part(reader, part), wanted):
+            pass
+
+
+@torch.no_grad()
+def _read_part(reader: ShardReader, part: Part) -> None:
+    box = part.tensor.view(part.sizes)
+    if part.is_of_vocabulary:  # other layouts pad it to other lengths
+        rows = max(reader.shape(part.key)[0] - part.offsets[0], 0)
+        box[rows:].zero_()
+        box = box[:rows]
+    if len(box):
+        reader.read_into(part.key, part.offsets, box)

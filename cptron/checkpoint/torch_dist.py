@@ -1,20 +1,17 @@
-"""Reads and writes megatron-core's `torch_dist` shards tensor by tensor, without megatron-core and its process groups.
+"""torch's distributed checkpoint format, for others: its index beside our shards, and a reader of what others wrote.
 
-Place in the flow: conversion streams through it, so that a model need not fit in memory. Invariant: what is written
-here, `dist_checkpointing` loads under any layout; `ShardReader` reads what any layout saved, and runs no code of it.
+Place in the flow: every checkpoint gets the index, so that megatron-core and torch load it; `cptron convert --megatron`
+reads Megatron-LM's. Invariant: nothing of ours is read back from it, and no code that others' files hold is run.
 
-The format is torch's distributed checkpoint: files of `torch.save`d chunks, and `.metadata`, which says where each
-chunk of each tensor lies.
+The format: files of `torch.save`d chunks, and `.metadata`, which says where each chunk of each tensor lies.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import math
-import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +27,9 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from cptron.checkpoint.blocks import Block, TensorRecord
+from cptron.checkpoint.reader import Slices, overlap, require_apart, require_filled
+from cptron.checkpoint.tensor_bytes import DTYPES
 from cptron.checkpoint.untrusted import read_index
 from cptron.errors import CheckpointError
 
@@ -43,8 +43,41 @@ FORMAT = {
 """What megatron-core expects in `metadata.json`."""
 
 
+def write_torch_index(
+    directory: Path,
+    tensors: Mapping[str, TensorRecord],
+    blocks: Sequence[Block],
+    common: dict[str, Any] | None = None,
+) -> None:
+    """Make the shards in `directory` loadable by torch and megatron-core. `common` is what megatron-core calls the
+    common state."""
+    by_key: dict[str, list[Block]] = {key: [] for key in tensors}
+    for block in blocks:
+        by_key[block.key].append(block)
+    index = Metadata(
+        state_dict_metadata={
+            key: TensorStorageMetadata(
+                properties=TensorProperties(dtype=DTYPES[record.dtype]),
+                size=torch.Size(record.shape),
+                chunks=[
+                    ChunkStorageMetadata(torch.Size(b.offsets), torch.Size(b.sizes)) for b in by_key[key]
+                ],
+            )
+            for key, record in tensors.items()
+        },
+        storage_data={
+            MetadataIndex(b.key, torch.Size(b.offsets)): _StorageInfo(b.file, b.start, b.length)
+            for b in blocks
+        },
+        storage_meta=StorageMeta(),
+    )
+    (directory / INDEX).write_bytes(pickle.dumps(index))
+    (directory / "metadata.json").write_text(json.dumps(FORMAT))
+    torch.save(common or {}, directory / "common.pt")
+
+
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class _Chunk:
     """A block of a stored tensor and where its bytes are."""
 
     key: str
@@ -54,87 +87,10 @@ class Chunk:
     start: int
     length: int
 
-    def to_list(self) -> list[Any]:
-        """JSON form; `Chunk.of` inverts it."""
-        return [self.key, self.offsets, self.sizes, self.file, self.start, self.length]
 
-    @classmethod
-    def of(cls, values: Sequence[Any]) -> Chunk:
-        """Rebuild from `to_list` output."""
-        key, offsets, sizes, file, start, length = values
-        return cls(str(key), tuple(offsets), tuple(sizes), str(file), int(start), int(length))
-
-
-class ChunkFile:
-    """One file of chunks, written from its start to its end within a `with` block, which forces it to disk."""
-
-    def __init__(self, directory: Path, number: int) -> None:
-        self.name = f"__{number}_0.distcp"
-        self.chunks: list[Chunk] = []
-        self._stream = (directory / self.name).open("wb")
-
-    def write(self, key: str, offsets: Sequence[int], tensor: torch.Tensor) -> None:
-        """Append the block of tensor `key` that begins at `offsets`; it has as many dimensions as the stored one."""
-        if tensor.untyped_storage().nbytes() != tensor.nbytes or not tensor.is_contiguous():
-            tensor = tensor.clone(memory_format=torch.contiguous_format)  # torch saves whole storages
-        start = self._stream.tell()
-        try:
-            torch.save(tensor.detach(), self._stream)
-        except RuntimeError as error:  # what torch makes of a write that comes short
-            raise OSError(f"{self.name}: {str(error).splitlines()[0]}") from None
-        length = self._stream.tell() - start
-        self.chunks.append(Chunk(key, tuple(offsets), tuple(tensor.shape), self.name, start, length))
-
-    def __enter__(self) -> ChunkFile:
-        return self
-
-    def __exit__(self, error: object, *_: object) -> None:
-        with self._stream:
-            if error is None:
-                self._stream.flush()
-                os.fsync(self._stream.fileno())
-
-
-def write_index(
-    directory: Path,
-    tensors: dict[str, tuple[tuple[int, ...], torch.dtype]],
-    chunks: Sequence[Chunk],
-    common: dict[str, Any] | None = None,
-) -> None:
-    """Complete the shards in `directory`: `tensors` gives shape and type of each key, `chunks` all of their blocks.
-
-    `common` is what megatron-core calls the common state. Blocks that do not fill a tensor exactly are a bug.
-    """
-    by_key: dict[str, list[Chunk]] = {key: [] for key in tensors}
-    for chunk in chunks:
-        by_key[chunk.key].append(chunk)
-    for key, (shape, _) in tensors.items():
-        filled = sum(math.prod(chunk.sizes) for chunk in by_key[key])
-        assert filled == math.prod(shape), f"{key}: chunks hold {filled} of {math.prod(shape)} elements"
-    index = Metadata(
-        state_dict_metadata={
-            key: TensorStorageMetadata(
-                properties=TensorProperties(dtype=dtype),
-                size=torch.Size(shape),
-                chunks=[
-                    ChunkStorageMetadata(torch.Size(c.offsets), torch.Size(c.sizes)) for c in by_key[key]
-                ],
-            )
-            for key, (shape, dtype) in tensors.items()
-        },
-        storage_data={
-            MetadataIndex(c.key, torch.Size(c.offsets)): _StorageInfo(c.file, c.start, c.length)
-            for c in chunks
-        },
-        storage_meta=StorageMeta(),
-    )
-    (directory / INDEX).write_bytes(pickle.dumps(index))
-    (directory / "metadata.json").write_text(json.dumps(FORMAT))
-    torch.save(common or {}, directory / "common.pt")
-
-
-class ShardReader:
-    """The tensors of shards, by key; any block of them. Raises `CheckpointError` on damage. Safe for threads."""
+class TorchDistReader:
+    """The tensors of shards that others wrote, by key; any block of them. Raises `CheckpointError` on damage. Safe for
+    threads."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -146,7 +102,7 @@ class ShardReader:
         self._tensors = {
             key: value for key, value in found.items() if isinstance(value, TensorStorageMetadata)
         }
-        self._chunks: dict[str, list[Chunk]] = {key: [] for key in self._tensors}
+        self._chunks: dict[str, list[_Chunk]] = {key: [] for key in self._tensors}
         try:
             for place, info in places.items():
                 if place.fqn in self._tensors:
@@ -156,7 +112,7 @@ class ShardReader:
                 f"{directory / INDEX} is damaged ({error}); use another checkpoint"
             ) from None
 
-    def _chunk(self, place: Any, info: Any) -> Chunk:
+    def _chunk(self, place: Any, info: Any) -> _Chunk:
         sizes = {tuple(chunk.offsets): tuple(chunk.sizes) for chunk in self._tensors[place.fqn].chunks}
         offsets = tuple(place.offset or ())
         if Path(info.relative_path).name != info.relative_path:
@@ -167,7 +123,7 @@ class ShardReader:
             raise CheckpointError(
                 f"{self.directory / INDEX} has no size for a block of {place.fqn}; it is damaged"
             )
-        return Chunk(place.fqn, offsets, sizes[offsets], info.relative_path, info.offset, info.length)
+        return _Chunk(place.fqn, offsets, sizes[offsets], info.relative_path, info.offset, info.length)
 
     @property
     def keys(self) -> set[str]:
@@ -192,25 +148,17 @@ class ShardReader:
         filled = 0
         targets: list[Slices] = []
         for chunk in self._chunks[key]:
-            inside = _overlap(offsets, sizes, chunk)
+            inside = overlap(offsets, sizes, chunk.offsets, chunk.sizes)
             if inside is None:
                 continue
             target, source = inside
-            if any(_meet(target, other) for other in targets):
-                raise CheckpointError(
-                    f"{self.directory / INDEX} has blocks of {key} that overlap; it is damaged"
-                )
-            targets.append(target)
+            require_apart(self.directory, key, target, targets)
             block[target].copy_(self._load(chunk)[source])
             filled += block[target].numel()
-        if filled != block.numel():
-            raise CheckpointError(
-                f"{self.directory} holds {filled} of {block.numel()} elements of {key} at {list(offsets)}; "
-                "it is damaged: use another checkpoint"
-            )
+        require_filled(self.directory, key, offsets, filled, block.numel())
         return block
 
-    def _load(self, chunk: Chunk) -> torch.Tensor:
+    def _load(self, chunk: _Chunk) -> torch.Tensor:
         path = self.directory / chunk.file
         try:
             with path.open("rb") as stream:
@@ -224,26 +172,6 @@ class ShardReader:
                 f"{path} holds another block of {chunk.key} than its index says; it is damaged"
             )
         return tensor
-
-
-Slices = tuple[slice, ...]
-
-
-def _overlap(offsets: Sequence[int], sizes: Sequence[int], chunk: Chunk) -> tuple[Slices, Slices] | None:
-    """Where the wanted block and a chunk meet: within the block, and within the chunk."""
-    target, source = [], []
-    for first, size, other, other_size in zip(offsets, sizes, chunk.offsets, chunk.sizes, strict=True):
-        start, end = max(first, other), min(first + size, other + other_size)
-        if start >= end:
-            return None
-        target.append(slice(start - first, end - first))
-        source.append(slice(start - other, end - other))
-    return tuple(target), tuple(source)
-
-
-def _meet(one: Slices, other: Slices) -> bool:
-    """Two blocks have elements in common."""
-    return all(a.start < b.stop and b.start < a.stop for a, b in zip(one, other, strict=True))
 
 
 class _View(io.RawIOBase):

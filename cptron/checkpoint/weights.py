@@ -13,7 +13,8 @@ from typing import Any
 
 from cptron.checkpoint import layout
 from cptron.checkpoint.checksum import differing
-from cptron.checkpoint.sharded import Holds, load_shards, weight_checksums
+from cptron.checkpoint.parts import Holds
+from cptron.checkpoint.sharded import load_shards, weight_checksums
 from cptron.config.schema import AdapterConfig
 from cptron.errors import CheckpointError
 from cptron.model.adapters import is_adapter, is_base

@@ -275,6 +275,14 @@ class CheckpointConfig:
     """Save after every so many steps; 0 means only after the last step."""
     keep_last: int = 0
     """Delete all but the newest so many checkpoints after a save that succeeded; 0 keeps all."""
+    asynchronous: bool = False
+    """Training waits only for the copy to host memory (one more copy of what a rank holds, in its host's memory); a
+    process behind each rank writes it."""
+    verify: Literal["always", "once", "sizes"] = "always"
+    """What is proven of a checkpoint before it is loaded: the sha256 of every file; `once`: of files that this run has
+    not proven before; `sizes`: that every file has its size, and the checksums of the weights."""
+    on_damage: Literal["previous", "stop"] = "previous"
+    """When the newest checkpoint of the run is damaged: name it and go on from the newest good one, or stop."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

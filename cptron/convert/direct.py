@@ -85,6 +85,7 @@ def load_direct(
         tokens_total=0,
         architecture=arch.to_dict(),
         hugging_face_model=directory.resolve().name,
+        lineage=(directory.resolve().name,),
         tokenizer_fingerprint=tokenizer.fingerprint if tokenizer else "",
         weights_fingerprint=identity,
         probe=probe,

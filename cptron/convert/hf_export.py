@@ -17,7 +17,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from cptron.checkpoint import layout
-from cptron.checkpoint.torch_dist import ShardReader
+from cptron.checkpoint.reader import ShardReader
 from cptron.convert.exported_config import check_export, exported_config
 from cptron.convert.hf_import import DTYPES
 from cptron.convert.safetensors_write import ShardFile, ShardPlan, TensorSpec, plan_shards, write_index

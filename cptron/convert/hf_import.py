@@ -149,7 +149,7 @@ def write_checkpoint(
             shards = beside.submit(stream.write, report)
             try:
                 probe = make_probe(config, source, token_ids)
-                checksums = shards.result()
+                stored = shards.result()
             except BaseException:
                 ended.set()  # or the writer would go on to its end before the error is seen
                 raise
@@ -163,15 +163,17 @@ def write_checkpoint(
             architecture=arch.to_dict(),
             hugging_face_model=name,
             tokenizer_fingerprint=tokenizer.fingerprint if tokenizer else "",
-            weights_fingerprint=fingerprint(checksums, precision),
+            weights_fingerprint=fingerprint(stored.checksums, precision),
             probe=probe,
             precision=precision,
             padded_vocab_size=padded,
-            checksums=checksums,
+            checksums=stored.checksums,
+            lineage=(name,),
             versions=versions,
         )
         must_be_new(target)  # made by others while this was written
-        return layout.publish(target, manifest)
+        files = {f"{layout.SHARDS}/{file}": record for file, record in stored.files.items()}
+        return layout.publish(target, manifest, files)
 
 
 def check_names(family: Family, arch: Architecture, names: set[str]) -> None:

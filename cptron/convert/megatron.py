@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from cptron.checkpoint import layout
-from cptron.checkpoint.torch_dist import INDEX, ShardReader
+from cptron.checkpoint.torch_dist import INDEX, TorchDistReader
 from cptron.convert.hf_export import open_source
 from cptron.convert.hf_import import DTYPES, Precision, files_identity, write_checkpoint
 from cptron.convert.safetensors_io import read_json
@@ -53,7 +53,7 @@ def import_megatron(directory: Path, hugging_face: Path, target: Path) -> layout
     family = family_of(str(config.get("model_type")))
     arch = family.read_config(config)
     shards = find_shards(directory)
-    source = ShardSource(ShardReader(shards), family, arch)
+    source = ShardSource(TorchDistReader(shards), family, arch)
     dtypes = {source.dtype(name) for name in source.names}
     if not dtypes <= {torch.bfloat16, torch.float16, torch.float32}:
         raise ConversionError(f"{shards} has weights of {sorted(map(str, dtypes))}; save it in bf16 or fp32")

@@ -10,7 +10,7 @@ import torch
 
 from cptron.checkpoint.checksum import Checksums, as_text, checksum, differing
 from cptron.checkpoint.names import stored_key
-from cptron.checkpoint.torch_dist import ShardReader
+from cptron.checkpoint.reader import Reader
 from cptron.config.schema import AdapterConfig
 from cptron.convert.peft_export import Adapters, adapted_modules, merged_weight
 from cptron.convert.source import WeightSource
@@ -19,7 +19,7 @@ from cptron.model.adapters import is_adapter
 from cptron.model.architecture import Architecture
 
 
-def read_adapters(reader: ShardReader, arch: Architecture, checksums: Checksums) -> dict[str, torch.Tensor]:
+def read_adapters(reader: Reader, arch: Architecture, checksums: Checksums) -> dict[str, torch.Tensor]:
     """All tensors of an adapter's checkpoint by megatron-core name; they are small. Raises `CheckpointError` where
     they are not those whose checksums were recorded, if any were."""
     found = {}

@@ -20,9 +20,12 @@ from typing import Any
 
 import torch
 
+from cptron.checkpoint.block_file import BlockFile, FileRecord
+from cptron.checkpoint.blocks import Block, TensorRecord, write_index
 from cptron.checkpoint.checksum import MODULUS, Checksums, as_text, checksum
 from cptron.checkpoint.names import stored_key, stored_name
-from cptron.checkpoint.torch_dist import Chunk, ChunkFile, write_index
+from cptron.checkpoint.tensor_bytes import bytes_of, dtype_name
+from cptron.checkpoint.torch_dist import write_torch_index
 from cptron.convert.source import WeightSource
 from cptron.convert.weight_map import Part, layer_by_layer, layers_of, megatron_shape, read_part
 from cptron.durable import replace_text
@@ -44,6 +47,16 @@ def num_workers(bytes_each: int = 0) -> int:
     needs `bytes_each`."""
     fitting = MEMORY_BYTES // bytes_each if bytes_each else 4
     return max(1, min(4, fitting, len(os.sched_getaffinity(0))))
+
+
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """What was written."""
+
+    checksums: Checksums
+    """Of every parameter, by its stored name."""
+    files: dict[str, FileRecord]
+    """Of every file of blocks, hashed as it was written."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,8 +93,8 @@ class ShardStream:
             self._bytes_of(rule) // self._parts_of(rule) for rule, _ in layer_by_layer(self.family, self.arch)
         )
 
-    def write(self, report: Report = lambda _: None) -> Checksums:
-        """Write what is missing and complete the shards; returns the checksum of every parameter by its stored name.
+    def write(self, report: Report = lambda _: None) -> Shards:
+        """Write what is missing and complete the shards.
 
         Raises `CheckpointError` when the disk is full.
         """
@@ -97,13 +110,15 @@ class ShardStream:
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
-        chunks = [chunk for record in records for chunk in record.chunks]
-        self._remove_others({chunk.file for chunk in chunks})
-        write_index(self.shards, self._tensors(), chunks, self.common)
+        blocks = [block for record in records for block in record.blocks]
+        self._remove_others({block.file for block in blocks})
+        tensors = self._tensors()
+        write_index(self.shards, tensors, blocks)
+        write_torch_index(self.shards, tensors, blocks, self.common)
         checksums: dict[str, int] = {}
         for record in records:
             checksums |= record.checksums
-        return as_text(checksums)
+        return Shards(as_text(checksums), {record.blocks[0].file: record.file for record in records})
 
     def _files(self) -> list[list[tuple[TensorRule, int]]]:
         target = min(FILE_BYTES, math.ceil(self.num_bytes / num_workers()))
@@ -120,14 +135,14 @@ class ShardStream:
     def _bytes_of(self, rule: TensorRule) -> int:
         return math.prod(megatron_shape(rule, self.arch, self.padded_vocab)) * self.dtype.itemsize
 
-    def _tensors(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    def _tensors(self) -> dict[str, TensorRecord]:
         """Shape and type of every stored tensor, layers stacked."""
         found = {}
         for rule in self.family.rules_for(self.arch):
             key, layer = stored_key(rule.megatron.format(layer=0))
             shape = megatron_shape(rule, self.arch, self.padded_vocab)
             stacked = shape if layer is None else (len(layers_of(rule, self.arch)), *shape)
-            found[key] = (stacked, self.dtype)
+            found[key] = TensorRecord(stacked, dtype_name(self.dtype))
         return found
 
     def _remove_others(self, files: set[str]) -> None:
@@ -144,15 +159,16 @@ class ShardStream:
             report(sum(self._bytes_of(rule) for rule, _ in jobs))
             return done
         checksums = {}
-        with ChunkFile(self.shards, number) as file:
+        with BlockFile(self.shards, f"__{number}_0.distcp") as file:
             for rule, layer in jobs:
                 checksums[stored_name(rule.megatron.format(layer=layer))] = self._parameter(file, rule, layer)
                 report(self._bytes_of(rule))
-        record = _Record(self.identity, file.chunks, checksums)
+        assert file.record is not None
+        record = _Record(self.identity, file.record, file.blocks, checksums)
         record.write(path)
         return record
 
-    def _parameter(self, file: ChunkFile, rule: TensorRule, layer: int) -> int:
+    def _parameter(self, file: BlockFile, rule: TensorRule, layer: int) -> int:
         """Write one parameter; returns its checksum."""
         key, is_of_layer = stored_key(rule.megatron.format(layer=layer))
         above = [] if is_of_layer is None else [layer]
@@ -164,7 +180,8 @@ class ShardStream:
             for place, block in _blocks(rule, self.arch, part, tensor.to(self.dtype)):
                 total += checksum(block, *place)
                 offsets = (*above, *place)[: len(above) + block.dim()]
-                file.write(key, offsets, block.reshape((1,) * len(above) + block.shape))
+                sizes = (1,) * len(above) + tuple(block.shape)
+                file.write(key, offsets, sizes, dtype_name(self.dtype), bytes_of(block))
         return total % MODULUS
 
     def _parts_of(self, rule: TensorRule) -> int:
@@ -203,23 +220,24 @@ class _Record:
     """A finished file."""
 
     identity: str
-    chunks: list[Chunk] = field(default_factory=list)
-    checksums: dict[str, int] = field(default_factory=dict)
+    file: FileRecord
+    blocks: list[Block]
+    checksums: dict[str, int]
 
     def write(self, path: Path) -> None:
         values: dict[str, Any] = {"identity": self.identity, "checksums": self.checksums}
-        replace_text(path, json.dumps({**values, "chunks": [chunk.to_list() for chunk in self.chunks]}))
+        values |= {"size": self.file.size, "sha256": self.file.sha256}
+        replace_text(path, json.dumps({**values, "blocks": [block.to_list() for block in self.blocks]}))
 
     @classmethod
     def read(cls, path: Path, identity: str, shards: Path) -> _Record | None:
-        """The record, if there is one of this identity and the file has all of its chunks."""
+        """The record, if there is one of this identity and the file has its size."""
         try:
             values = json.loads(path.read_text())
-            record = cls(
-                values["identity"], [Chunk.of(c) for c in values["chunks"]], dict(values["checksums"])
-            )
-            size = (shards / record.chunks[0].file).stat().st_size
+            file = FileRecord(int(values["size"]), str(values["sha256"]))
+            blocks = [Block.of(block) for block in values["blocks"]]
+            record = cls(values["identity"], file, blocks, dict(values["checksums"]))
+            whole = (shards / blocks[0].file).stat().st_size == file.size
         except (OSError, ValueError, KeyError, TypeError, IndexError):
             return None
-        whole = size == record.chunks[-1].start + record.chunks[-1].length
         return record if whole and record.identity == identity else None

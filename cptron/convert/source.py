@@ -13,7 +13,7 @@ import torch
 
 from cptron.checkpoint.checksum import Checksums, as_text, checksum
 from cptron.checkpoint.names import stored_key, stored_name
-from cptron.checkpoint.torch_dist import ShardReader
+from cptron.checkpoint.reader import Reader
 from cptron.convert.weight_map import expected_shapes, hugging_face_shapes, layers_of, split
 from cptron.errors import CheckpointError
 from cptron.model.architecture import Architecture
@@ -37,7 +37,7 @@ class ShardSource:
     """The model in `torch_dist` shards, of any layout. Raises `CheckpointError` unless they hold all of it."""
 
     def __init__(
-        self, reader: ShardReader, family: Family, arch: Architecture, checksums: Checksums | None = None
+        self, reader: Reader, family: Family, arch: Architecture, checksums: Checksums | None = None
     ) -> None:
         self.reader, self.family, self.arch = reader, family, arch
         self._checksums = checksums or {}

@@ -35,7 +35,6 @@ from cptron.optim.names import freeze, rate_groups
 from cptron.optim.nonfinite import describe_nonfinite
 from cptron.optim.registry import Recipe, recipe
 from cptron.optim.shard_optimizer import ShardOptimizer
-from cptron.optim.stored_state import keep_groups_on_load, store_only
 
 __all__ = [
     "apply_gradients",
@@ -98,11 +97,10 @@ def build_optimizer(optim: OptimConfig, chunks: Sequence[Any], precision: Litera
     optimizer = _make(config, chunks, overrides)
     optimizer.wrapped_chunks = list(chunks)
     for part in optimizer.chained_optimizers:
-        if isinstance(part, distrib_optimizer.DistributedOptimizer):
-            keep_groups_on_load(part)
-            if isinstance(part.optimizer, ShardOptimizer):
-                part.optimizer.allocate()
-                store_only(part, part.optimizer.state_names)
+        if isinstance(part, distrib_optimizer.DistributedOptimizer) and isinstance(
+            part.optimizer, ShardOptimizer
+        ):
+            part.optimizer.allocate()
     return optimizer
 
 

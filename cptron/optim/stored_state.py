@@ -1,70 +1,47 @@
-"""What of the optimizer a checkpoint decides when it is loaded: state and step count, nothing else.
+"""What of an optimizer a checkpoint holds beside tensors: the number of steps taken, nothing else.
 
-Place in the flow: wraps megatron-core's distributed optimizers right after they are made. megatron-core pairs
-the stored parameter groups with the current ones by their multipliers and takes the stored values over; so a
-multiplier changed in the configuration would either fail to load or be ignored. State is stored by parameter and
-all groups share one step, hence groups need no pairing. Invariant: after a load every group has the settings of
-the configuration and the step of the checkpoint.
+Place in the flow: `checkpoint.sharded` asks for it at a save and sets it at a load. Rates and multipliers are the
+configuration's, whatever they were when the checkpoint was written; so parameter groups need no pairing, and may change
+at a resume. Invariant: after `set_step` every group and every parameter is at that step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from cptron.errors import CheckpointError
-
-STATE_NAMES = ("exp_avg", "exp_avg_sq")
-"""What megatron-core stores of each parameter beside itself."""
+import torch
 
 
-def keep_groups_on_load(optimizer: Any) -> None:
-    """Make `optimizer.load_state_dict` keep the current groups, whatever groups the checkpoint had."""
-    load = optimizer.load_state_dict
-
-    def load_state_dict(state_dict: Mapping[str, Any]) -> None:
-        stored = state_dict["optimizer"]
-        groups = _with_step(
-            optimizer.optimizer.state_dict()["param_groups"], _one_step(stored["param_groups"])
-        )
-        load({**state_dict, "optimizer": {**stored, "param_groups": groups}})
-
-    optimizer.load_state_dict = load_state_dict
+def make_state(optimizer: Any) -> None:
+    """Make the tensors of state where the inner optimizer makes them at its first step, so that a load has where to
+    write."""
+    for part in optimizer.chained_optimizers:
+        if hasattr(part, "gbuf_ranges") and not part.optimizer.state:
+            part.load_state_dict(part.state_dict())
 
 
-def _one_step(groups: Sequence[Mapping[str, Any]]) -> int | None:
-    steps = {int(group["step"]) for group in groups if group.get("step") is not None}
-    if len(steps) > 1:
-        raise CheckpointError(
-            f"the optimizer's parameter groups are at different steps, {sorted(steps)}; this checkpoint is not "
-            "one of cptron: start from its weights with start.mode=init_from"
-        )
+def step_of(optimizer: Any) -> int | None:
+    """Steps taken; None for an optimizer that does not count them."""
+    steps = {int(holder["step"]) for holder in _holders(optimizer) if holder.get("step") is not None}
+    assert len(steps) <= 1, f"all parameters are updated together, but were at {sorted(steps)}"
     return steps.pop() if steps else None
 
 
-def _with_step(groups: Sequence[Mapping[str, Any]], step: int | None) -> list[dict[str, Any]]:
-    settings = [{k: v for k, v in group.items() if k not in ("params", "step")} for group in groups]
-    return [{**group, "step": step} for group in settings] if step is not None else settings
-
-
-def store_only(optimizer: Any, names: Sequence[str]) -> None:
-    """For an inner optimizer that has not all of `STATE_NAMES`: neither save nor expect the others."""
-    absent = [name for name in STATE_NAMES if name not in names]
-    if not absent:
+def set_step(optimizer: Any, step: int | None) -> None:
+    """Go on after `step` steps."""
+    if step is None:
         return
-    states, sharded = optimizer._get_main_param_and_optimizer_states, optimizer.sharded_state_dict
+    for holder in _holders(optimizer):
+        if torch.is_tensor(holder.get("step")):
+            holder["step"].fill_(step)
+        else:
+            holder["step"] = step
 
-    def with_absent(model_param: Any) -> dict[str, Any]:
-        tensors: dict[str, Any] = states(model_param)
-        nothing = tensors["param"].detach().new_zeros(()).expand_as(tensors["param"])  # takes no memory
-        return {**tensors, **dict.fromkeys(absent, nothing)}
 
-    def without_absent(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        state_dict: dict[str, Any] = sharded(*args, **kwargs)
-        for tensors in (state_dict["param_state"] or {}).values():
-            for name in absent:
-                del tensors[name]
-        return state_dict
-
-    optimizer._get_main_param_and_optimizer_states = with_absent
-    optimizer.sharded_state_dict = without_absent
+def _holders(optimizer: Any) -> Iterator[dict[str, Any]]:
+    """Whatever counts steps: parameter groups, or with torch's optimizers the state of each parameter."""
+    for part in optimizer.chained_optimizers:
+        inner = part.optimizer
+        states = [state for state in inner.state.values() if "step" in state]
+        yield from states or inner.param_groups

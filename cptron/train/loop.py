@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from cptron.evaluate.perplexity import evaluate_set
 from cptron.optim.optimizer import finish_param_gather
@@ -15,7 +16,7 @@ from cptron.optim.schedule import learning_rate
 from cptron.runtime.signals import StopRequest
 from cptron.train.hooks import Action, Hook
 from cptron.train.metrics import eval_record, step_record
-from cptron.train.save import save_checkpoint
+from cptron.train.save import Saver
 from cptron.train.setup import Run
 from cptron.train.step import train_step
 
@@ -24,6 +25,7 @@ def train(run: Run, hooks: Sequence[Hook]) -> str:
     """Train until `train.steps` or until asked to stop; returns why it ended."""
     config, state, steps = run.config, run.state, run.config.train.steps
     stop = StopRequest(run.session.device.torch_device)
+    saver = Saver(run)
     reason = f"finished {steps} steps"
     saved_step = evaluated_step = state.step
     try:
@@ -66,30 +68,33 @@ def train(run: Run, hooks: Sequence[Hook]) -> str:
             if action != Action.SAVE_AND_STOP and (last or _due(state.step, config.eval.every_steps)):
                 action, evaluated_step = max(action, evaluate_all(run, hooks)), state.step
 
-            # 5. checkpoint
+            # 5. checkpoint; the one before may have been written meanwhile
+            tell_saved(run, hooks, saver.published())
             if last or action >= Action.SAVE or _due(state.step, config.checkpoint.every_steps):
-                saved_step = save(run, hooks)
+                tell_saved(run, hooks, saver.save())
+                saved_step = state.step
             if action == Action.SAVE_AND_STOP:
                 break
 
         if state.step != saved_step:  # the data came to its end
-            saved_step = save(run, hooks)
+            tell_saved(run, hooks, saver.save())
+        tell_saved(run, hooks, saver.finish())
         for hook in hooks:
             hook.on_stop(run, reason)
         return reason
     finally:
         stop.close()
+        saver.close()
         run.loader.close()
         for hook in hooks:
             hook.close()
 
 
-def save(run: Run, hooks: Sequence[Hook]) -> int:
-    """Save a checkpoint and tell the hooks; returns the step that it holds."""
-    directory = save_checkpoint(run)
-    for hook in hooks:
-        hook.on_save(run, directory)
-    return run.state.step
+def tell_saved(run: Run, hooks: Sequence[Hook], published: Sequence[Path]) -> None:
+    """Tell the hooks of checkpoints that were published."""
+    for directory in published:
+        for hook in hooks:
+            hook.on_save(run, directory)
 
 
 def evaluate_all(run: Run, hooks: Sequence[Hook]) -> Action:
@@ -101,6 +106,7 @@ def evaluate_all(run: Run, hooks: Sequence[Hook]) -> Action:
     record = eval_record(
         run, {valid.name: evaluate_set(run.chunks, valid, device) for valid in run.valid_sets}
     )
+    run.evaluated = record
     return max((hook.on_eval(run, record) for hook in hooks), default=Action.CONTINUE)
 
 

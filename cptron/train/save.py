@@ -1,79 +1,195 @@
-"""Saves a run as a checkpoint.
+"""Saves a run as a checkpoint, while training waits or while it goes on.
 
-Place in the flow: called by the loop. Invariant: whatever happens during a save, on whichever rank, the
-checkpoints that were complete before stay complete and findable.
+Place in the flow: called by the loop. Invariant: whatever happens during a save, on whichever rank, the checkpoints
+that were complete before stay complete and findable; and of two saves the second begins after the first is published.
 """
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from cptron.checkpoint import layout
-from cptron.checkpoint.checksum import Checksums, fingerprint
-from cptron.checkpoint.sharded import everything, save_shards, weight_checksums
+from cptron.checkpoint.background import BackgroundWriter
+from cptron.checkpoint.block_writer import Written, write_blocks
+from cptron.checkpoint.blocks import TensorRecord, write_index
+from cptron.checkpoint.checksum import add_up, fingerprint
+from cptron.checkpoint.parts import everything
+from cptron.checkpoint.sharded import tensors_to_write
+from cptron.checkpoint.tensor_bytes import bytes_of
+from cptron.checkpoint.torch_dist import write_torch_index
+from cptron.config.load import config_to_dict
 from cptron.durable import begin_directory, working_directory
 from cptron.errors import CheckpointError
 from cptron.model.adapters import is_adapter
 from cptron.model.vocab import padded_vocab_size
 from cptron.optim.optimizer import finish_param_gather
+from cptron.optim.stored_state import step_of
 from cptron.runtime.dist import agree
 from cptron.train.setup import Run, probe_loss
 from cptron.train.state import random_state
 from cptron.versions import installed_versions
 
 
-def save_checkpoint(run: Run) -> Path:
-    """Write and publish the checkpoint of the current step; collective. Returns its directory."""
-    checkpoints = run.directory / "checkpoints"
-    final = layout.step_directory(checkpoints, run.state.step)
-    working = working_directory(final)
-    main = run.session.ranks.is_main
-    finish_param_gather(run.chunks)
-    loss = probe_loss(run)
-    random_states: list[dict[str, str]] = [{} for _ in range(run.session.ranks.world_size)]
-    dist.all_gather_object(random_states, random_state())
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A save as it was when it began."""
 
-    def begin() -> None:
-        with _disk_errors(working):
-            (begin_directory(final) / layout.SHARDS).mkdir()
+    final: Path
+    manifest: layout.Manifest
+    """Without what only the written files tell."""
+    state: dict[str, Any]
+    records: dict[str, TensorRecord]
+    common: dict[str, Any]
 
-    def publish() -> None:
+
+class Saver:
+    """Saves one run, one checkpoint at a time. All of its methods are collective."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._checkpoints = run.directory / "checkpoints"
+        self._begun: _Begun | None = None
+        self._writer: BackgroundWriter | None = None
+        self.stall_time_s = 0.0
+        """For how long training waited for the last save."""
+        if run.session.ranks.is_main:
+            for left in self._checkpoints.glob(".writing_*"):  # by a killed run
+                shutil.rmtree(left, ignore_errors=True)
+        if run.config.checkpoint.asynchronous:
+            self._writer = BackgroundWriter()
+
+    def save(self) -> list[Path]:
+        """Save the current step; returns the directories of the checkpoints published meanwhile: of this one unless
+        saves are asynchronous, and before it of one that was still being written."""
+        started_s = time.perf_counter()
+        published = self.finish()
+        begun, blocks = self._begin()
+        shards = working_directory(begun.final) / layout.SHARDS
+        rank = self._run.session.ranks.rank
+        if self._writer is None:
+            with_bytes = ((spec, bytes_of(tensor)) for spec, tensor in blocks)
+
+            def write() -> Written:
+                with _disk_errors(shards):
+                    return write_blocks(shards, rank, with_bytes)
+
+            published.append(self._publish(begun, agree(write)))
+        else:
+            writer = self._writer
+            agree(lambda: writer.start(shards, rank, blocks))
+            self._begun = begun
+        self.stall_time_s = time.perf_counter() - started_s
+        return published
+
+    def published(self) -> list[Path]:
+        """The checkpoint that has been written since, if it is on all ranks. Raises `CheckpointError` on all of them
+        when it could not be on one."""
+        if self._begun is None:
+            return []
+        assert self._writer is not None
+        waiting = torch.tensor([not self._writer.is_ready], device=self._run.session.device.torch_device)
+        dist.all_reduce(waiting, op=dist.ReduceOp.MAX)
+        return [] if waiting.item() else self.finish()
+
+    def finish(self) -> list[Path]:
+        """Wait for the save in progress, if there is one; its checkpoint."""
+        if self._begun is None:
+            return []
+        begun, writer, self._begun = self._begun, self._writer, None
+        assert writer is not None
+
+        def result() -> Written:
+            try:
+                return writer.result()
+            except CheckpointError as error:
+                raise _cannot_write(working_directory(begun.final), error) from None
+
+        return [self._publish(begun, agree(result))]
+
+    def close(self) -> None:
+        """End the process behind this rank."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _begin(self) -> tuple[_Begun, list[Any]]:
+        """Take down everything that training will change; the blocks are views of what it works with."""
+        run = self._run
+        final = layout.step_directory(self._checkpoints, run.state.step)
+        finish_param_gather(run.chunks)
+        loss = probe_loss(run)
+        random_states: list[dict[str, str]] = [{} for _ in range(run.session.ranks.world_size)]
+        dist.all_gather_object(random_states, random_state())
+
+        def begin() -> None:
+            with _disk_errors(working_directory(final)):
+                (begin_directory(final) / layout.SHARDS).mkdir()
+
+        agree(lambda: begin() if run.session.ranks.is_main else None)
+        holds = everything if run.config.adapter.kind == "none" else is_adapter
+        bare = [chunk.module for chunk in run.chunks]
+        records, blocks = tensors_to_write(bare, run.optimizer, run.plan.arch.vocab_size, holds)
         state = {**run.state.to_dict(), "random_states": random_states}
-        with _disk_errors(working):
-            layout.write_json(working / layout.STATE, state)
-            (working / layout.HUGGING_FACE).mkdir()
-            for name, content in run.hugging_face.items():
-                (working / layout.HUGGING_FACE / name).write_bytes(content)
-            layout.publish(final, _manifest(run, loss, checksums))
-            layout.prune(checkpoints, run.config.checkpoint.keep_last)
+        common = {"optimizer_step": step_of(run.optimizer)}
+        return _Begun(final, _manifest(run, loss), state, records, common), blocks
 
-    agree(lambda: begin() if main else None)
-    bare = [chunk.module for chunk in run.chunks]
-    holds = everything if run.config.adapter.kind == "none" else is_adapter
-    checksums = weight_checksums(bare, run.plan.arch.vocab_size, holds=holds)
-    save_shards(working / layout.SHARDS, bare, run.optimizer, holds=holds)
-    agree(lambda: publish() if main else None)
-    return final
+    def _publish(self, begun: _Begun, written: Written) -> Path:
+        """Complete what all ranks have written."""
+        parts: list[Any] = [None] * self._run.session.ranks.world_size
+        dist.all_gather_object(parts, (begun.records, written, begun.common))
+        agree(lambda: self._complete(begun, parts) if self._run.session.ranks.is_main else None)
+        return begun.final
+
+    def _complete(
+        self, begun: _Begun, parts: list[tuple[dict[str, TensorRecord], Written, dict[str, Any]]]
+    ) -> None:
+        working = working_directory(begun.final)
+        records = {key: record for found, _, _ in parts for key, record in found.items()}
+        blocks = [block for _, written, _ in parts for block in written.blocks]
+        files = {
+            f"{layout.SHARDS}/{name}": file for _, written, _ in parts for name, file in written.files.items()
+        }
+        checksums = add_up([written.checksums for _, written, _ in parts])
+        steps = [common["optimizer_step"] for _, _, common in parts if common["optimizer_step"] is not None]
+        common = {"optimizer_step": max(steps, default=None)}
+        with _disk_errors(working):
+            write_index(working / layout.SHARDS, records, blocks, common)
+            write_torch_index(working / layout.SHARDS, records, blocks)
+            layout.write_json(working / layout.STATE, begun.state)
+            (working / layout.HUGGING_FACE).mkdir()
+            for name, content in self._run.hugging_face.items():
+                (working / layout.HUGGING_FACE / name).write_bytes(content)
+            manifest = replace(
+                begun.manifest,
+                checksums=checksums,
+                weights_fingerprint=fingerprint(checksums, begun.manifest.precision),
+            )
+            layout.publish(begun.final, manifest, files)
+            layout.prune(self._checkpoints, self._run.config.checkpoint.keep_last)
 
 
 @contextmanager
 def _disk_errors(working: Path) -> Iterator[None]:
-    """Make a full disk, which only the main rank sees, an error that `agree` passes on to all."""
+    """Make a full disk an error that `agree` passes on to all."""
     try:
         yield
     except OSError as error:
-        raise CheckpointError(
-            f"cannot write {working} ({error}); free space or choose another run.dir"
-        ) from None
+        raise _cannot_write(working, error) from None
 
 
-def _manifest(run: Run, loss_nats_per_token: float, checksums: Checksums) -> layout.Manifest:
+def _cannot_write(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"cannot write {path} ({error}); free space or choose another run.dir")
+
+
+def _manifest(run: Run, loss_nats_per_token: float) -> layout.Manifest:
     base, adapter = run.base, run.config.adapter
     on_base: dict[str, Any] = {}
     if adapter.kind != "none":
@@ -84,6 +200,7 @@ def _manifest(run: Run, loss_nats_per_token: float, checksums: Checksums) -> lay
             "base_fingerprint": of_base,
             "adapter": asdict(adapter),
         }
+    metrics = run.evaluated if run.evaluated.get("step") == run.state.step else {}
     return layout.Manifest(
         **on_base,
         kind="adapter" if on_base else "training",
@@ -92,12 +209,23 @@ def _manifest(run: Run, loss_nats_per_token: float, checksums: Checksums) -> lay
         architecture=run.plan.arch.to_dict(),
         hugging_face_model=base.hugging_face_model if base else "",
         tokenizer_fingerprint=base.tokenizer_fingerprint if base else "",
-        weights_fingerprint=fingerprint(checksums, run.config.train.precision),
-        checksums=checksums,
+        weights_fingerprint="",
         padded_vocab_size=padded_vocab_size(run.plan.arch.vocab_size, run.session.topology.layout.tp),
         probe=layout.Probe(token_ids=run.probe_token_ids, loss_nats_per_token=loss_nats_per_token),
         layout=run.session.topology.describe(),
         precision=run.config.train.precision,
         parent=str(run.plan.resume_from or run.plan.base or run.plan.hugging_face or ""),
+        lineage=_lineage(run),
+        config=config_to_dict(run.config),
+        ledger=run.state.ledger.to_dict(),
+        metrics={name: float(value) for name, value in metrics.items() if name.startswith("valid/")},
         versions=installed_versions(),
+    )
+
+
+def _lineage(run: Run) -> tuple[str, ...]:
+    """What this run started from: a resume adds nothing to it."""
+    before = run.base.lineage if run.base else ()
+    return (
+        before if run.plan.resume_from or run.plan.base is None else (str(run.plan.base.resolve()), *before)
     )

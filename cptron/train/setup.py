@@ -6,7 +6,7 @@ that were asked for; the gate has compared their loss on the probe with the reco
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,9 @@ from cptron.runtime.dist import agree
 from cptron.runtime.pipeline import evaluate
 from cptron.runtime.session import Session
 from cptron.train.data import open_data
+from cptron.train.hooks import Record
 from cptron.train.preflight import RUN_FILE, Plan
+from cptron.train.proof import proven_plan
 from cptron.train.state import TrainState
 
 GATE_TOLERANCE_NATS = {"fp32": 1e-3, "bf16": 3e-2}
@@ -57,6 +59,8 @@ class Run:
     hugging_face: dict[str, bytes]
     """Small files that every save carries on for export, kept because `prune` may delete their source; main
     rank only."""
+    evaluated: Record = field(default_factory=dict)
+    """The last evaluation."""
 
     @property
     def directory(self) -> Path:
@@ -76,7 +80,7 @@ def prepare(config: Config, plan: Plan, session: Session) -> Run:
     _check_same_plan(plan)
     arch = plan.arch
     options = ModelOptions.of(config)
-    plan = agree(lambda: _with_fp8_note(plan, options))
+    plan = proven_plan(agree(lambda: _with_fp8_note(plan, options)), config)
     on_gpu = session.device.kind == "cuda"
     bare = build_chunks(arch, session.topology.layout, options)
     if options.adapter.kind == "none":

@@ -1,0 +1,150 @@
+"""Hands a rank's blocks to the process that writes them, in memory that both see.
+
+Place in the flow: an asynchronous save copies here and goes on; the loop asks after each step whether it is done.
+Invariant: host memory for one copy of what the rank writes, no more; a copy is not overwritten before it is on disk;
+and an error of the process is raised by the next question.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cptron.checkpoint.archive import ALIGNMENT
+from cptron.checkpoint.block_writer import BlockSpec, Written
+from cptron.errors import CheckpointError
+
+Block = tuple[BlockSpec, torch.Tensor]
+
+
+class BackgroundWriter:
+    """One process behind this rank, for one save at a time."""
+
+    def __init__(self) -> None:
+        self._descriptor = _memory_file()
+        self._memory: mmap.mmap | None = None
+        self._pinned = False
+        self._is_busy = False
+        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+        words = ["-m", "cptron.checkpoint.save_worker", str(self._descriptor), str(os.getpid())]
+        self._process = subprocess.Popen(
+            [sys.executable, *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=(self._descriptor,),
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        threading.Thread(target=self._listen, name="save answers", daemon=True).start()
+
+    @torch.no_grad()
+    def start(self, directory: Path, rank: int, blocks: Sequence[Block]) -> None:
+        """Copy `blocks`, and have them written to files of `rank` in `directory`. Raises `CheckpointError`."""
+        assert not self._is_busy, "the save before is waited for first"
+        starts, num_bytes = [], 0
+        for spec, _ in blocks:
+            starts.append(num_bytes)
+            num_bytes += -(-spec.num_bytes // ALIGNMENT) * ALIGNMENT
+        memory = self._reserve(max(num_bytes, ALIGNMENT), any(tensor.is_cuda for _, tensor in blocks))
+        for (_, tensor), start in zip(blocks, starts, strict=True):
+            flat = tensor.detach().reshape(-1)
+            target = torch.frombuffer(memory, dtype=flat.dtype, count=flat.numel(), offset=start)
+            target.copy_(flat, non_blocking=self._pinned)
+        if self._pinned:
+            torch.cuda.current_stream().synchronize()
+        request = {
+            "directory": str(directory),
+            "rank": rank,
+            "num_bytes": len(memory),
+            "blocks": [(asdict(spec), start) for (spec, _), start in zip(blocks, starts, strict=True)],
+        }
+        self._is_busy = True
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(f"{json.dumps(request)}\n".encode())
+            self._process.stdin.flush()
+        except OSError:
+            pass  # it ended: so says its answer
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `result` need not wait."""
+        return not self._answers.empty()
+
+    def result(self) -> Written:
+        """What was written, when it is. Raises `CheckpointError` when it could not be."""
+        assert self._is_busy
+        answer = self._answers.get()
+        self._is_busy = False
+        if not answer:
+            self._answers.put("")  # nor will there be another
+            code = self._process.wait()
+            raise CheckpointError(
+                f"the process that writes this rank's part of the checkpoint ended with exit code {code}; "
+                "if memory was short, set checkpoint.asynchronous=false"
+            )
+        values: dict[str, Any] = json.loads(answer)
+        if "error" in values:
+            raise CheckpointError(values["error"])
+        return Written.of(values)
+
+    def close(self) -> None:
+        """End the process, and with it what it was writing."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        if self._pinned:
+            torch.cuda.cudart().cudaHostUnregister(self._address())
+        os.close(self._descriptor)
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        try:
+            for line in self._process.stdout:
+                self._answers.put(line.decode())
+        except ValueError:
+            pass  # closed from this side
+        self._answers.put("")
+
+    def _reserve(self, num_bytes: int, pin: bool) -> mmap.mmap:
+        """Memory of at least `num_bytes`; page-locked for copies from a GPU."""
+        if self._memory is None or len(self._memory) < num_bytes:
+            assert not self._pinned, "what a rank writes has the same size at each save"
+            try:
+                os.ftruncate(self._descriptor, num_bytes)
+                self._memory = mmap.mmap(self._descriptor, num_bytes)
+            except (OSError, ValueError) as error:
+                raise CheckpointError(
+                    f"no {num_bytes / 2**30:.1f} GiB of host memory for an asynchronous save ({error}); "
+                    "set checkpoint.asynchronous=false"
+                ) from None
+            if pin:
+                code = torch.cuda.cudart().cudaHostRegister(self._address(), num_bytes, 0)
+                torch.cuda.check_error(int(code))
+                self._pinned = True
+        return self._memory
+
+    def _address(self) -> int:
+        assert self._memory is not None
+        return torch.frombuffer(self._memory, dtype=torch.uint8).data_ptr()
+
+
+def _memory_file() -> int:
+    """A file in memory without a name; on disk where the system has no such thing."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("cptron save")
+    with tempfile.TemporaryFile() as stream:
+        return os.dup(stream.fileno())

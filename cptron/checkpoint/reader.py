@@ -1,0 +1,180 @@
+"""Reads any box of any stored tensor.
+
+Place in the flow: loads for training, evaluation and export read through it. Invariant: what it returns is whole, or
+it raises; nothing is unpickled, and no more memory is used than the box and, where only columns are wanted, the rows
+they are in.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from cptron.checkpoint.blocks import Block, read_index
+from cptron.checkpoint.tensor_bytes import DTYPES
+from cptron.errors import CheckpointError
+
+Slices = tuple[slice, ...]
+
+
+class Reader(Protocol):
+    """Tensors by key, of our checkpoints and of others'."""
+
+    directory: Path
+
+    @property
+    def keys(self) -> set[str]:
+        """Names of all stored tensors."""
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of a stored tensor."""
+
+    def dtype(self, key: str) -> torch.dtype:
+        """Type of a stored tensor."""
+
+    def read(
+        self, key: str, offsets: Sequence[int] | None = None, sizes: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """The block of `sizes` that begins at `offsets`; without them the whole tensor."""
+
+
+class ShardReader:
+    """The tensors of one of our checkpoints. Raises `CheckpointError` on damage. Safe for threads."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._index = read_index(directory)
+        self.common = self._index.common
+        """What is stored beside tensors."""
+        self._blocks: dict[str, list[Block]] = {key: [] for key in self._index.tensors}
+        for block in self._index.blocks:
+            self._blocks[block.key].append(block)
+
+    @property
+    def keys(self) -> set[str]:
+        """Names of all stored tensors."""
+        return set(self._blocks)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of a stored tensor."""
+        return self._index.tensors[key].shape
+
+    def dtype(self, key: str) -> torch.dtype:
+        """Type of a stored tensor."""
+        return DTYPES[self._index.tensors[key].dtype]
+
+    def read(
+        self, key: str, offsets: Sequence[int] | None = None, sizes: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """The block of `sizes` that begins at `offsets`; without them the whole tensor."""
+        offsets = [0] * len(self.shape(key)) if offsets is None else offsets
+        sizes = self.shape(key) if sizes is None else sizes
+        box = torch.empty(tuple(sizes), dtype=self.dtype(key))
+        self.read_into(key, offsets, box)
+        return box
+
+    def read_into(self, key: str, offsets: Sequence[int], box: torch.Tensor) -> None:
+        """Fill `box`, of any type and on any device, from the block of its shape that begins at `offsets`."""
+        filled = 0
+        targets: list[Slices] = []
+        for block in self._blocks[key]:
+            inside = overlap(offsets, box.shape, block.offsets, block.sizes)
+            if inside is None:
+                continue
+            target, source = inside
+            require_apart(self.directory, key, target, targets)
+            self._copy(block, source, box[target])
+            filled += box[target].numel()
+        require_filled(self.directory, key, offsets, filled, box.numel())
+
+    def _copy(self, block: Block, source: Slices, target: torch.Tensor) -> None:
+        """Copy the part `source` of a block; `target` is a view."""
+        dtype = self.dtype(block.key)
+        rows = source[: _first_cut(source, block.sizes) + 1]
+        num_elements, first = _extent(rows, block.sizes)
+        direct = target.dtype == dtype and target.device.type == "cpu" and target.is_contiguous()
+        whole = target.numel() == num_elements
+        buffer = target.view(-1) if direct and whole else torch.empty(num_elements, dtype=dtype)
+        item = dtype.itemsize
+        self._pread(block, buffer.view(torch.uint8).numpy().data, block.data + first * item)
+        if buffer.data_ptr() == target.data_ptr():
+            return
+        if whole:
+            target.copy_(buffer.view(target.shape))
+            return
+        spanned = [s.stop - s.start for s in rows] + list(block.sizes[len(rows) :])
+        target.copy_(buffer.view(spanned)[(slice(None),) * len(rows) + source[len(rows) :]])
+
+    def _pread(self, block: Block, buffer: memoryview, at: int) -> None:
+        path = self.directory / block.file
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                while buffer.nbytes:
+                    count = os.preadv(descriptor, [buffer], at)
+                    if count == 0:
+                        raise OSError(f"it ends before byte {at + buffer.nbytes}")
+                    buffer, at = buffer[count:], at + count
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read ({error}); use another checkpoint") from None
+
+
+def _first_cut(source: Slices, sizes: Sequence[int]) -> int:
+    """The first axis along which more than one index is wanted: up to it the part lies in one stretch of rows."""
+    for axis, part in enumerate(source):
+        if part.stop - part.start > 1:
+            return axis
+    return len(sizes) - 1
+
+
+def _extent(rows: Slices, sizes: Sequence[int]) -> tuple[int, int]:
+    """Elements of the stretch that `rows` span with all that is below them, and where it begins in the block."""
+    below = 1
+    for size in sizes[len(rows) :]:
+        below *= size
+    count = first = 0
+    stride = below
+    count = below
+    for part, size in zip(reversed(rows), reversed(sizes[: len(rows)]), strict=True):
+        count *= part.stop - part.start
+        first += part.start * stride
+        stride *= size
+    return count, first
+
+
+def overlap(
+    offsets: Sequence[int], sizes: Sequence[int], other: Sequence[int], other_sizes: Sequence[int]
+) -> tuple[Slices, Slices] | None:
+    """Where the wanted block and another meet: within the wanted, and within the other."""
+    target, source = [], []
+    for first, size, other_first, other_size in zip(offsets, sizes, other, other_sizes, strict=True):
+        start, end = max(first, other_first), min(first + size, other_first + other_size)
+        if start >= end:
+            return None
+        target.append(slice(start - first, end - first))
+        source.append(slice(start - other_first, end - other_first))
+    return tuple(target), tuple(source)
+
+
+def require_apart(directory: Path, key: str, target: Slices, targets: list[Slices]) -> None:
+    """Raise unless `target` has no element in common with `targets`, to which it is added."""
+    if any(
+        all(a.start < b.stop and b.start < a.stop for a, b in zip(target, t, strict=True)) for t in targets
+    ):
+        raise CheckpointError(f"{directory} has blocks of {key} that overlap; it is damaged")
+    targets.append(target)
+
+
+def require_filled(directory: Path, key: str, offsets: Sequence[int], filled: int, wanted: int) -> None:
+    """Raise unless every wanted element was there."""
+    if filled != wanted:
+        raise CheckpointError(
+            f"{directory} holds {filled} of {wanted} elements of {key} at {list(offsets)}; "
+            "it is damaged: use another checkpoint"
+        )

@@ -1,0 +1,77 @@
+"""Proves the checkpoint that a run is about to load, and finds an older one where it is damaged.
+
+Place in the flow: `setup.prepare`, before anything is loaded. Invariant: what is loaded was proven as the configuration
+asks, by all ranks together, each of which reads a part of the files; all of them load the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch.distributed as dist
+
+from cptron.checkpoint import layout
+from cptron.checkpoint.verify import Proven, damage
+from cptron.config.schema import Config
+from cptron.errors import CheckpointError
+from cptron.train.preflight import Plan
+
+PROVEN = "proven.json"
+
+
+def proven_plan(plan: Plan, config: Config) -> Plan:
+    """The plan with a checkpoint that is proven; collective. Damaged ones are passed over with a note. Raises
+    `CheckpointError` when none is left, when the configuration says so, and when the base is damaged."""
+    if config.checkpoint.verify == "sizes":
+        return plan
+    directory = Path(config.run.dir)
+    once = config.checkpoint.verify == "once"
+    if plan.base is not None and (plan.resume_from is None or config.adapter.kind != "none"):
+        found = _damage(plan.base, directory, once)
+        if found:
+            raise CheckpointError(f"{found[0]}; use another start.checkpoint, or convert the model again")
+    while plan.resume_from is not None and (found := _damage(plan.resume_from, directory, once)):
+        if config.checkpoint.on_damage == "stop":
+            raise CheckpointError(
+                f"{found[0]}; restore it, or set checkpoint.on_damage=previous to go on from an older checkpoint"
+            )
+        older = _next_older(directory / "checkpoints", plan.resume_from)
+        if older is None:
+            raise CheckpointError(
+                f"no checkpoint of {directory} is usable: {found[0]}; restore one, or choose another run.dir"
+            )
+        plan = replace(plan, resume_from=older, notes=(*plan.notes, f"passed over: {found[0]}"))
+    return plan
+
+
+def _next_older(checkpoints: Path, than: Path) -> Path | None:
+    """The newest checkpoint before `than` that has all of its files, as the first rank sees it."""
+    found: list[Path | None] = [None]
+    if dist.get_rank() == 0:
+        for _, directory in reversed(layout.list_checkpoints(checkpoints)):
+            if directory.name < than.name and not _incomplete(directory):
+                found = [directory]
+                break
+    dist.broadcast_object_list(found)
+    return found[0]
+
+
+def _incomplete(directory: Path) -> bool:
+    try:
+        layout.read_manifest(directory)
+    except CheckpointError:
+        return True
+    return False
+
+
+def _damage(checkpoint: Path, run: Path, once: bool) -> list[str]:
+    """What is wrong with a checkpoint, the same on every rank; each has read a part of its files."""
+    proven = Proven(run / PROVEN)
+    known = proven if once else (lambda path: False)
+    lines: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(lines, damage(checkpoint, (dist.get_rank(), dist.get_world_size()), known=known))
+    found = [line for rank in lines for line in rank]
+    if once and not found and dist.get_rank() == 0 and run.is_dir():
+        proven.add(checkpoint, list(layout.read_manifest(checkpoint).files))
+    return found
