@@ -7,6 +7,7 @@ and an error of the process is raised by the next question.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
@@ -71,11 +72,9 @@ class BackgroundWriter:
         }
         self._is_busy = True
         assert self._process.stdin is not None
-        try:
+        with contextlib.suppress(OSError):  # it ended: so says its answer
             self._process.stdin.write(f"{json.dumps(request)}\n".encode())
             self._process.stdin.flush()
-        except OSError:
-            pass  # it ended: so says its answer
 
     @property
     def is_ready(self) -> bool:
@@ -104,19 +103,18 @@ class BackgroundWriter:
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
+            with contextlib.suppress(OSError):  # what it no longer reads
+                if pipe is not None:
+                    pipe.close()
         if self._pinned:
             torch.cuda.cudart().cudaHostUnregister(self._address())
         os.close(self._descriptor)
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
-        try:
+        with contextlib.suppress(ValueError):  # closed from this side
             for line in self._process.stdout:
                 self._answers.put(line.decode())
-        except ValueError:
-            pass  # closed from this side
         self._answers.put("")
 
     def _reserve(self, num_bytes: int, pin: bool) -> mmap.mmap:

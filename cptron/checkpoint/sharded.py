@@ -9,23 +9,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from cptron.checkpoint.block_writer import BLOCK_BYTES, BlockSpec
-from cptron.checkpoint.blocks import TensorRecord
+from cptron.checkpoint.block_file import FileRecord
+from cptron.checkpoint.block_writer import BLOCK_BYTES, BlockSpec, Written, write_blocks
+from cptron.checkpoint.blocks import TensorRecord, write_index
 from cptron.checkpoint.boxes import pieces
 from cptron.checkpoint.checksum import Checksums, add_up, checksum
 from cptron.checkpoint.hashing import num_threads
 from cptron.checkpoint.parts import OPTIMIZER, Holds, Part, Parts, everything
 from cptron.checkpoint.reader import ShardReader
-from cptron.checkpoint.tensor_bytes import dtype_name
+from cptron.checkpoint.tensor_bytes import bytes_of, dtype_name
+from cptron.checkpoint.torch_dist import write_torch_index
 from cptron.errors import CheckpointError
-from cptron.optim.stored_state import make_state, set_step
+from cptron.optim.stored_state import make_state, set_step, step_of
 from cptron.runtime.dist import agree
 
 
@@ -47,18 +49,51 @@ def weight_checksums(
     return add_up(by_rank)
 
 
-def tensors_to_write(
-    chunks: Sequence[Any], optimizer: Any | None, vocab_size: int, holds: Holds = everything
-) -> tuple[dict[str, TensorRecord], list[tuple[BlockSpec, torch.Tensor]]]:
-    """What this rank writes: shape and type of each stored tensor that it has a part of, and the blocks with their
-    elements. `chunks` are unwrapped modules."""
-    records: dict[str, TensorRecord] = {}
-    blocks: list[tuple[BlockSpec, torch.Tensor]] = []
-    for part in Parts(chunks, optimizer, holds).to_write():
-        dtype = dtype_name(part.tensor.dtype)
-        records[part.key] = TensorRecord(part.shape, dtype)
-        blocks.extend(_blocks(part, dtype, vocab_size))
-    return records, blocks
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What one rank writes."""
+
+    records: dict[str, TensorRecord]
+    """Every stored tensor that it has a part of."""
+    blocks: list[tuple[BlockSpec, torch.Tensor]]
+    """The blocks and their elements, which are views of what training works with."""
+    optimizer_step: int | None
+
+    @classmethod
+    def of(
+        cls, chunks: Sequence[Any], optimizer: Any | None, vocab_size: int, holds: Holds = everything
+    ) -> Holdings:
+        """Of this rank; `chunks` are unwrapped modules."""
+        records: dict[str, TensorRecord] = {}
+        blocks: list[tuple[BlockSpec, torch.Tensor]] = []
+        for part in Parts(chunks, optimizer, holds).to_write():
+            dtype = dtype_name(part.tensor.dtype)
+            records[part.key] = TensorRecord(part.shape, dtype)
+            blocks.extend(_blocks(part, dtype, vocab_size))
+        return cls(records, blocks, None if optimizer is None else step_of(optimizer))
+
+    def write(self, shards: Path, rank: int) -> Written:
+        """Write all blocks now. Raises OSError."""
+        return write_blocks(shards, rank, ((spec, bytes_of(tensor)) for spec, tensor in self.blocks))
+
+    def report(self, written: Written) -> Report:
+        """What `complete_shards` must know of this rank, once its blocks are written."""
+        return self.records, self.optimizer_step, written
+
+
+Report = tuple[dict[str, TensorRecord], int | None, Written]
+
+
+def complete_shards(shards: Path, reports: Sequence[Report]) -> tuple[dict[str, FileRecord], Checksums]:
+    """Write the index over what all ranks have written, on one of them; returns the files of blocks and the checksums
+    of all weights. Raises OSError."""
+    records = {key: record for found, _, _ in reports for key, record in found.items()}
+    blocks = [block for _, _, written in reports for block in written.blocks]
+    steps = [step for _, step, _ in reports if step is not None]
+    write_index(shards, records, blocks, {"optimizer_step": max(steps, default=None)})
+    write_torch_index(shards, records, blocks)
+    files = {name: file for _, _, written in reports for name, file in written.files.items()}
+    return files, add_up([written.checksums for _, _, written in reports])
 
 
 def _blocks(part: Part, dtype: str, vocab_size: int) -> Iterator[tuple[BlockSpec, torch.Tensor]]:

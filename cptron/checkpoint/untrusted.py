@@ -1,17 +1,13 @@
-"""Reads a distributed checkpoint without running anything that is stored in it.
+"""Reads torch's index of a distributed checkpoint without running anything that is stored in it.
 
-Place in the flow: around every load. torch stores the index (`.metadata`) as a pickle and reads it as one, so it is
-read here first, with plain data admitted only; objects in the shards, which torch would unpickle without restriction,
-are held to `weights_only`. Invariant: only the names below are looked up, each by its full name.
+Place in the flow: for checkpoints of others, whose index (`.metadata`) torch stores as a pickle and reads as one; ours
+have an index in JSON. Invariant: only the names below are looked up, each by its full name.
 """
 
 from __future__ import annotations
 
 import io
-import os
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +37,6 @@ DATA_ONLY = {
 }
 """Every name that an index of tensors and plain objects needs."""
 
-FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-"""Makes `torch.load` refuse code also where its caller asks for none of that protection, as torch's planner does."""
-
 
 class _DataOnlyUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
@@ -63,17 +56,3 @@ def read_index(shards: Path) -> Any:
         raise
     except Exception as error:  # a damaged pickle fails in any way it likes
         raise CheckpointError(f"{path} cannot be read ({error!r}); use another checkpoint") from None
-
-
-@contextmanager
-def weights_only() -> Iterator[None]:
-    """Within this context every `torch.load` of the process reads data only."""
-    before = os.environ.get(FORCE)
-    os.environ[FORCE] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[FORCE]
-        else:
-            os.environ[FORCE] = before

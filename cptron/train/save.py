@@ -19,20 +19,16 @@ import torch.distributed as dist
 
 from cptron.checkpoint import layout
 from cptron.checkpoint.background import BackgroundWriter
-from cptron.checkpoint.block_writer import Written, write_blocks
-from cptron.checkpoint.blocks import TensorRecord, write_index
-from cptron.checkpoint.checksum import add_up, fingerprint
+from cptron.checkpoint.block_writer import Written
+from cptron.checkpoint.checksum import fingerprint
 from cptron.checkpoint.parts import everything
-from cptron.checkpoint.sharded import tensors_to_write
-from cptron.checkpoint.tensor_bytes import bytes_of
-from cptron.checkpoint.torch_dist import write_torch_index
+from cptron.checkpoint.sharded import Holdings, complete_shards
 from cptron.config.load import config_to_dict
 from cptron.durable import begin_directory, working_directory
 from cptron.errors import CheckpointError
 from cptron.model.adapters import is_adapter
 from cptron.model.vocab import padded_vocab_size
 from cptron.optim.optimizer import finish_param_gather
-from cptron.optim.stored_state import step_of
 from cptron.runtime.dist import agree
 from cptron.train.setup import Run, probe_loss
 from cptron.train.state import random_state
@@ -47,8 +43,7 @@ class _Begun:
     manifest: layout.Manifest
     """Without what only the written files tell."""
     state: dict[str, Any]
-    records: dict[str, TensorRecord]
-    common: dict[str, Any]
+    holdings: Holdings
 
 
 class Saver:
@@ -72,20 +67,19 @@ class Saver:
         saves are asynchronous, and before it of one that was still being written."""
         started_s = time.perf_counter()
         published = self.finish()
-        begun, blocks = self._begin()
+        begun = self._begin()
         shards = working_directory(begun.final) / layout.SHARDS
         rank = self._run.session.ranks.rank
         if self._writer is None:
-            with_bytes = ((spec, bytes_of(tensor)) for spec, tensor in blocks)
 
             def write() -> Written:
                 with _disk_errors(shards):
-                    return write_blocks(shards, rank, with_bytes)
+                    return begun.holdings.write(shards, rank)
 
             published.append(self._publish(begun, agree(write)))
         else:
             writer = self._writer
-            agree(lambda: writer.start(shards, rank, blocks))
+            agree(lambda: writer.start(shards, rank, begun.holdings.blocks))
             self._begun = begun
         self.stall_time_s = time.perf_counter() - started_s
         return published
@@ -120,8 +114,8 @@ class Saver:
         if self._writer is not None:
             self._writer.close()
 
-    def _begin(self) -> tuple[_Begun, list[Any]]:
-        """Take down everything that training will change; the blocks are views of what it works with."""
+    def _begin(self) -> _Begun:
+        """Take down everything that training will change, but the tensors."""
         run = self._run
         final = layout.step_directory(self._checkpoints, run.state.step)
         finish_param_gather(run.chunks)
@@ -136,43 +130,30 @@ class Saver:
         agree(lambda: begin() if run.session.ranks.is_main else None)
         holds = everything if run.config.adapter.kind == "none" else is_adapter
         bare = [chunk.module for chunk in run.chunks]
-        records, blocks = tensors_to_write(bare, run.optimizer, run.plan.arch.vocab_size, holds)
+        holdings = Holdings.of(bare, run.optimizer, run.plan.arch.vocab_size, holds)
         state = {**run.state.to_dict(), "random_states": random_states}
-        common = {"optimizer_step": step_of(run.optimizer)}
-        return _Begun(final, _manifest(run, loss), state, records, common), blocks
+        return _Begun(final, _manifest(run, loss), state, holdings)
 
     def _publish(self, begun: _Begun, written: Written) -> Path:
         """Complete what all ranks have written."""
-        parts: list[Any] = [None] * self._run.session.ranks.world_size
-        dist.all_gather_object(parts, (begun.records, written, begun.common))
-        agree(lambda: self._complete(begun, parts) if self._run.session.ranks.is_main else None)
+        reports: list[Any] = [None] * self._run.session.ranks.world_size
+        dist.all_gather_object(reports, begun.holdings.report(written))
+        agree(lambda: self._complete(begun, reports) if self._run.session.ranks.is_main else None)
         return begun.final
 
-    def _complete(
-        self, begun: _Begun, parts: list[tuple[dict[str, TensorRecord], Written, dict[str, Any]]]
-    ) -> None:
+    def _complete(self, begun: _Begun, reports: list[Any]) -> None:
         working = working_directory(begun.final)
-        records = {key: record for found, _, _ in parts for key, record in found.items()}
-        blocks = [block for _, written, _ in parts for block in written.blocks]
-        files = {
-            f"{layout.SHARDS}/{name}": file for _, written, _ in parts for name, file in written.files.items()
-        }
-        checksums = add_up([written.checksums for _, written, _ in parts])
-        steps = [common["optimizer_step"] for _, _, common in parts if common["optimizer_step"] is not None]
-        common = {"optimizer_step": max(steps, default=None)}
         with _disk_errors(working):
-            write_index(working / layout.SHARDS, records, blocks, common)
-            write_torch_index(working / layout.SHARDS, records, blocks)
+            files, checksums = complete_shards(working / layout.SHARDS, reports)
             layout.write_json(working / layout.STATE, begun.state)
             (working / layout.HUGGING_FACE).mkdir()
             for name, content in self._run.hugging_face.items():
                 (working / layout.HUGGING_FACE / name).write_bytes(content)
-            manifest = replace(
-                begun.manifest,
-                checksums=checksums,
-                weights_fingerprint=fingerprint(checksums, begun.manifest.precision),
+            weights = fingerprint(checksums, begun.manifest.precision)
+            manifest = replace(begun.manifest, checksums=checksums, weights_fingerprint=weights)
+            layout.publish(
+                begun.final, manifest, {f"{layout.SHARDS}/{name}": file for name, file in files.items()}
             )
-            layout.publish(begun.final, manifest, files)
             layout.prune(self._checkpoints, self._run.config.checkpoint.keep_last)
 
 

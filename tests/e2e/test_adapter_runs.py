@@ -14,7 +14,7 @@ from commands import assert_close, call, cptron, error_lines, evals, snapshot, s
 from tiny_world import ONE, SEQ_LENGTH, SHORT, Layout, World, command, interrupted
 
 from cptron.checkpoint import layout as checkpoint_layout
-from cptron.checkpoint.torch_dist import ShardReader
+from cptron.checkpoint.reader import ShardReader
 from cptron.inspect_run import num_parameters
 from cptron.testing import run_ranks
 

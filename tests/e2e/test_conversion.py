@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny_world import ONE, Layout, World, command
 
 from cptron.checkpoint import layout
-from cptron.checkpoint.torch_dist import ShardReader
+from cptron.checkpoint.reader import ShardReader
 from cptron.testing import run_ranks
 
 SHORT = ("train.steps=3", "optim.warmup_steps=1", "optim.decay_steps=20", "eval.every_steps=3")
@@ -64,12 +64,12 @@ def test_a_killed_conversion_goes_on(world: World, tmp_path: Path) -> None:
     out = tmp_path / "out"
     slow = (
         "import sys, time\n"
-        "from cptron.checkpoint import torch_dist\n"
+        "from cptron.checkpoint import block_file\n"
         "from cptron.convert import shard_stream\n"
         "from cptron.cli import main\n"
         "shard_stream.FILE_BYTES = 20000\n"
-        "write = torch_dist.ChunkFile.write\n"
-        "torch_dist.ChunkFile.write = lambda *a: (time.sleep(0.1), write(*a))[1]\n"
+        "write = block_file.BlockFile.write\n"
+        "block_file.BlockFile.write = lambda *a: (time.sleep(0.1), write(*a))[1]\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     import sys

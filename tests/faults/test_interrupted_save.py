@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import rank_calls
 from commands import call, cptron, evals, kill_group, records, snapshot, started, steps
+from shard_files import sign
 from tiny_world import ONE, Layout, World
 
 from cptron.checkpoint import layout
@@ -157,9 +158,7 @@ def test_damaged_state_is_refused(
     state = json.loads((directory / "state.json").read_text()) | changes
     text = json.dumps({key: value for key, value in state.items() if value is not None})
     (directory / "state.json").write_text(text)
-    manifest = json.loads((directory / "manifest.json").read_text())
-    manifest["files"]["state.json"] = len(text)
-    (directory / "manifest.json").write_text(json.dumps(manifest))
+    sign(directory)
     before = snapshot(run)
     (outcome,) = world.train(run, ONE)
     assert outcome.error.startswith("CheckpointError: ")

@@ -38,8 +38,10 @@ def train(
     checkpoint: Path, batches: list[Any], precision: Any, save_to: Path | None = None, **options: Any
 ) -> list[float]:
     """Losses of one step per batch on the GPU."""
+    from shard_files import save_shards
+
     from cptron.checkpoint import layout
-    from cptron.checkpoint.sharded import load_shards, save_shards
+    from cptron.checkpoint.sharded import load_shards
     from cptron.config.schema import OptimConfig
     from cptron.model.build import build_chunks
     from cptron.model.options import ModelOptions

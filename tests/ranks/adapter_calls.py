@@ -144,7 +144,9 @@ def saved_and_loaded(
     checkpoint: str, layout: Layout, adapter: AdapterConfig, shards: str, whole: Arrays | None
 ) -> Arrays:
     """With `whole`: save an engine that has this adapter. Without: load one. Returns the adapter of this stage."""
-    from cptron.checkpoint.sharded import load_shards, save_shards
+    from shard_files import save_shards
+
+    from cptron.checkpoint.sharded import load_shards
 
     with _engine(checkpoint, layout, adapter) as (_, chunks):
         target = chunks if "chunks" in inspect.signature(save_shards).parameters else chunks[0]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from shard_files import save_shards
 
 import cptron.runtime.megatron_ready  # noqa: F401
 
@@ -18,7 +19,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
 from cptron.checkpoint import layout as checkpoint_layout
-from cptron.checkpoint.sharded import load_shards, save_shards
+from cptron.checkpoint.sharded import load_shards
 from cptron.config.schema import MemoryConfig, OptimConfig
 from cptron.data.batch import MicroBatch
 from cptron.model.build import build_chunks

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from shard_files import save_shards
 
 from cptron.checkpoint import layout as checkpoint_layout
-from cptron.checkpoint.sharded import load_shards, save_shards
+from cptron.checkpoint.sharded import load_shards
 from cptron.config.schema import MemoryConfig, OptimConfig
 from cptron.data.batch import MicroBatch
 from cptron.errors import CptronError

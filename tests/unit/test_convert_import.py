@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from weights_world import llama, save
 
 from cptron.checkpoint import layout
-from cptron.checkpoint.torch_dist import ChunkFile, ShardReader
+from cptron.checkpoint.block_file import BlockFile
+from cptron.checkpoint.reader import ShardReader
 from cptron.convert import hf_import, shard_stream
 from cptron.convert.hf_export import export_hugging_face
 from cptron.convert.hf_import import import_hugging_face, plan_import
@@ -99,7 +100,7 @@ def test_nothing_of_another_model_is_published(
     monkeypatch.setattr(shard_stream, "FILE_BYTES", 10**9)
     import_hugging_face(model, tmp_path / "out")
     reader = ShardReader(tmp_path / "out" / "shards")
-    used = {chunk.file for chunks in reader._chunks.values() for chunk in chunks}
+    used = {chunk.file for chunks in reader._blocks.values() for chunk in chunks}
     assert {path.name for path in (tmp_path / "out" / "shards").glob("*.distcp")} == used
 
 
@@ -108,9 +109,9 @@ def test_an_error_of_the_probe_ends_the_writing(
 ) -> None:
     """Also Ctrl-C: nobody waits for the end of a model that is not going to be published."""
     begun, ended = threading.Event(), threading.Event()
-    write, written = ChunkFile.write, []
+    write, written = BlockFile.write, []
 
-    def slow(file: ChunkFile, key: str, *rest: Any) -> None:
+    def slow(file: BlockFile, key: str, *rest: Any) -> None:
         begun.set()
         ended.wait(60)
         written.append(key)
@@ -121,7 +122,7 @@ def test_an_error_of_the_probe_ends_the_writing(
         threading.Timer(0.5, ended.set).start()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ChunkFile, "write", slow)
+    monkeypatch.setattr(BlockFile, "write", slow)
     monkeypatch.setattr(hf_import, "make_probe", stopped)
     with pytest.raises(KeyboardInterrupt):
         import_hugging_face(model, tmp_path / "out")

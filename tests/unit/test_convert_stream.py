@@ -17,7 +17,7 @@ from test_convert_weight_map import architectures, hugging_face_tensors
 
 from cptron.checkpoint.checksum import checksum
 from cptron.checkpoint.names import stored_name
-from cptron.checkpoint.torch_dist import ShardReader
+from cptron.checkpoint.reader import ShardReader
 from cptron.convert import shard_stream
 from cptron.convert.shard_stream import ShardStream
 from cptron.convert.source import ShardSource

@@ -12,11 +12,11 @@ import torch
 from cptron.config import check_optim
 from cptron.config.check_optim import check_optim_choices
 from cptron.config.schema import OptimConfig, ParamGroupConfig
-from cptron.errors import CheckpointError, ConfigError
+from cptron.errors import ConfigError
 from cptron.optim.adamw import AdamW
 from cptron.optim.registry import RECIPES, recipe
 from cptron.optim.sgd import SGD
-from cptron.optim.stored_state import keep_groups_on_load
+from cptron.optim.stored_state import set_step, step_of
 
 GROUP = ParamGroupConfig(match="*word_embeddings*", lr_mult=0.1)
 
@@ -111,42 +111,38 @@ def test_what_each_name_is_made_of(installed: bool) -> None:
     assert set(RECIPES) == {"adamw", "sgd", "muon"}
 
 
-class Inner:
-    """An optimizer with two groups."""
+class Part:
+    """One of the optimizers of a run."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """As torch gives it."""
-        return {"param_groups": [{"lr_mult": 2.0, "params": [0], "step": 9}, {"lr_mult": 3.0, "params": [1]}]}
-
-
-class Distributed:
-    """megatron-core's optimizer, as far as a load is concerned."""
-
-    def __init__(self) -> None:
-        self.optimizer, self.loaded = Inner(), {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember."""
-        self.loaded = state_dict
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
 
 
-@pytest.mark.parametrize(
-    ("stored", "step"), [([{"step": 5}], 5), ([{"step": 5}, {"step": None}], 5), ([{}], None)]
-)
-def test_a_load_keeps_groups_and_takes_the_step(stored: list[dict[str, Any]], step: int | None) -> None:
-    """Whatever groups were stored."""
-    optimizer: Any = Distributed()
-    keep_groups_on_load(optimizer)
-    optimizer.load_state_dict({"optimizer": {"param_groups": stored}, "param_state": 1})
-    groups = optimizer.loaded["optimizer"]["param_groups"]
-    assert [group["lr_mult"] for group in groups] == [2.0, 3.0]
-    assert [group.get("step") for group in groups] == [step, step]
-    assert optimizer.loaded["param_state"] == 1
+class Chained:
+    """megatron-core's optimizer, as far as steps are counted."""
+
+    def __init__(self, *inner: torch.optim.Optimizer) -> None:
+        self.chained_optimizers = [Part(optimizer) for optimizer in inner]
 
 
-def test_stored_groups_at_different_steps_are_refused() -> None:
-    """Bias correction would be wrong for some."""
-    optimizer: Any = Distributed()
-    keep_groups_on_load(optimizer)
-    with pytest.raises(CheckpointError, match=r"different steps, \[5, 6\]"):
-        optimizer.load_state_dict({"optimizer": {"param_groups": [{"step": 5}, {"step": 6}]}})
+def test_steps_are_counted_wherever_an_optimizer_does() -> None:
+    """In groups, as ours and FusedAdam do, or for each parameter, as torch's; groups keep the configured settings."""
+    weight = torch.nn.Parameter(torch.ones(2))
+    groups = [{"params": [weight], "lr_mult": 2.0}, {"params": [], "lr_mult": 3.0}]
+    ours = AdamW(groups, lr=1.0, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    torchs = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))])
+    for optimizer in (ours, torchs):
+        for group in optimizer.param_groups:
+            for param in group["params"]:
+                param.grad = torch.ones(2)
+        optimizer.step()
+    both: Any = Chained(ours, torchs)
+    assert step_of(both) == 1
+    set_step(both, 5)
+    assert step_of(both) == 5 and [group["step"] for group in ours.param_groups] == [5, 5]
+    assert [group["lr_mult"] for group in ours.param_groups] == [2.0, 3.0]
+    set_step(both, None)
+    assert step_of(both) == 5
+    ours.param_groups[0]["step"] = 6
+    with pytest.raises(AssertionError, match=r"\[5, 6\]"):
+        step_of(both)
