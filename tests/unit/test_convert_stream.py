@@ -18,6 +18,7 @@ from test_convert_weight_map import architectures, hugging_face_tensors
 from cptron.checkpoint.checksum import checksum
 from cptron.checkpoint.names import stored_name
 from cptron.checkpoint.reader import ShardReader
+from cptron.checkpoint.torch_dist import TorchDistReader
 from cptron.convert import shard_stream
 from cptron.convert.shard_stream import ShardStream
 from cptron.convert.source import ShardSource
@@ -78,7 +79,7 @@ def test_shards_hold_every_tensor(
     monkeypatch.setattr(shard_stream, "FILE_BYTES", file_bytes)
     arch = replace(SMALL, num_layers=3)
     tensors = hugging_face_tensors(arch)
-    checksums = stream_of(Memory(tensors), tmp_path, arch).write()
+    checksums = stream_of(Memory(tensors), tmp_path, arch).write().checksums
     source = ShardSource(ShardReader(tmp_path / "shards"), LLAMA, arch, checksums)
     assert source.names == tensors.keys()
     for name, tensor in tensors.items():
@@ -137,7 +138,7 @@ def test_an_interrupted_stream_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     once_more = Memory(tensors)
     assert stream_of(once_more, tmp_path, SMALL, identity="another source").write() == expected
     assert 0 < once_more.reads < whole.reads
-    source = ShardSource(ShardReader(tmp_path / "shards"), LLAMA, SMALL, expected)
+    source = ShardSource(ShardReader(tmp_path / "shards"), LLAMA, SMALL, expected.checksums)
     assert all(torch.equal(source.read(name), tensor) for name, tensor in tensors.items())
 
 
@@ -145,7 +146,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     """A flipped bit in a shard: by the tensor whose checksum it changes. A file that is cut, or gone: by the file."""
     tensors = hugging_face_tensors(SMALL)
     stream = stream_of(Memory(tensors), tmp_path, SMALL)
-    checksums = stream.write()
+    checksums = stream.write().checksums
     reader = ShardReader(tmp_path / "shards")
     source = ShardSource(reader, LLAMA, SMALL, checksums)
     name = "model.layers.1.self_attn.o_proj.weight"
@@ -171,9 +172,9 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"linear_fc1\.weight of shape \[24, 8\].*implies \[32, 8\]"):
         ShardSource(reader, LLAMA, replace(SMALL, ffn_hidden_size=16))
     with pytest.raises(CheckpointError, match="of another model, or incomplete"):
-        del reader._tensors["decoder.final_layernorm.weight"]
+        del reader._blocks["decoder.final_layernorm.weight"]
         ShardSource(reader, LLAMA, SMALL)
-    reader._tensors.clear()
+    reader._blocks.clear()
     with pytest.raises(CheckpointError, match="holds no GPT model"):
         ShardSource(reader, LLAMA, SMALL)
 
@@ -189,7 +190,7 @@ def test_no_file_outside_is_read(tmp_path: Path) -> None:
         info.relative_path = "../shards/" + info.relative_path
     path.write_bytes(pickle.dumps(index))
     with pytest.raises(CheckpointError, match="outside of the checkpoint"):
-        ShardReader(tmp_path / "shards")
+        TorchDistReader(tmp_path / "shards")
 
 
 def test_crafted_indices_are_refused(tmp_path: Path) -> None:
@@ -210,14 +211,14 @@ def test_crafted_indices_are_refused(tmp_path: Path) -> None:
     index.storage_data[MetadataIndex(key, torch.Size((0, 0, 0)), 1)] = where
     doubled = dict(index.storage_data)
     path.write_bytes(pickle.dumps(index))
-    reader = ShardReader(tmp_path / "shards")
+    reader = TorchDistReader(tmp_path / "shards")
     reader._chunks[key] = [reader._chunks[key][0]] * 2
     with pytest.raises(CheckpointError, match="overlap"):
         reader.read(key)
     index.storage_data = {"not a place": doubled[first]}
     path.write_bytes(pickle.dumps(index))
     with pytest.raises(CheckpointError, match="is damaged"):
-        ShardReader(tmp_path / "shards")
+        TorchDistReader(tmp_path / "shards")
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
@@ -261,12 +262,12 @@ def test_parts_of_a_stored_tensor_are_read_once(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(shard_stream, "SMALLEST_BLOCK", 1)
     monkeypatch.setattr(shard_stream, "num_workers", lambda: 1)
     arch = replace(SMALL, num_attention_heads=8, num_kv_heads=8, ffn_hidden_size=16)
-    checksums = stream_of(Memory(hugging_face_tensors(arch)), tmp_path, arch).write()
+    checksums = stream_of(Memory(hugging_face_tensors(arch)), tmp_path, arch).write().checksums
     source = ShardSource(ShardReader(tmp_path / "shards"), LLAMA, arch, checksums)
     reads, megatron = [], ShardSource.megatron
     monkeypatch.setattr(
         ShardSource, "megatron", lambda *words: (reads.append(words[1:]), megatron(*words))[1]
     )
     (tmp_path / "again").mkdir()
-    assert stream_of(source, tmp_path / "again", arch).write() == checksums  # type: ignore[arg-type]
+    assert stream_of(source, tmp_path / "again", arch).write().checksums == checksums  # type: ignore[arg-type]
     assert len(reads) == len(set(reads)) > 0

@@ -19,7 +19,7 @@ PROGRAMS = sorted(
 )
 
 ADAPTERS = {
-    "checkpoint/sharded.py",
+    "checkpoint/parts.py",
     "model/adapter_layers.py",
     "model/attention.py",
     "model/build.py",
@@ -46,7 +46,15 @@ LIGHT_FILES = (
     "versions.py",
     "cli.py",
     "doctor.py",
+    "checkpoint/archive.py",
+    "checkpoint/block_file.py",
+    "checkpoint/block_writer.py",
+    "checkpoint/blocks.py",
+    "checkpoint/boxes.py",
+    "checkpoint/hashing.py",
     "checkpoint/layout.py",
+    "checkpoint/save_worker.py",
+    "checkpoint/verify.py",
     "model/architecture.py",
 )
 HEAVY = ("torch", "megatron", "transformers")
