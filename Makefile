@@ -34,7 +34,7 @@ NEWEST_READY := $(NEWEST_DIR)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-more check test-newest-mcore sanitize bench-peers bench-data bench-convert bench-engine bench-gpu-peers \
+.PHONY: help env demo test test-more check test-newest-mcore sanitize bench-peers bench-data bench-convert bench-checkpoint bench-engine bench-gpu-peers \
 	bench-gpu bench-fp8-curve test-gpu clean
 
 help: ## list the targets
@@ -75,6 +75,9 @@ bench-data: bench-peers ## the data path against its peers: benchmarks/results/d
 
 bench-convert: $(READY) ## import and export against a copy of the same bytes: benchmarks/results/convert.json
 	$(VENV)/bin/python -m benchmarks.convert.run $(BENCH_ARGS)
+
+bench-checkpoint: $(READY) ## saves and loads against a copy of the same bytes: benchmarks/results/checkpoint.json
+	$(VENV)/bin/python -m benchmarks.checkpoint.run $(BENCH_ARGS)
 
 bench-engine: $(READY) ## the engine against a transformers loop on the CPU: benchmarks/results/engine_cpu.json
 	$(VENV)/bin/python -m benchmarks.engine.run --device cpu $(BENCH_ARGS)

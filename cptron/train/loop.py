@@ -53,6 +53,7 @@ def train(run: Run, hooks: Sequence[Hook]) -> str:
                 optim=config.optim,
                 num_sources=len(run.source_names),
                 device=run.session.device.torch_device,
+                before_update=saver.before_update,
             )
             state.step += 1
             state.tokens_total += result.sums.tokens

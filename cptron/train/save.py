@@ -94,6 +94,11 @@ class Saver:
         dist.all_reduce(waiting, op=dist.ReduceOp.MAX)
         return [] if waiting.item() else self.finish()
 
+    def before_update(self) -> None:
+        """Wait until what is being saved may change; not collective."""
+        if self._writer is not None:
+            self._writer.copied()
+
     def finish(self) -> list[Path]:
         """Wait for the save in progress, if there is one; its checkpoint."""
         if self._begun is None:

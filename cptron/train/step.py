@@ -7,7 +7,7 @@ fails leaves weights and moments as they were.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,9 +39,12 @@ def train_step(
     optim: OptimConfig,
     num_sources: int,
     device: torch.device,
+    before_update: Callable[[], None] = lambda: None,
 ) -> StepResult:
-    """Forward, backward, reduce, clip, update. Raises `TrainingError` on every rank, with the weights
-    unchanged, when the loss or the gradient norm is not finite."""
+    """Forward, backward, reduce, clip, update. `before_update` is called when weights are about to change.
+
+    Raises `TrainingError` on every rank, with the weights unchanged, when the loss or the gradient norm is not finite.
+    """
     for chunk in chunks:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
@@ -51,6 +54,7 @@ def train_step(
             f"training loss is {sums.loss_nats_per_token}; no weight was changed. {describe_nonfinite(chunks)}. "
             "Lower optim.lr or look at the data"
         )
+    before_update()
     set_rates(optimizer, lr, optim)
     grad_norm = apply_gradients(optimizer, optim.clip_grad_norm)
     return StepResult(sums, grad_norm, lr)

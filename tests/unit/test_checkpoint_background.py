@@ -39,7 +39,7 @@ def written_here(directory: Path, todo: Blocks) -> Written:
 
 
 def test_the_files_are_those_of_a_synchronous_save(tmp_path: Path) -> None:
-    """To the byte, over several saves; and training may change its tensors as soon as `start` is back."""
+    """To the byte, over several saves; and training may change its tensors as soon as they are copied."""
     writer = BackgroundWriter()
     try:
         for number in range(3):
@@ -47,6 +47,7 @@ def test_the_files_are_those_of_a_synchronous_save(tmp_path: Path) -> None:
             expected = written_here(tmp_path / f"here{number}", todo)
             (tmp_path / f"there{number}").mkdir()
             writer.start(tmp_path / f"there{number}", 3, todo)
+            writer.copied()
             for _, tensor in todo:
                 tensor.fill_(7)
             found = writer.result()
