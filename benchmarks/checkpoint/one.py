@@ -82,9 +82,7 @@ def make_inputs(work: Path) -> Path:
 def main(argv: Sequence[str]) -> None:
     """Do one measurement and print it from the first rank."""
     what, run_dir, work, *overrides = argv
-    directory = (
-        f"{run_dir}_empty" if what == "load" else run_dir
-    )  # one without checkpoints, so that nothing is loaded yet
+    directory = f"{run_dir}_empty" if what == "load" else run_dir  # nothing is loaded from there
     config = load_config(Path(work) / "run.yaml", [f"run.dir={directory}", *overrides]).config
     ranks = launched_ranks() or Ranks(0, 1, 0, 1, "single")
     plan = preflight(config, ranks.world_size)
