@@ -125,12 +125,18 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_hugging_face(directory: Path) -> dict[str, bytes]:
     """Content of the small Hugging Face files of a checkpoint by name; none after a start from random
-    weights. Raises `CheckpointError` when they cannot be read."""
+    weights. Raises `CheckpointError` when they cannot be read, or are not those that were written."""
     path = directory / HUGGING_FACE
+    recorded = read_manifest(directory).files
     try:
-        return {file.name: file.read_bytes() for file in sorted(path.iterdir()) if file.is_file()}
+        found = {file.name: file.read_bytes() for file in sorted(path.iterdir()) if file.is_file()}
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error}); use another checkpoint") from None
+    for name, content in found.items():
+        record = recorded.get(f"{HUGGING_FACE}/{name}")
+        if record is None or hashlib.sha256(content).hexdigest() != record.sha256:
+            raise CheckpointError(f"{path / name} is not the file that was written; use another checkpoint")
+    return found
 
 
 def read_manifest(directory: Path) -> Manifest:

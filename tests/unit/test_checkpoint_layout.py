@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from small_arch import SMALL
 
 from cptron.checkpoint import layout
+from cptron.checkpoint.hashing import hash_file
 from cptron.durable import begin_directory
 from cptron.errors import CheckpointError
 from cptron.model.architecture import RopeScaling
@@ -63,7 +64,7 @@ def save(checkpoints: Path, step: int) -> Path:
 
 
 def test_published_manifest_is_read_again(tmp_path: Path) -> None:
-    """All of it, with the size of every file but its own."""
+    """All of it, with size and hash of every file but its own."""
     final = layout.step_directory(tmp_path, 3)
     working = begin_directory(final)
     fill(working)
@@ -71,12 +72,13 @@ def test_published_manifest_is_read_again(tmp_path: Path) -> None:
     found = layout.read_manifest(final)
     assert found == published
     assert found.arch == ARCH
-    assert found.files == {
+    assert {name: record.size for name, record in found.files.items()} == {
         "shards/__0_0.distcp": 200,
         "shards/.metadata": 5,
         "hugging_face/config.json": 2,
         "state.json": 11,
     }
+    assert all(hash_file(final / name) == record for name, record in found.files.items())
     assert {**vars(found), "files": {}} == vars(manifest(3))
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000003"]
 
@@ -112,7 +114,7 @@ def test_everything_is_on_disk_before_the_name_is_given(
     final = save(tmp_path, 1)
     before, after = events[: events.index("rename")], events[events.index("rename") + 1 :]
     written = [final, *final.rglob("*")]
-    assert len(written) == 8
+    assert len(written) == 9
     assert [path for path in written if path.stat().st_ino not in before] == []
     assert after == [tmp_path.stat().st_ino]
 
@@ -121,10 +123,17 @@ def test_small_files_of_the_model_are_read_whole(tmp_path: Path) -> None:
     """By name; a model of random weights has none, and one that vanished is an error."""
     directory = save(tmp_path, 1)
     assert layout.read_hugging_face(directory) == {"config.json": b"{}"}
-    (directory / layout.HUGGING_FACE / "config.json").unlink()
-    assert layout.read_hugging_face(directory) == {}
-    (directory / layout.HUGGING_FACE).rmdir()
-    with pytest.raises(CheckpointError, match="hugging_face cannot be read"):
+    config = directory / layout.HUGGING_FACE / "config.json"
+    config.write_bytes(b"[]")
+    with pytest.raises(CheckpointError, match="is not the file that was written"):
+        layout.read_hugging_face(directory)
+    config.write_bytes(b"{}")
+    (config.parent / "planted.json").write_bytes(b"{}")
+    with pytest.raises(CheckpointError, match=r"planted\.json is not the file that was written"):
+        layout.read_hugging_face(directory)
+    (config.parent / "planted.json").unlink()
+    config.unlink()
+    with pytest.raises(CheckpointError, match=r"hugging_face/config\.json is missing"):
         layout.read_hugging_face(directory)
 
 
@@ -177,7 +186,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing field": (change_manifest(step=None), r"manifest\.json is damaged"),
     "unknown field": (change_manifest(colour=3), r"manifest\.json is damaged"),
     "files that are a list": (change_manifest(files=["a"]), r"manifest\.json is damaged"),
-    "another format": (change_manifest(format_version=99), "format_version 99, this version reads 1"),
+    "another format": (change_manifest(format_version=99), "format_version 99, this version reads 2"),
     "no directory": (shutil.rmtree, "does not exist"),
 }
 
