@@ -194,10 +194,9 @@ def tokenize(corpus: Path, tokenizer: Path, *flags: str) -> Path:
     return prefix.with_name(f"{prefix.name}_text_document")
 
 
-@pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """The tiny world. Nobody changes it: tests that damage something copy it first."""
-    world = World(tmp_path_factory.mktemp("world"))
+def make_world(root: Path) -> World:
+    """Everything, in the empty directory `root`."""
+    world = World(root)
     domain = ["ledger", "vacuum", "tuple", "index", "query", "planner", "größer", "rollback", "commit"]
     general = ["river", "bridge", "winter", "music", "garden", "été", "letter", "winter", "stone", "bird"]
     for name, topics, num_documents, seed in (
@@ -215,6 +214,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     assert not made.error, made.error
     world.config.write_text(CONFIG.format(root=world.root))
     return world
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """The tiny world. Nobody changes it: tests that damage something copy it first."""
+    return make_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="session")
