@@ -61,16 +61,19 @@ class Layout:
     pp: int = 1
     cp: int = 1
     virtual_stages: int = 1
+    sequence_parallel: bool = True
+    """Where tp is more than 1."""
 
     @property
     def overrides(self) -> list[str]:
         """Configuration overrides that ask for it."""
         words = [f"parallel.tp={self.tp}", f"parallel.pp={self.pp}"]
         words += [f"parallel.cp={self.cp}"] if self.cp > 1 else []
+        words += [] if self.sequence_parallel else ["parallel.sequence_parallel=false"]
         return words + ([f"parallel.virtual_stages={self.virtual_stages}"] if self.virtual_stages > 1 else [])
 
     def __str__(self) -> str:
-        parts = [f"tp{self.tp}"]
+        parts = [f"tp{self.tp}"] if self.sequence_parallel else [f"tp{self.tp}", "nosp"]
         parts += [f"cp{self.cp}"] if self.cp > 1 else []
         parts += [f"pp{self.pp}"]
         parts += [f"vp{self.virtual_stages}"] if self.virtual_stages > 1 else []

@@ -63,8 +63,8 @@ class Fault:
     inject: Callable[[Trial], Told]
     full: int
     """Trials of `make faults`."""
-    short: int
-    """Trials of `make test`."""
+    short: tuple[int, ...]
+    """Numbers of the trials of `make test`."""
 
 
 @dataclass
