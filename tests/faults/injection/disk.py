@@ -35,7 +35,7 @@ from cptron.checkpoint.layout import list_checkpoints, step_directory
 from cptron.errors import EXIT_CODE
 
 PAGE_BYTES = 4096
-FAILURE_S = 30.0
+FAILURE_S = 90.0
 """A run that cannot write has ended by then."""
 
 

@@ -35,6 +35,7 @@ SETTINGS = [
     "data.valid.general.max_tokens=300",
     f"checkpoint.every_steps={EVERY_STEPS}",
     f"checkpoint.keep_last={KEEP_LAST}",
+    "runtime.timeout_s=600",  # so that no rank is ended by a collective that gives up
 ]
 """Five saves in ten steps, the last two of which delete an older checkpoint."""
 

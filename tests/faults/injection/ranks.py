@@ -24,7 +24,7 @@ from typing import Any
 from commands import error_lines
 
 PRELOAD = "faults.injection.preload"
-END_S = 60.0
+END_S = 180.0
 """A run that has not ended after so long hangs."""
 
 
