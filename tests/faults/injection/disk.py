@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
-from faults.injection.corruption import problems
+from faults.injection.checks import check_curve, check_failure, check_kept, chosen_options, start_over
 from faults.injection.damage import contents
 from faults.injection.ground import (
     EVERY_STEPS,
@@ -26,13 +26,10 @@ from faults.injection.ground import (
     resumed_step,
     writing,
 )
-from faults.injection.kills import check_curve, chosen_options, start_over
 from faults.injection.mounts import fill, read_only, small_disk
-from faults.injection.ranks import Ranks
 from faults.injection.trials import Told, Trial
 
-from cptron.checkpoint.layout import list_checkpoints, step_directory
-from cptron.errors import EXIT_CODE
+from cptron.checkpoint.layout import step_directory
 
 PAGE_BYTES = 4096
 FAILURE_S = 90.0
@@ -81,26 +78,6 @@ def unfinished(run: Path) -> str:
         last = [name for name in ("manifest.json", "state.json", "shards") if name in there]
         return f"a save, at {last[0] if last else 'its begin'}"
     return "the start" if last_step(run) == 0 else "a record of the run"
-
-
-def check_failure(ranks: Ranks, codes: list[int], words: str) -> None:
-    """Every rank says one line with these words and ends with the code of an error that a user can act on."""
-    lines = ranks.errors()
-    said = "\n".join(ranks.text(rank)[-1500:] for rank in range(len(codes)))
-    assert set(codes) == {EXIT_CODE}, f"exit codes {codes}, not {EXIT_CODE}: {said}"
-    assert "Traceback" not in said and len(lines) == len(codes), f"not one line a rank: {said}"
-    assert all(words in line for line in lines), f"{words!r} is not said: {lines}"
-
-
-def check_kept(run: Path) -> int:
-    """Every published checkpoint verifies; returns the steps that are lost."""
-    for _, directory in list_checkpoints(run / "checkpoints"):
-        assert not problems(directory), (
-            f"a failed save has left {directory.name} damaged: {problems(directory)}"
-        )
-    lost = last_step(run) - newest_step(run)
-    assert 0 <= lost <= 2 * EVERY_STEPS, f"{lost} steps were lost"
-    return lost
 
 
 def _file_as_working_directory(run: Path, step: int) -> ExitStack:

@@ -11,20 +11,18 @@ import signal
 import time
 
 from commands import assert_close
-from faults.injection.disk import check_failure, check_kept
-from faults.injection.ground import LAYOUTS, await_sight, curve, last_step, newest_step, resumed_step
-from faults.injection.kills import (
-    anywhere,
+from faults.injection.checks import (
     check_curve,
+    check_failure,
+    check_kept,
     check_lost,
     check_resume,
     chosen_options,
-    in_a_save,
-    in_training,
     lost_steps,
     start_over,
-    struck,
 )
+from faults.injection.ground import LAYOUTS, await_sight, curve, last_step, newest_step, resumed_step
+from faults.injection.kills import anywhere, in_a_save, in_training, struck
 from faults.injection.trials import Told, Trial
 
 STOPPED = 0

@@ -13,16 +13,18 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from faults.injection.checks import (
+    check_lost,
+    check_resume,
+    chosen_options,
+    lost_steps,
+    start_over,
+)
 from faults.injection.ground import (
-    EVERY_STEPS,
     LAYOUTS,
-    Ground,
     Undisturbed,
     await_sight,
-    curve,
-    last_step,
     newest_step,
-    resumed_step,
     writing,
 )
 from faults.injection.ranks import Ranks
@@ -30,10 +32,7 @@ from faults.injection.trials import Told, Trial
 from tiny_world import Layout
 
 from cptron.checkpoint.layout import step_directory
-from cptron.config.schema import CheckpointConfig
 
-ASYNCHRONOUS = "checkpoint.asynchronous=true"
-CAN_SAVE_ASYNCHRONOUSLY = "asynchronous" in CheckpointConfig.__dataclass_fields__
 OTHERS_END_S = 60.0
 """A rank whose neighbour was killed has ended by then, on a loaded machine too; what it took is measured."""
 
@@ -140,56 +139,3 @@ def kill_one(trial: Trial) -> Told:
                 check_resume(trial.ground, trial.run, layout, options, calm)
                 return Told(hit, lost_steps=lost, measured={"others_end_s": seconds})
         start_over(trial.run)  # it ended before its kill
-
-
-def chosen_options(trial: Trial) -> list[str]:
-    """Every other round through the layouts saves in the background."""
-    return [ASYNCHRONOUS] if trial.number // len(LAYOUTS) % 2 and CAN_SAVE_ASYNCHRONOUSLY else []
-
-
-def lost_steps(run: Path) -> int:
-    """Steps on record that no published checkpoint holds."""
-    return last_step(run) - newest_step(run)
-
-
-def check_lost(lost: int, options: Sequence[str]) -> None:
-    """No more than the steps from save to save; a save in the background may be one save behind."""
-    bound = EVERY_STEPS * (2 if ASYNCHRONOUS in options else 1)
-    assert 0 <= lost <= bound, f"{lost} steps were lost, of {bound} that may be"
-
-
-def check_resume(
-    ground: Ground,
-    run: Path,
-    layout: Layout,
-    options: Sequence[str],
-    calm: Undisturbed,
-    no_eval_at: int | None = None,
-) -> None:
-    """The same command goes on from the newest published checkpoint and ends with the curve of the undisturbed run."""
-    expected = newest_step(run)
-    ground.finish(run, layout, options)
-    found = resumed_step(run)
-    assert found == expected, f"resumed from step {found}, but step {expected} was published"
-    check_curve(run, calm, no_eval_at)
-    left = [path.name for path in (run / "checkpoints").glob(".*")]
-    assert not left, f"the run has ended and left {left}"
-
-
-def check_curve(run: Path, calm: Undisturbed, no_eval_at: int | None = None) -> None:
-    """Every step and every evaluation is that of the undisturbed run, to the bit; an evaluation that was due when the
-    run had to stop may be missing."""
-    (steps, evals), (calm_steps, calm_evals) = curve(run), calm.curve
-    if no_eval_at not in {record["step"] for record in evals}:
-        calm_evals = [record for record in calm_evals if record["step"] != no_eval_at]
-    for what, ours, theirs in (("steps", steps, calm_steps), ("evaluations", evals, calm_evals)):
-        numbers, calm_numbers = ([record["step"] for record in found] for found in (ours, theirs))
-        assert numbers == calm_numbers, f"{what} {numbers}, in the undisturbed run {calm_numbers}"
-        different = [one["step"] for one, other in zip(ours, theirs, strict=True) if one != other]
-        assert not different, f"other values than in the undisturbed run in {what} {different}"
-
-
-def start_over(run: Path) -> None:
-    """Put a run away, so that the next start is a new one."""
-    if run.exists():
-        run.rename(run.with_name(f"ended_{len(list(run.parent.iterdir()))}"))
