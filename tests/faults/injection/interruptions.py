@@ -21,7 +21,16 @@ from faults.injection.checks import (
     lost_steps,
     start_over,
 )
-from faults.injection.ground import LAYOUTS, await_sight, curve, last_step, newest_step, resumed_step
+from faults.injection.ground import (
+    EVERY_STEPS,
+    LAYOUTS,
+    STEPS,
+    await_sight,
+    curve,
+    last_step,
+    newest_step,
+    resumed_step,
+)
 from faults.injection.kills import anywhere, in_a_save, in_training, struck
 from faults.injection.trials import Told, Trial
 
@@ -128,17 +137,26 @@ def jump_clock(trial: Trial) -> Told:
 
 
 def two_writers(trial: Trial) -> Told:
-    """The same command is started again while it runs: one of the two writes, the other is refused."""
+    """The same command is started again while it loads or trains: one of the two writes, the other is refused."""
     layout = LAYOUTS[trial.number % 4]
     options = chosen_options(trial)
     calm = trial.ground.undisturbed(layout, options)
-    with trial.ground.start(trial.run, layout, options) as first:
-        time.sleep(trial.draw.choice([0, trial.draw.uniform(0, 0.6 * calm.duration_s)]))
-        with trial.ground.start(trial.run, layout, options) as second:
-            codes = first.wait(), second.wait()
-    refused = [
-        (ranks, found) for ranks, found in zip((first, second), codes, strict=True) if set(found) != {0}
-    ]
+    moment = trial.draw.randrange(-1, EVERY_STEPS + 1)
+    while True:
+        with trial.ground.start(trial.run, layout, options) as first:
+            if moment >= 0:
+                await_sight(first, lambda: last_step(trial.run) >= moment)
+            else:
+                time.sleep(trial.draw.choice([0, trial.draw.uniform(0, calm.loaded_s)]))
+            with trial.ground.start(trial.run, layout, options) as second:
+                codes = first.wait(), second.wait()
+        refused = [
+            (ranks, found) for ranks, found in zip((first, second), codes, strict=True) if set(found) != {0}
+        ]
+        if refused:
+            break
+        assert resumed_step(trial.run) == STEPS, "two have written one run, and neither was refused"
+        start_over(trial.run)  # the second came when the first had ended
     assert len(refused) == 1, f"exit codes {codes}: one of the two must write, the other be refused"
     check_failure(*refused[0], str(trial.run))
     check_curve(trial.run, calm)
