@@ -66,7 +66,9 @@ def table(rows: Sequence[Row]) -> str:
         )
         cells = [
             f"{found['fault']}: {found['what']}",
-            found["not_injected"] or str(found["injected"]),
+            f"{found['injected']} ({found['not_injected']})"
+            if found["not_injected"]
+            else str(found["injected"]),
             "-" if found["detected"] is None else str(found["detected"]),
             str(found["survived"]),
             f"{lost['median']:g}, {lost['max']:g}" if lost else "-",

@@ -118,7 +118,7 @@ def run_trials(fault: Fault, ground: Ground, seed: int, numbers: Iterable[int]) 
             )
         except CannotInject as reason:
             count.impossible = str(reason)
-            break
+            shutil.rmtree(directory)
         except Exception as error:
             count.failed[number] = f"{type(error).__name__}: {error}".splitlines()[0]
             (directory / "traceback.txt").write_text(traceback.format_exc())
