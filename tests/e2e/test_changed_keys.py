@@ -1,0 +1,153 @@
+"""Values that change between two starts of a run: listed, refused until they are named, or refused for good."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rank_calls
+from commands import records, snapshot, steps
+from tiny_world import ONE, Layout, World, interrupted, tokenize, write_corpus
+
+from cptron.data.source import TokenSource
+from cptron.train.claim import CHANGES
+
+TWO = Layout(2, tp=2)
+
+
+def state(run: Path, step: int) -> dict[str, Any]:
+    """`state.json` of a checkpoint."""
+    path = run / "checkpoints" / f"step_{step:08d}" / "state.json"
+    return json.loads(path.read_text())  # type: ignore[no-any-return]
+
+
+def accounts(run: Path, step: int) -> dict[str, Any]:
+    """The ledger of a checkpoint."""
+    return state(run, step)["ledger"]["entries"]  # type: ignore[no-any-return]
+
+
+def refused(run: Path, outcomes: list[rank_calls.Outcome], before: dict[str, tuple[int, int]]) -> str:
+    """The one line that all ranks say; nothing of the run has changed."""
+    (line,) = {outcome.error for outcome in outcomes}
+    assert line.startswith("ConfigError: ") and "\n" not in line
+    assert snapshot(run) == before
+    return line
+
+
+def test_an_accepted_seed_draws_everything_anew(
+    world: World, whole_runs: dict[Layout, Path], tmp_path: Path
+) -> None:
+    """Refused on all ranks with both values and the very words that accept it; with them, every source begins anew in
+    the new order, the old accounts stay on record, and the acceptance is kept. Starting once more changes nothing."""
+    run = interrupted(whole_runs[ONE], tmp_path / "run")
+    line = refused(run, world.train(run, TWO, "run.seed=99"), snapshot(run))
+    assert "since step 10: run.seed 1234 -> 99" in line
+    assert "accept the change by name: 'run.accept_changes=[run.seed]'" in line
+
+    changes = ("run.seed=99", "run.accept_changes=[run.seed, data.packing]", "train.steps=14")
+    outcomes = world.train(run, ONE, *changes)
+    assert not outcomes[0].error
+    assert "changed since step 10 and accepted: run.seed 1234 -> 99; the account" in outcomes[0].stdout
+    assert "run.accept_changes names data.packing: not changed since step 10" in outcomes[0].stdout
+    before, after = accounts(run, 10), accounts(run, 14)
+    assert after["domain.until_step_00000010"] == before["domain"] | {"share": 0.0, "since_mix": 0}
+    assert after["general.until_step_00000010"] == before["general"] | {"share": 0.0, "since_mix": 0}
+    drawn = {name: after[name] for name in ("domain", "general")}
+    assert sum(entry["cursor"] for entry in drawn.values()) == 4 * 8
+    for name, entry in drawn.items():
+        source = TokenSource(name, str(world.tokens(name)), 32, 99)
+        assert entry["tokens"] == sum(source.count([number])[1] for number in range(entry["cursor"]))
+    (entry,) = [json.loads(line) for line in (run / CHANGES).read_text().splitlines()]
+    assert entry["step"] == 10
+    (change,) = entry["accepted"]
+    assert (change["key"], change["before"], change["now"]) == ("run.seed", "1234", "99")
+
+    shutil.rmtree(run / "checkpoints" / "step_00000014")  # as after a crash, or when it is found damaged
+    first = steps(run)
+    again = world.train(run, ONE, *changes)
+    assert not again[0].error and steps(run) == first
+    assert accounts(run, 14) == after
+    world.trained(run, ONE, *changes, "train.steps=15")
+    assert accounts(run, 15)["domain.until_step_00000010"] == after["domain.until_step_00000010"]
+    assert accounts(run, 15)["domain"]["cursor"] > after["domain"]["cursor"]
+    assert "run.seed 99 -> 1234" in world.train(run, ONE, "train.steps=16")[0].error
+    assert len((run / CHANGES).read_text().splitlines()) == 2
+
+
+def test_accepted_content_begins_at_its_beginning(
+    world: World, whole_runs: dict[Layout, Path], tmp_path: Path
+) -> None:
+    """One source has other tokens: its account alone starts anew, the other goes on; the audit says where it ends."""
+    run = interrupted(whole_runs[ONE], tmp_path / "run")
+    corpus = write_corpus(tmp_path / "fresh.jsonl", ["index", "planner", "query"], 60, seed=8)
+    fresh = tokenize(corpus, world.hugging_face, "--append-eod")
+    other = f"data.sources.domain.path={fresh}"
+    line = refused(run, world.train(run, ONE, other), snapshot(run))
+    assert (
+        "data.sources.domain.content" in line and "run.accept_changes=[data.sources.domain.content]" in line
+    )
+    world.trained(run, ONE, other, "run.accept_changes=[data.sources.domain.content]", "train.steps=12")
+    before, after = accounts(run, 10), accounts(run, 12)
+    assert after["domain.until_step_00000010"] == before["domain"] | {"share": 0.0, "since_mix": 0}
+    assert after["domain"]["identity"] == TokenSource("domain", str(fresh), 32, 1234).identity
+    assert 0 < after["domain"]["cursor"] <= 16
+    assert after["general"]["cursor"] == before["general"]["cursor"] + 16 - after["domain"]["cursor"]
+    audited = rank_calls.command(["data", "ledger", str(run)])
+    assert "domain.until_step_00000010" in audited.error and "not across it" in audited.error
+    assert [record["step"] for record in records(run, "start")] == [0, 10]
+
+
+def test_changes_that_no_name_makes_possible(
+    world: World, whole_runs: dict[Layout, Path], tmp_path: Path
+) -> None:
+    """What the stored state is of: said at once, and without the ranks having loaded anything."""
+    run = tmp_path / "run"
+    shutil.copytree(whole_runs[ONE], run)
+    before = snapshot(run)
+    for changes, words in {
+        ("optim.name=sgd",): 'optim.name "adamw" -> "sgd" (the stored state is that optimizer\'s)',
+        ('optim.frozen=["*norm*"]',): 'optim.frozen [] -> ["*norm*"]',
+        ("adapter.kind=lora",): 'adapter.kind "none" -> "lora"',
+    }.items():
+        line = refused(run, world.train(run, ONE, *changes), before)
+        assert words in line and "named or not" in line and f"start.checkpoint={run}" in line
+
+
+def test_another_shape_is_refused(world: World, whole_runs: dict[Layout, Path], tmp_path: Path) -> None:
+    """Even where the other base is accepted: the fields that differ are named."""
+    run = tmp_path / "run"
+    shutil.copytree(whole_runs[ONE], run)
+    base = tmp_path / "base"
+    shutil.copytree(world.base, base)
+    manifest = json.loads((base / "manifest.json").read_text())
+    manifest["architecture"]["ffn_hidden_size"] = 96
+    manifest["weights_fingerprint"] = "0" * 64
+    (base / "manifest.json").write_text(json.dumps(manifest))
+    before, words = snapshot(run), (f"start.checkpoint={base}", "run.accept_changes=[start]")
+    line = refused(run, world.train(run, ONE, *words), before)
+    assert "model ffn_hidden_size=128 -> ffn_hidden_size=96" in line
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+def test_another_base_of_the_same_shape(
+    accepted: bool, world: World, whole_runs: dict[Layout, Path], tmp_path: Path
+) -> None:
+    """Refused, or accepted by name: then the run goes on as if nothing had changed, but for its identity."""
+    run = interrupted(whole_runs[ONE], tmp_path / "run")
+    base = tmp_path / "base"
+    shutil.copytree(world.base, base)
+    manifest = json.loads((base / "manifest.json").read_text())
+    (base / "manifest.json").write_text(json.dumps({**manifest, "weights_fingerprint": "0" * 64}))
+    before = snapshot(run)
+    if not accepted:
+        line = refused(run, world.train(run, ONE, f"start.checkpoint={base}"), before)
+        assert (
+            "'run.accept_changes=[start]'" in line and f"start {manifest['weights_fingerprint'][:12]}" in line
+        )
+        return
+    world.trained(run, ONE, f"start.checkpoint={base}", "run.accept_changes=[start]")
+    assert steps(run) == steps(whole_runs[ONE])
+    assert json.loads((run / "run.json").read_text())["identity"]["start"] == "0" * 64
