@@ -14,6 +14,7 @@ from typing import Any
 
 from cptron.checkpoint import layout
 from cptron.checkpoint.run_lock import refuse_other_writer
+from cptron.checkpoint.space import check_space
 from cptron.config.check import check_config
 from cptron.config.check_engine import check_shape
 from cptron.config.schema import Config
@@ -72,7 +73,7 @@ def preflight(config: Config, world_size: int) -> Plan:
         identity |= {f"adapter.{name}": value for name, value in settings.items()}
     found = find_run(Path(config.run.dir))
     notes = tuple(f"passed over: {problem}" for problem in found.problems) if found else ()
-    notes = (*notes, *data_notes)
+    notes = (*notes, *data_notes, *check_space(config, arch, base))
     if not tokenizer and not config.data.tokenizer and config.start.mode != "random":
         notes = (
             *notes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,13 @@ def state(run: Path, step: int) -> dict[str, Any]:
 def accounts(run: Path, step: int) -> dict[str, Any]:
     """The ledger of a checkpoint."""
     return state(run, step)["ledger"]["entries"]  # type: ignore[no-any-return]
+
+
+def change_manifest(checkpoint: Path, **changes: Any) -> None:
+    """Another manifest, whole by its hash."""
+    text = json.dumps(json.loads((checkpoint / "manifest.json").read_text()) | changes)
+    (checkpoint / "manifest.json").write_text(text)
+    (checkpoint / "manifest.sha256").write_text(f"{sha256(text.encode()).hexdigest()}  manifest.json\n")
 
 
 def refused(run: Path, outcomes: list[rank_calls.Outcome], before: dict[str, tuple[int, int]]) -> str:
@@ -122,10 +130,8 @@ def test_another_shape_is_refused(world: World, whole_runs: dict[Layout, Path], 
     shutil.copytree(whole_runs[ONE], run)
     base = tmp_path / "base"
     shutil.copytree(world.base, base)
-    manifest = json.loads((base / "manifest.json").read_text())
-    manifest["architecture"]["ffn_hidden_size"] = 96
-    manifest["weights_fingerprint"] = "0" * 64
-    (base / "manifest.json").write_text(json.dumps(manifest))
+    architecture = json.loads((base / "manifest.json").read_text())["architecture"] | {"ffn_hidden_size": 96}
+    change_manifest(base, architecture=architecture, weights_fingerprint="0" * 64)
     before, words = snapshot(run), (f"start.checkpoint={base}", "run.accept_changes=[start]")
     line = refused(run, world.train(run, ONE, *words), before)
     assert "model ffn_hidden_size=128 -> ffn_hidden_size=96" in line
@@ -139,14 +145,12 @@ def test_another_base_of_the_same_shape(
     run = interrupted(whole_runs[ONE], tmp_path / "run")
     base = tmp_path / "base"
     shutil.copytree(world.base, base)
-    manifest = json.loads((base / "manifest.json").read_text())
-    (base / "manifest.json").write_text(json.dumps({**manifest, "weights_fingerprint": "0" * 64}))
+    fingerprint = json.loads((base / "manifest.json").read_text())["weights_fingerprint"]
+    change_manifest(base, weights_fingerprint="0" * 64)
     before = snapshot(run)
     if not accepted:
         line = refused(run, world.train(run, ONE, f"start.checkpoint={base}"), before)
-        assert (
-            "'run.accept_changes=[start]'" in line and f"start {manifest['weights_fingerprint'][:12]}" in line
-        )
+        assert "'run.accept_changes=[start]'" in line and f"start {fingerprint[:12]}" in line
         return
     world.trained(run, ONE, f"start.checkpoint={base}", "run.accept_changes=[start]")
     assert steps(run) == steps(whole_runs[ONE])
