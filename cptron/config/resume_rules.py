@@ -73,6 +73,12 @@ RULES = (
         why="the model has learned other ids",
         effect="data made with the new one is read; the model, and the tokenizer that its checkpoints carry, stay",
     ),
+    Rule(
+        key="train.precision",
+        verdict="named",
+        why="the stored weights are in it",
+        effect="weights are converted, masters and moments go on as they are",
+    ),
     Rule(key="run.seed", verdict="named", why="it decides which sample is which", effect=ANEW, renews="all"),
     Rule(
         key="data.seq_length", verdict="named", why="accounts count such samples", effect=ANEW, renews="all"

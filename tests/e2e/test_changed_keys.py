@@ -155,3 +155,16 @@ def test_another_base_of_the_same_shape(
     world.trained(run, ONE, f"start.checkpoint={base}", "run.accept_changes=[start]")
     assert steps(run) == steps(whole_runs[ONE])
     assert json.loads((run / "run.json").read_text())["identity"]["start"] == "0" * 64
+
+
+def test_an_accepted_precision(world: World, whole_runs: dict[Layout, Path], tmp_path: Path) -> None:
+    """fp32 goes on in bf16, on the same curve but for the rounding."""
+    run = interrupted(whole_runs[ONE], tmp_path / "run")
+    line = refused(run, world.train(run, ONE, "train.precision=bf16"), snapshot(run))
+    assert "'run.accept_changes=[train.precision]'" in line
+    world.trained(run, ONE, "train.precision=bf16", "run.accept_changes=[train.precision]", "train.steps=14")
+    losses = [
+        [record["loss_nats_per_token"] for record in steps(each)[:14]] for each in (run, whole_runs[ONE])
+    ]
+    assert losses[0][:10] == losses[1][:10] and losses[0][10:] != losses[1][10:]
+    assert losses[0][10:] == pytest.approx(losses[1][10:], abs=0.03)

@@ -28,6 +28,7 @@ NAMED = {
     "tokenizer",
     "data.sources.law.content",
     "run.seed",
+    "train.precision",
     "data.seq_length",
     "data.packing",
     "data.order",
