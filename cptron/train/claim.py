@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cptron.checkpoint import layout
+from cptron.checkpoint.in_use import reading
 from cptron.checkpoint.run_lock import sole_writer
 from cptron.config.schema import Config
 from cptron.durable import replace_text
@@ -30,13 +31,15 @@ CHANGES = "changes.jsonl"
 
 @contextmanager
 def claimed(config: Config, plan: Plan, session: Session) -> Iterator[Plan]:
-    """The plan, with `run.dir` locked by the main rank until the context ends; collective. Raises a `CptronError` on
-    every rank where another process writes the run, or has just written it."""
+    """The plan, with `run.dir` locked by the main rank until the context ends, and the base held against deletion;
+    collective. Raises a `CptronError` on every rank where another process writes the run, or has just written it."""
     run = Path(config.run.dir)
     with ExitStack() as stack:
         is_main = session.ranks.is_main
         notes = agree(lambda: stack.enter_context(sole_writer(run)) if is_main else [])
         agree(lambda: _check_unchanged(run, plan))
+        if plan.base is not None and is_main:  # that of an adapter is needed again at a resume
+            stack.enter_context(reading(plan.base))
         yield replace(plan, notes=(*plan.notes, *notes))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import rank_calls
 from commands import records, snapshot, steps
-from tiny_world import ONE, Layout, World, interrupted, tokenize, write_corpus
+from tiny_world import ONE, Layout, World, interrupted, save_tokenizer, tokenize, write_corpus
 
 from cptron.data.source import TokenSource
 from cptron.train.claim import CHANGES
@@ -73,10 +73,12 @@ def test_an_accepted_seed_draws_everything_anew(
     (change,) = entry["accepted"]
     assert (change["key"], change["before"], change["now"]) == ("run.seed", "1234", "99")
 
-    shutil.rmtree(run / "checkpoints" / "step_00000014")  # as after a crash, or when it is found damaged
+    newest = run / "checkpoints" / "step_00000014" / "state.json"
+    newest.write_text(newest.read_text().replace("0", "1", 1))  # its size is right, its hash is not
     first = steps(run)
     again = world.train(run, ONE, *changes)
     assert not again[0].error and steps(run) == first
+    assert "passed over" in again[0].stdout and "since step 10 and accepted: run.seed" in again[0].stdout
     assert accounts(run, 14) == after
     world.trained(run, ONE, *changes, "train.steps=15")
     assert accounts(run, 15)["domain.until_step_00000010"] == after["domain.until_step_00000010"]
@@ -168,3 +170,33 @@ def test_an_accepted_precision(world: World, whole_runs: dict[Layout, Path], tmp
     ]
     assert losses[0][:10] == losses[1][:10] and losses[0][10:] != losses[1][10:]
     assert losses[0][10:] == pytest.approx(losses[1][10:], abs=0.03)
+
+
+def test_an_accepted_tokenizer(world: World, whole_runs: dict[Layout, Path], tmp_path: Path) -> None:
+    """Data made with another one of the same size: it and every source's content must be named."""
+    run = interrupted(whole_runs[ONE], tmp_path / "run")
+    corpora = [
+        write_corpus(tmp_path / f"{name}.jsonl", ["zebra", "quartz", name], 60, seed=9) for name in ("a", "b")
+    ]
+    save_tokenizer(tmp_path / "tokenizer", corpora, vocab_size=280)
+    prefixes = [tokenize(corpus, tmp_path / "tokenizer", "--append-eod") for corpus in corpora]
+    words = [
+        f"data.sources.{name}.path={path}" for name, path in zip(("domain", "general"), prefixes, strict=True)
+    ]
+    words += [
+        f"data.tokenizer={tmp_path / 'tokenizer'}",
+        "data.valid=[]",
+        "eval.every_steps=0",
+        "eval.at_start=false",
+    ]
+    line = refused(run, world.train(run, ONE, *words), snapshot(run))
+    asked = "run.accept_changes=[tokenizer, data.sources.domain.content, data.sources.general.content]"
+    assert f"'{asked}'" in line
+    assert "tokenizer" in refused(
+        run, world.train(run, ONE, *words, asked.replace("tokenizer, ", "")), snapshot(run)
+    )
+    world.trained(run, ONE, *words, asked, "train.steps=11")
+    assert accounts(run, 11)["domain"]["cursor"] + accounts(run, 11)["general"]["cursor"] == 8
+    carried = run / "checkpoints" / "step_00000011" / "hugging_face" / "tokenizer.json"
+    assert carried.read_bytes() == (world.hugging_face / "tokenizer.json").read_bytes()
+    world.trained(run, ONE, *words, "train.steps=12")
