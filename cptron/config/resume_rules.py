@@ -35,31 +35,32 @@ class Rule:
     """What exactly an accepted change does."""
     renews: Literal["", "all", "one"] = ""
     """Whose accounts start anew: every source's, or that of the source which the key names."""
-    unless: tuple[str, str] = ("", "")
-    """A key and its value in JSON, under which, before and now, the rule does not count."""
+    within: tuple[str, tuple[str, ...]] = ("", ())
+    """A key and its values in JSON: the rule counts only where it has one of them, before and now."""
 
 
 RULES = (
     Rule(key="model", verdict="never", why="the stored weights and moments have that shape"),
     Rule(key="optim.name", verdict="never", why="the stored state is that optimizer's"),
     Rule(key="optim.frozen", verdict="never", why="there is optimizer state for exactly what was trained"),
+    Rule(key="adapter.kind", verdict="never", why="what is stored is that, or no adapter"),
     Rule(
         key="adapter.*",
         verdict="never",
         why="the stored adapter has that form",
-        unless=("adapter.kind", '"none"'),
+        within=("adapter.kind", ('"lora"', '"dora"')),
     ),
     Rule(
         key="data.megatron_s*",
         verdict="never",
         why="Megatron's order is of one number of samples and one split",
-        unless=("data.order", '"cptron"'),
+        within=("data.order", ('"megatron"',)),
     ),
     Rule(
         key="data.sources.*.token_share",
         verdict="never",
         why="Megatron's order can not be mixed anew",
-        unless=("data.order", '"cptron"'),
+        within=("data.order", ('"megatron"',)),
     ),
     Rule(
         key="start",
@@ -103,9 +104,9 @@ RULES = (
 def rule_of(key: str, before: Mapping[str, str], now: Mapping[str, str]) -> Rule:
     """The rule that decides on `key`, given all values before and now as JSON text."""
     for rule in RULES:
-        condition, value = rule.unless
-        excepted = bool(condition) and before.get(condition) == now.get(condition) == value
-        if fnmatchcase(key, rule.key) and not excepted:
+        condition, values = rule.within
+        counts = not condition or (before.get(condition) in values and now.get(condition) in values)
+        if fnmatchcase(key, rule.key) and counts:
             return rule
     raise AssertionError("unreachable: the last rule fits every key")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 import rank_calls
 from commands import records, snapshot, steps
+from shard_files import sign
 from tiny_world import ONE, Layout, World, interrupted, save_tokenizer, tokenize, write_corpus
 
 from cptron.data.source import TokenSource
@@ -28,13 +28,6 @@ def state(run: Path, step: int) -> dict[str, Any]:
 def accounts(run: Path, step: int) -> dict[str, Any]:
     """The ledger of a checkpoint."""
     return state(run, step)["ledger"]["entries"]  # type: ignore[no-any-return]
-
-
-def change_manifest(checkpoint: Path, **changes: Any) -> None:
-    """Another manifest, whole by its hash."""
-    text = json.dumps(json.loads((checkpoint / "manifest.json").read_text()) | changes)
-    (checkpoint / "manifest.json").write_text(text)
-    (checkpoint / "manifest.sha256").write_text(f"{sha256(text.encode()).hexdigest()}  manifest.json\n")
 
 
 def refused(run: Path, outcomes: list[rank_calls.Outcome], before: dict[str, tuple[int, int]]) -> str:
@@ -133,7 +126,7 @@ def test_another_shape_is_refused(world: World, whole_runs: dict[Layout, Path], 
     base = tmp_path / "base"
     shutil.copytree(world.base, base)
     architecture = json.loads((base / "manifest.json").read_text())["architecture"] | {"ffn_hidden_size": 96}
-    change_manifest(base, architecture=architecture, weights_fingerprint="0" * 64)
+    sign(base, architecture=architecture, weights_fingerprint="0" * 64)
     before, words = snapshot(run), (f"start.checkpoint={base}", "run.accept_changes=[start]")
     line = refused(run, world.train(run, ONE, *words), before)
     assert "model ffn_hidden_size=128 -> ffn_hidden_size=96" in line
@@ -148,7 +141,7 @@ def test_another_base_of_the_same_shape(
     base = tmp_path / "base"
     shutil.copytree(world.base, base)
     fingerprint = json.loads((base / "manifest.json").read_text())["weights_fingerprint"]
-    change_manifest(base, weights_fingerprint="0" * 64)
+    sign(base, weights_fingerprint="0" * 64)
     before = snapshot(run)
     if not accepted:
         line = refused(run, world.train(run, ONE, f"start.checkpoint={base}"), before)
@@ -200,3 +193,24 @@ def test_an_accepted_tokenizer(world: World, whole_runs: dict[Layout, Path], tmp
     carried = run / "checkpoints" / "step_00000011" / "hugging_face" / "tokenizer.json"
     assert carried.read_bytes() == (world.hugging_face / "tokenizer.json").read_bytes()
     world.trained(run, ONE, *words, "train.steps=12")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [["data.seq_length=16", "data.packing=best_fit"], ["data.order=megatron", "data.megatron_samples=400"]],
+    ids=" ".join,
+)
+def test_another_order_begins_at_its_beginning(
+    changes: list[str], world: World, whole_runs: dict[Layout, Path], tmp_path: Path
+) -> None:
+    """Samples of another length, packing or order are counted from 0, and drawn as a new run would."""
+    words = [*changes, "data.valid=[]", "eval.every_steps=0", "eval.at_start=false", "train.steps=12"]
+    run = interrupted(whole_runs[ONE], tmp_path / "run")
+    keys = ", ".join(change.split("=")[0] for change in changes if "samples" not in change)
+    line = refused(run, world.train(run, ONE, *words), snapshot(run))
+    assert f"'run.accept_changes=[{keys}]'" in line
+    world.trained(run, ONE, *words, f"run.accept_changes=[{keys}]")
+    new = world.trained(tmp_path / "new", ONE, *words, "train.steps=2", "optim.warmup_steps=0")
+    for name, entry in accounts(new, 2).items():
+        assert accounts(run, 12)[name] == entry
+        assert accounts(run, 12)[f"{name}.until_step_00000010"]["cursor"] == accounts(run, 10)[name]["cursor"]

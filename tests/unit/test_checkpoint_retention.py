@@ -98,7 +98,7 @@ def test_reasons_are_named() -> None:
         keep_every_tokens=250,
         keep_best=1,
         best_metric=METRIC,
-        milestones=(Milestone("half", 301),),
+        milestones=(Milestone("half", 400),),
     )
     assert kept(saved, asked) == {
         2: ["marked chosen by hand"],
@@ -108,5 +108,5 @@ def test_reasons_are_named() -> None:
         6: ["newest", "last 2"],
     }
     assert kept(saved, Rules())[1] == ["nothing is deleted"]
-    assert kept(saved, Rules(milestones=(Milestone("half", 301),)))[4] == ["milestone half"]
+    assert kept(saved, Rules(milestones=(Milestone("half", 400),)))[4] == ["milestone half"]
     assert kept([], asked) == {}

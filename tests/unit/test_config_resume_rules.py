@@ -33,7 +33,7 @@ NAMED = {
     "data.packing",
     "data.order",
 }
-NEVER = {"model", "optim.name", "optim.frozen"}
+NEVER = {"model", "optim.name", "optim.frozen", "adapter.kind"}
 OF_ADAPTERS = {"adapter.kind", "adapter.rank", "adapter.alpha", "adapter.targets"}
 OF_MEGATRON = {
     "data.megatron_samples",
@@ -68,8 +68,12 @@ def test_every_key_has_its_rule(overrides: tuple[str, ...], never: set[str], tmp
     assert found == {"named": NAMED, "never": never}
 
 
-def test_a_rule_counts_where_only_one_side_has_its_condition(tmp_path: Path) -> None:
-    """From no adapter to one is a change of the adapter."""
+def test_a_rule_counts_where_both_sides_have_its_condition(tmp_path: Path) -> None:
+    """What describes the order that is left, or entered, has no say in whether that is accepted."""
+    ours, theirs = values(tmp_path), values(tmp_path, "data.order=megatron")
+    for before, now in ((ours, theirs), (theirs, ours)):
+        assert rule_of("data.megatron_samples", before, now).verdict == "listed"
+        assert rule_of("data.order", before, now).verdict == "named"
     without, with_one = values(tmp_path), values(tmp_path, "adapter.kind=lora")
     for before, now in ((without, with_one), (with_one, without)):
         assert rule_of("adapter.kind", before, now).verdict == "never"
