@@ -51,6 +51,12 @@ RULES = (
         within=("adapter.kind", ('"lora"', '"dora"')),
     ),
     Rule(
+        key="start",
+        verdict="never",
+        why="the stored adapter belongs to those weights",
+        within=("adapter.kind", ('"lora"', '"dora"')),
+    ),
+    Rule(
         key="data.megatron_s*",
         verdict="never",
         why="Megatron's order is of one number of samples and one split",

@@ -151,7 +151,7 @@ def _refuse(run: Path, since: str, changes: list[Change]) -> None:
         what = "; ".join(f"{change} ({change.rule.why})" for change in changes)
         raise ConfigError(
             f"run.dir={run} holds a run that cannot change so since {since}, named or not: {what}; put it back, or "
-            f"start a new run from this one's weights: start.checkpoint={run} and another run.dir"
+            "choose another run.dir, where `start` may name this run"
         )
 
 

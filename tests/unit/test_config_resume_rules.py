@@ -54,7 +54,7 @@ def values(tmp_path: Path, *overrides: str) -> dict[str, str]:
     ("overrides", "never"),
     [
         ((), NEVER),
-        (("adapter.kind=lora",), NEVER | OF_ADAPTERS),
+        (("adapter.kind=lora",), NEVER | OF_ADAPTERS | {"start"}),
         (("data.order=megatron",), NEVER | OF_MEGATRON),
     ],
 )
@@ -65,7 +65,7 @@ def test_every_key_has_its_rule(overrides: tuple[str, ...], never: set[str], tmp
         verdict: {key for key in now if rule_of(key, now, now).verdict == verdict}
         for verdict in ("named", "never")
     }
-    assert found == {"named": NAMED, "never": never}
+    assert found == {"named": NAMED - never, "never": never}
 
 
 def test_a_rule_counts_where_both_sides_have_its_condition(tmp_path: Path) -> None:
@@ -111,5 +111,5 @@ def test_the_page_has_the_table() -> None:
     """docs/checkpoints.md names every key with what happens."""
     page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
     for rule in RULES[:-1]:
-        (line,) = [line for line in page.splitlines() if line.startswith(f"| `{rule.key}` ")]
-        assert rule.why in line and (rule.effect or "never") in line
+        lines = [line for line in page.splitlines() if line.startswith(f"| `{rule.key}` ")]
+        assert any(rule.why in line and (rule.effect or "never") in line for line in lines)
