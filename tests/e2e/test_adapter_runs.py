@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import rank_calls
 import torch
-from commands import assert_close, call, change_manifest, cptron, error_lines, evals, snapshot, steps
+from commands import assert_close, call, cptron, error_lines, evals, snapshot, steps
+from shard_files import sign
 from tiny_world import ONE, SEQ_LENGTH, SHORT, Layout, World, command, interrupted
 
 from cptron.checkpoint import layout as checkpoint_layout
@@ -48,7 +49,7 @@ def merged(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> d
 def moved(base: Path, target: Path, **changes: Any) -> Path:
     """A copy of a checkpoint, whose manifest says something else where asked for."""
     shutil.copytree(base, target)
-    change_manifest(target, **changes)
+    sign(target, **changes)
     return target
 
 
