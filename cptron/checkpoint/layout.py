@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -236,21 +234,3 @@ def resolve(path: str) -> Path:
         return newest
     read_manifest(directory)
     raise AssertionError("unreachable: read_manifest raises when there is no manifest")
-
-
-def prune(checkpoints: Path, keep_last: int) -> list[Path]:
-    """Delete all but the newest `keep_last` checkpoints (0 keeps all); returns what was deleted.
-
-    The newest must verify before anything older is deleted.
-    """
-    everything = list_checkpoints(checkpoints)
-    if keep_last <= 0 or len(everything) <= keep_last:
-        return []
-    read_manifest(everything[-1][1])
-    removed = [path for _, path in everything[:-keep_last]]
-    for path in removed:
-        doomed = path.with_name(f".removing_{path.name}")
-        shutil.rmtree(doomed, ignore_errors=True)  # what a killed prune left
-        os.rename(path, doomed)
-        shutil.rmtree(doomed)
-    return removed

@@ -65,18 +65,22 @@ def run(config: Config, ranks: Ranks) -> int:
     from cptron.runtime.dist import agree
     from cptron.runtime.session import open_session
     from cptron.runtime.topology import Layout
+    from cptron.train.claim import claimed
     from cptron.train.loop import train
     from cptron.train.setup import prepare
 
     runtime = config.runtime
-    with open_session(
-        ranks,
-        Layout.of(config.parallel),
-        seed=config.run.seed,
-        device=runtime.device,
-        threads_per_rank=runtime.threads_per_rank,
-        timeout_s=runtime.timeout_s,
-    ) as session:
+    with (
+        open_session(
+            ranks,
+            Layout.of(config.parallel),
+            seed=config.run.seed,
+            device=runtime.device,
+            threads_per_rank=runtime.threads_per_rank,
+            timeout_s=runtime.timeout_s,
+        ) as session,
+        claimed(config, plan, session) as plan,
+    ):
         prepared = prepare(config, plan, session)
         train(prepared, agree(lambda: _open_reports(prepared)))
     return 0

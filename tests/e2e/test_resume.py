@@ -123,7 +123,7 @@ def test_new_learning_rate_is_used_on_resume(
     (outcome,) = world.train(run, ONE, *changes)
     assert not outcome.error
     assert (
-        f'changed since the last start: run.dir "{whole}" -> "{run}", optim.lr 0.002 -> 0.0005, '
+        f'changed since step 10: run.dir "{whole}" -> "{run}", optim.lr 0.002 -> 0.0005, '
         'optim.schedule "cosine" -> "constant"'
     ) in outcome.stdout
     assert steps(run)[:10] == steps(whole)[:10]

@@ -238,47 +238,6 @@ def test_newest_complete_passes_over_damaged_ones(tmp_path: Path) -> None:
     assert len(problems) == 3
 
 
-@pytest.mark.parametrize(
-    ("keep_last", "kept"), [(0, [1, 2, 3, 4]), (1, [4]), (2, [3, 4]), (4, [1, 2, 3, 4]), (9, [1, 2, 3, 4])]
-)
-def test_prune_keeps_the_newest(keep_last: int, kept: list[int], tmp_path: Path) -> None:
-    """And returns what it deleted; working directories are nobody's checkpoints."""
-    for step in (1, 2, 3, 4):
-        save(tmp_path, step)
-    begin_directory(layout.step_directory(tmp_path, 5))
-    removed = layout.prune(tmp_path, keep_last)
-    assert removed == [layout.step_directory(tmp_path, step) for step in (1, 2, 3, 4) if step not in kept]
-    assert [step for step, _ in layout.list_checkpoints(tmp_path)] == kept
-    assert all(layout.read_manifest(path) for _, path in layout.list_checkpoints(tmp_path))
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        ".writing_step_00000005",
-        *(f"step_{step:08d}" for step in kept),
-    ]
-
-
-@pytest.mark.parametrize("case", ["missing shard", "short shard", "cut manifest", "no manifest"])
-def test_prune_deletes_nothing_while_the_newest_is_damaged(case: str, tmp_path: Path) -> None:
-    """An older one is then the only hope."""
-    for step in (1, 2, 3):
-        save(tmp_path, step)
-    DAMAGE[case][0](layout.step_directory(tmp_path, 3))
-    with pytest.raises(CheckpointError):
-        layout.prune(tmp_path, 1)
-    assert [step for step, _ in layout.list_checkpoints(tmp_path)] == [1, 2, 3]
-    assert layout.newest_complete(tmp_path)[0] == layout.step_directory(tmp_path, 2)
-
-
-def test_prune_survives_what_a_killed_prune_left(tmp_path: Path) -> None:
-    """A half-deleted directory is in nobody's way when its step is saved and pruned once more."""
-    for step in (1, 2):
-        save(tmp_path, step)
-    remains = tmp_path / ".removing_step_00000001"
-    remains.mkdir()
-    (remains / "part").write_text("half deleted")
-    assert layout.prune(tmp_path, 1) == [layout.step_directory(tmp_path, 1)]
-    assert [path.name for path in tmp_path.iterdir()] == ["step_00000002"]
-
-
 def test_a_damaged_checkpoint_is_replaced_by_a_new_one(tmp_path: Path) -> None:
     """A run that went back to an older one arrives at the same step again."""
     directory = save(tmp_path, 1)
