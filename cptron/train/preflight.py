@@ -71,7 +71,7 @@ def preflight(config: Config, world_size: int) -> Plan:
     if config.adapter.kind != "none":
         settings = asdict(config.adapter) | {"targets": list(config.adapter.targets)}
         identity |= {f"adapter.{name}": value for name, value in settings.items()}
-    found = find_run(Path(config.run.dir))
+    found = find_run(Path(config.run.dir), config.checkpoint.on_damage)
     notes = tuple(f"passed over: {problem}" for problem in found.problems) if found else ()
     notes = (*notes, *data_notes, *check_space(config, arch, base))
     if not tokenizer and not config.data.tokenizer and config.start.mode != "random":

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cptron.checkpoint import layout
 from cptron.checkpoint.run_lock import LOCK
@@ -51,9 +51,9 @@ class Found:
     """What is wrong with newer checkpoints."""
 
 
-def find_run(directory: Path) -> Found | None:
-    """The run in `directory`; None where there is nothing. Raises a `CptronError` where something else is there, and
-    where no checkpoint is usable."""
+def find_run(directory: Path, on_damage: Literal["previous", "stop"] = "previous") -> Found | None:
+    """The run in `directory`; None where there is nothing. Raises a `CptronError` where something else is there, where
+    no checkpoint is usable, and with `on_damage` = `stop` where the newest is not."""
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"run.dir={directory} is a file; choose another run.dir")
     path = directory / RUN_FILE
@@ -68,6 +68,10 @@ def find_run(directory: Path) -> Found | None:
     newest, problems = layout.newest_complete(directory / "checkpoints")
     if newest is None and problems:
         raise CheckpointError(f"no checkpoint of {directory} is usable: {problems[0]}")
+    if problems and on_damage == "stop":
+        raise CheckpointError(
+            f"{problems[0]}; restore it, or set checkpoint.on_damage=previous to go on from an older checkpoint"
+        )
     return Found(newest, identity, tuple(problems))
 
 

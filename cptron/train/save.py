@@ -59,8 +59,8 @@ class Saver:
         self.stall_time_s = 0.0
         """For how long training waited for the last save."""
         if run.session.ranks.is_main:
-            for left in self._checkpoints.glob(".writing_*"):  # by a killed run
-                shutil.rmtree(left, ignore_errors=True)
+            for left in (*self._checkpoints.glob(".writing_*"), *self._checkpoints.glob(".removing_*")):
+                shutil.rmtree(left, ignore_errors=True)  # by a killed run
         if run.config.checkpoint.asynchronous:
             self._writer = BackgroundWriter()
 
@@ -132,6 +132,7 @@ class Saver:
 
         def begin() -> None:
             with _disk_errors(working_directory(final)):
+                self._checkpoints.parent.stat()  # a run directory that was removed is not made anew
                 (begin_directory(final) / layout.SHARDS).mkdir()
 
         agree(lambda: begin() if run.session.ranks.is_main else None)
