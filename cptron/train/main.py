@@ -1,15 +1,15 @@
 """`cptron train`: from the command line to the loop, on one rank or many.
 
-Place in the flow: checks everything that can be checked without ranks, then starts them (torchrun) or is
+Place in the flow: checks everything that can be checked without ranks, then starts them (`runtime.supervisor`) or is
 one of them. Invariant: a `CptronError` ends every rank with one line and exit code 2.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from cptron.config.schema import Config
 from cptron.config.stored import store_config
 from cptron.errors import ConfigError
 from cptron.runtime.launcher import Ranks, launched_ranks
+from cptron.runtime.signals import ignore_stop_signals, stop_with_parent
 from cptron.train.preflight import preflight
 
 if TYPE_CHECKING:
@@ -37,23 +38,19 @@ def main(argv: Sequence[str]) -> int:
     ranks = launched_ranks()
     if ranks is None and config.parallel.local_ranks > 1:
         preflight(config, config.parallel.local_ranks)
-        return _relaunch(config.parallel.local_ranks, [str(args.config), *args.overrides])
-    return run(config, ranks or Ranks(0, 1, 0, 1, "single"))
+        from cptron.runtime.supervisor import supervise
 
-
-def _relaunch(num_ranks: int, arguments: list[str]) -> int:
-    """Replace this process by torchrun with `num_ranks` ranks on this machine."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.environ.setdefault(
-        "OMP_NUM_THREADS", "1"
-    )  # silences torchrun; the session sets threads per rank itself
-    os.execv(command[0], [*command, "-m", "cptron.cli", "train", *arguments])
+        words = ["-m", "cptron.cli", "train", str(args.config), *args.overrides]
+        return supervise(words, config.parallel.local_ranks, config.runtime)
+    if ranks is not None and ranks.launcher == "torchrun":
+        stop_with_parent()
+    code = run(config, ranks or Ranks(0, 1, 0, 1, "single"))
+    ignore_stop_signals()
+    return code
 
 
 def run(config: Config, ranks: Ranks) -> int:
-    """Train as one of `ranks`."""
+    """Train as one of `ranks`; returns the exit code, when all ranks have come to their end."""
     expected = config.parallel.local_ranks
     if expected > 1 and ranks.local_world_size != expected and ranks.launcher == "torchrun":
         raise ConfigError(
@@ -62,24 +59,32 @@ def run(config: Config, ranks: Ranks) -> int:
         )
     plan = preflight(config, ranks.world_size)
 
+    from cptron.runtime.deadline import Deadline
     from cptron.runtime.dist import agree
     from cptron.runtime.session import open_session
     from cptron.runtime.topology import Layout
     from cptron.train.loop import train
     from cptron.train.setup import prepare
+    from cptron.train.stop import Stop
 
     runtime = config.runtime
-    with open_session(
-        ranks,
-        Layout.of(config.parallel),
-        seed=config.run.seed,
-        device=runtime.device,
-        threads_per_rank=runtime.threads_per_rank,
-        timeout_s=runtime.timeout_s,
-    ) as session:
-        prepared = prepare(config, plan, session)
-        train(prepared, agree(lambda: _open_reports(prepared)))
-    return 0
+    with (
+        ExitStack() as at_the_end,
+        open_session(
+            ranks,
+            Layout.of(config.parallel),
+            seed=config.run.seed,
+            device=runtime.device,
+            threads_per_rank=runtime.threads_per_rank,
+            timeout_s=runtime.timeout_s,
+        ) as session,
+    ):
+        deadline = Deadline(runtime, session.pace)
+        stop = at_the_end.enter_context(closing(Stop(deadline, is_main=ranks.is_main)))
+        prepared = prepare(config, replace(plan, notes=(*plan.notes, *deadline.notes)), session)
+        code = train(prepared, agree(lambda: _open_reports(prepared)), stop)
+        agree(lambda: None)  # a launcher ends the others once one has left, and rank 0 may still write its report
+    return code
 
 
 def _open_reports(run: Run) -> Sequence[Hook]:
