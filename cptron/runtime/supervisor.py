@@ -95,6 +95,7 @@ class RankAgent(LocalElasticAgent):
         self._pass_on()
         self._look()
         if any(self._codes().values()):
+            self._name_the_killed()
             self._wait_for_the_rest()
             self._judge()
         result: RunResult = super()._monitor_workers(worker_group)
@@ -120,13 +121,15 @@ class RankAgent(LocalElasticAgent):
         while self._running() and time.monotonic() < deadline_s:
             time.sleep(POLL_S)
 
-    def _judge(self) -> None:
-        """Say what happened, and whether the ranks are started again."""
-        codes = self._codes()
-        for rank, code in sorted(codes.items()):
+    def _name_the_killed(self) -> None:
+        """They could say nothing themselves."""
+        for rank, code in sorted(self._codes().items()):
             if code < 0 and not self._asked:
                 _say(f"rank {rank} was killed by {signal.Signals(-code).name}")
-        if self._asked or any(code in FINAL for code in codes.values()):
+
+    def _judge(self) -> None:
+        """Decide whether the ranks may be started again."""
+        if self._asked or any(code in FINAL for code in self._codes().values()):
             self._remaining_restarts = 0
         elif self._remaining_restarts > 0:
             total = self._worker_group.spec.max_restarts
@@ -141,8 +144,13 @@ class RankAgent(LocalElasticAgent):
 
     def _look(self) -> None:
         """Notice ranks that have ended. They stay there for the base class, which waits for them."""
-        for pid in self._pids().values():
-            if pid not in self._ended and (found := os.waitid(os.P_PID, pid, _PEEK)) is not None:
+        for pid in set(self._pids().values()) - self._ended.keys():
+            try:
+                found = os.waitid(os.P_PID, pid, _PEEK)
+            except ChildProcessError:  # the base class has ended it
+                self._ended[pid] = -signal.SIGTERM
+                continue
+            if found is not None:
                 exited = found.si_code == os.CLD_EXITED
                 self._ended[pid] = found.si_status if exited else -found.si_status
 

@@ -61,6 +61,7 @@ def run(config: Config, ranks: Ranks) -> int:
 
     from cptron.runtime.deadline import Deadline
     from cptron.runtime.dist import agree
+    from cptron.runtime.failure import CommonEnd
     from cptron.runtime.session import open_session
     from cptron.runtime.topology import Layout
     from cptron.train.loop import train
@@ -81,9 +82,13 @@ def run(config: Config, ranks: Ranks) -> int:
     ):
         deadline = Deadline(runtime, session.pace)
         stop = at_the_end.enter_context(closing(Stop(deadline, is_main=ranks.is_main)))
-        prepared = prepare(config, replace(plan, notes=(*plan.notes, *deadline.notes)), session)
-        code = train(prepared, agree(lambda: _open_reports(prepared)), stop)
-        agree(lambda: None)  # a launcher ends the others once one has left, and rank 0 may still write its report
+        end = at_the_end.enter_context(closing(CommonEnd(ranks, session.pace, runtime, Path(config.run.dir))))
+        with end.shared():
+            prepared = prepare(config, replace(plan, notes=(*plan.notes, *deadline.notes)), session)
+            code = train(prepared, agree(lambda: _open_reports(prepared)), stop)
+            agree(
+                lambda: None
+            )  # a launcher ends the others once one has left; rank 0 may still write its report
     return code
 
 
