@@ -51,7 +51,7 @@ def _join(store: Store, ranks: Ranks, deadline_s: float) -> str:
                 f"rank {ranks.rank} found no rank 0; see why it did not start, or raise runtime.timeout_s"
             )
         time.sleep(POLL_S)
-        if (current := store.get(CURRENT).decode()) != start:
+        if store.check([CURRENT]) and (current := store.get(CURRENT).decode()) != start:
             start = current
             mine = store.add(f"{start}/rank_{ranks.rank}", 1) == 1  # else one that is dead was in it
             if mine:

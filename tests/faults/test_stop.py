@@ -19,15 +19,6 @@ from cptron.testing import run_ranks
 NO_EVALUATION = ("eval.at_start=false", "train.steps=5000", "checkpoint.every_steps=0")
 
 
-def assert_stopped(run: Path, outcomes: list[rank_calls.Outcome], why: str) -> None:
-    """On every rank alike, saved after the last step, for this reason."""
-    assert [(outcome.error, outcome.code) for outcome in outcomes] == [("", STOPPED_EXIT_CODE)] * 2
-    (stop,) = records(run, "stop")
-    assert stop["reason"] == f"stopped by {why} after step {stop['step']}"
-    assert [step for step, _ in list_checkpoints(run / "checkpoints")] == [stop["step"]]
-    assert steps(run)[-1]["step"] == stop["step"] < 5000
-
-
 def test_time_limit(world: World, whole_runs: dict[Layout, Path], tmp_path: Path) -> None:
     """Within the limit; the same command with more time goes on to the curve of a run that was never stopped."""
     layout, run = Layout(2), tmp_path / "run"
@@ -35,15 +26,19 @@ def test_time_limit(world: World, whole_runs: dict[Layout, Path], tmp_path: Path
     start_s = time.monotonic()
     outcomes = world.train(run, layout, *NO_EVALUATION, *limit)
     assert time.monotonic() - start_s < 60
-    assert_stopped(run, outcomes, "runtime.time_limit_minutes")
+    assert [(outcome.error, outcome.code) for outcome in outcomes] == [("", STOPPED_EXIT_CODE)] * 2
+    (stop,) = records(run, "stop")
+    assert stop["reason"] == f"stopped by runtime.time_limit_minutes after step {stop['step']}"
+    assert [step for step, _ in list_checkpoints(run / "checkpoints")] == [stop["step"]]
+    assert steps(run)[-1]["step"] == stop["step"] < 5000
     if steps(run)[-1]["step"] < 20:
         world.trained(run, layout)
     assert steps(run)[:20] == steps(whole_runs[layout])
 
 
-def train_in_a_job(config: str, overrides: list[str], left_s: float) -> rank_calls.Outcome:
-    """Train in a job that ends in so many seconds, on rank 0; the other node's clock says it ended long ago."""
-    end_s = time.time() + left_s if os.environ["RANK"] == "0" else 1.0
+def train_in_a_job(config: str, overrides: list[str], left_s: list[float]) -> rank_calls.Outcome:
+    """Train in a job that ends in so many seconds by this rank's clock."""
+    end_s = time.time() + left_s[int(os.environ["RANK"])]
     with mock.patch.dict(os.environ, {JOB_END: str(int(end_s))}):
         return rank_calls.train(config, overrides)
 
@@ -51,7 +46,12 @@ def train_in_a_job(config: str, overrides: list[str], left_s: float) -> rank_cal
 def test_end_of_the_job(world: World, tmp_path: Path) -> None:
     """The scheduler's limit, said at the start and kept by both ranks; only rank 0's clock counts."""
     run = tmp_path / "run"
-    words = [f"run.dir={run}", *NO_EVALUATION, "runtime.stop_margin_s=600"]
-    outcomes = run_ranks(train_in_a_job, 2, str(world.config), words, 603.0, timeout_s=240)
-    assert_stopped(run, outcomes, "the end of the job's time")
-    assert "the job ends in 10 min (SLURM_JOB_END_TIME): the run stops and saves before" in outcomes[0].stdout
+    words = [f"run.dir={run}", *NO_EVALUATION, "data.valid=[]", "runtime.stop_margin_s=600"]
+    finished = run_ranks(train_in_a_job, 2, str(world.config), [*words, "train.steps=3"], [3600.0, 603.0])
+    assert [(outcome.error, outcome.code) for outcome in finished] == [("", 0)] * 2
+    assert "the job ends in 60 min (SLURM_JOB_END_TIME): the run stops and saves before" in finished[0].stdout
+    outcomes = run_ranks(train_in_a_job, 2, str(world.config), words, [604.0, 3600.0], timeout_s=240)
+    assert [(outcome.error, outcome.code) for outcome in outcomes] == [("", STOPPED_EXIT_CODE)] * 2
+    stop = records(run, "stop")[-1]
+    assert stop["reason"] == f"stopped by the end of the job's time after step {stop['step']}"
+    assert [step for step, _ in list_checkpoints(run / "checkpoints")] == [3, stop["step"]]
