@@ -78,6 +78,23 @@ def test_saves_steps_and_evaluations_that_were_seen(clock: Clock) -> None:
     assert when_near(deadline, clock, evaluation_is_due=True) == 3600 - spent_s - 300 - 3 * 20 - 80
 
 
+def test_a_save_that_goes_on_beside_the_steps(clock: Clock) -> None:
+    """It counts until it is published; and while one is unfinished, the last save has to wait for it."""
+    pace = Pace()
+    deadline = Deadline(RuntimeConfig(time_limit_minutes=60, stop_margin_s=60), pace, {})
+    stepped(pace, clock, 500.0)
+    pace.save_begins()
+    with pace.during(SAVE):
+        clock.now_s += 5
+    clock.now_s += 195
+    pace.save_ended()
+    kept_s = clock.now_s
+    assert when_near(deadline, clock) == 3600 - 700 - 200
+    clock.now_s = kept_s
+    pace.save_begins()
+    assert when_near(deadline, clock) == 3600 - 700 - 2 * 200
+
+
 def test_the_end_of_the_job(clock: Clock) -> None:
     """From SLURM's environment, said in a note; the machine's clock is read once."""
     deadline = Deadline(RuntimeConfig(stop_margin_s=100), Pace(), {JOB_END: "50600"}, now_s=50000.0)
