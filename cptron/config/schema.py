@@ -316,9 +316,10 @@ class RuntimeConfig:
     stop_margin_s: int = 60
     """Seconds that such a stop leaves at least; more once saves or steps have been seen to need more."""
     stop_grace_s: int = 300
-    """Seconds that ranks started by `parallel.local_ranks` have to save after a signal, before they are killed."""
+    """Seconds that the ranks which `cptron train` started have to save after a signal, before it kills them."""
     max_restarts: int = 0
-    """How often ranks started by `parallel.local_ranks` are started again after one was lost, failed or hung."""
+    """How often `cptron train` starts its ranks again after one was lost, failed or hung; not those that torchrun or
+    `srun` started."""
     hang_factor: float = 20.0
     """A step that takes so many times the median of the last ones is a hang: every rank shows its stacks and exits with
     76. 0 turns this off."""

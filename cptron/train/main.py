@@ -36,12 +36,13 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     config = load_config(args.config, args.overrides).config
     ranks = launched_ranks()
-    if ranks is None and config.parallel.local_ranks > 1:
-        preflight(config, config.parallel.local_ranks)
+    num_ranks = max(1, config.parallel.local_ranks)
+    if ranks is None and (num_ranks > 1 or config.runtime.max_restarts):
+        preflight(config, num_ranks)
         from cptron.runtime.supervisor import supervise
 
         words = ["-m", "cptron.cli", "train", str(args.config), *args.overrides]
-        return supervise(words, config.parallel.local_ranks, config.runtime)
+        return supervise(words, num_ranks, config.runtime)
     if ranks is not None and ranks.launcher == "torchrun":
         stop_with_parent()
     code = run(config, ranks or Ranks(0, 1, 0, 1, "single"))
