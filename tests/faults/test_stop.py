@@ -46,7 +46,13 @@ def train_in_a_job(config: str, overrides: list[str], left_s: list[float]) -> ra
 def test_end_of_the_job(world: World, tmp_path: Path) -> None:
     """The scheduler's limit, said at the start and kept by both ranks; only rank 0's clock counts."""
     run = tmp_path / "run"
-    words = [f"run.dir={run}", *NO_EVALUATION, "data.valid=[]", "runtime.stop_margin_s=600"]
+    words = [
+        f"run.dir={run}",
+        *NO_EVALUATION,
+        "data.valid=[]",
+        "eval.every_steps=0",
+        "runtime.stop_margin_s=600",
+    ]
     finished = run_ranks(train_in_a_job, 2, str(world.config), [*words, "train.steps=3"], [3600.0, 603.0])
     assert [(outcome.error, outcome.code) for outcome in finished] == [("", 0)] * 2
     assert "the job ends in 60 min (SLURM_JOB_END_TIME): the run stops and saves before" in finished[0].stdout
