@@ -10,6 +10,7 @@ CONSTRAINTS ?= requirements/constraints-cpu.txt
 PYTEST_ARGS ?=
 WORKERS ?= 2
 BENCH_ARGS ?=
+FAULTS_ARGS ?=
 PY ?= $(VENV)/bin/python
 
 VENV := .venv
@@ -35,7 +36,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test test-more check test-newest-mcore sanitize bench-peers bench-data bench-convert bench-checkpoint bench-engine bench-gpu-peers \
-	bench-gpu bench-fp8-curve test-gpu clean
+	bench-gpu bench-fp8-curve faults test-gpu clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 28
@@ -65,6 +66,9 @@ ifdef NEWEST_READY
 else
 	@echo "megatron-core $(NEWEST) has no wheel for $$(uname -sm): its tests run on Linux x86_64 only"
 endif
+
+faults: $(READY) ## inject every fault by the dozen or hundred: benchmarks/results/faults.json (about an hour on 2 cores)
+	HF_HUB_OFFLINE=1 PYTHONPATH=tests $(VENV)/bin/python -m faults.injection $(FAULTS_ARGS)
 
 bench-peers: $(READY) ## fetch the peers of bench-data: tokenizers, Megatron-LM
 	$(VENV)/bin/python -m benchmarks.data.get_tokenizers

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cptron.checkpoint import layout
+from cptron.checkpoint.listing import list_run
 from cptron.config.load import load_config
 from cptron.errors import CheckpointError, CptronError, DataError
 from cptron.model.architecture import Architecture
@@ -71,8 +72,10 @@ def num_parameters(arch: Architecture) -> int:
 
 
 def _lineage(manifest: layout.Manifest) -> list[str]:
-    """From the checkpoint that this one was loaded from to the oldest that is still there."""
+    """From the checkpoint that this one was loaded from to the model that was converted: by what each that is still
+    there says of itself, then by what this one has kept of how its run began."""
     found: dict[str, str] = {}
+    kept, model = manifest.lineage, manifest.hugging_face_model
     while manifest.parent and manifest.parent not in found:
         parent = manifest.parent
         try:
@@ -81,6 +84,9 @@ def _lineage(manifest: layout.Manifest) -> list[str]:
         except CheckpointError as error:
             found[parent] = f"damaged: {error}" if Path(parent).exists() else "no longer there"
             break
+    for name in kept:
+        there = "there" if Path(name).exists() else "no longer there"
+        found.setdefault(name, "Hugging Face model" if name == model else there)
     return [f"{path}: {what}" for path, what in found.items()]
 
 
@@ -103,7 +109,8 @@ def describe_run(directory: Path) -> Facts:
     return facts | {
         "config": _config(directory / "config.yaml"),
         "checkpoints": [
-            _state_of(step, path) for step, path in layout.list_checkpoints(directory / "checkpoints")
+            {name: facts[name] for name in ("step", "tokens", "layout", "kept", "state")}
+            for facts in list_run(directory)
         ],
         "metrics": _metrics(directory / METRICS_FILE),
     }
@@ -122,14 +129,6 @@ def _config(path: Path) -> Facts | str:
         "precision": config.train.precision,
         "token_shares": {source.name: source.token_share for source in config.data.sources},
     }
-
-
-def _state_of(step: int, path: Path) -> Facts:
-    try:
-        manifest = layout.read_manifest(path)
-    except CptronError as error:
-        return {"step": step, "tokens": "?", "layout": "?", "state": f"damaged: {error}"}
-    return {"step": step, "tokens": manifest.tokens_total, "layout": manifest.layout, "state": "complete"}
 
 
 def _metrics(path: Path) -> Facts | str:

@@ -116,10 +116,7 @@ def rewrite_shards(base: str, target: str, change: str, keep_checksums: bool = F
     Without `keep_checksums` its manifest is that of a checkpoint from before there were any.
     """
     import torch
-
-    import cptron.runtime.megatron_ready  # noqa: F401
-
-    from megatron.core import dist_checkpointing
+    from shard_files import save_shards
 
     from cptron.checkpoint import layout
     from cptron.checkpoint.sharded import load_shards
@@ -145,8 +142,6 @@ def rewrite_shards(base: str, target: str, change: str, keep_checksums: bool = F
             second.copy_(kept)
         if change == "nudge":
             model.decoder.final_layernorm.weight.mul_(1.05)
-        state = model.sharded_state_dict()
-        if change == "drop":
-            del state["decoder.final_layernorm.weight"]
-        dist_checkpointing.save({"model": state}, str(working / layout.SHARDS))
+        dropped = "decoder.final_layernorm.weight" if change == "drop" else ""
+        save_shards(working / layout.SHARDS, [model], holds=lambda name: name != dropped)
     layout.publish(final, replace(manifest, checksums=manifest.checksums if keep_checksums else {}))

@@ -61,16 +61,19 @@ class Layout:
     pp: int = 1
     cp: int = 1
     virtual_stages: int = 1
+    sequence_parallel: bool = True
+    """Where tp is more than 1."""
 
     @property
     def overrides(self) -> list[str]:
         """Configuration overrides that ask for it."""
         words = [f"parallel.tp={self.tp}", f"parallel.pp={self.pp}"]
         words += [f"parallel.cp={self.cp}"] if self.cp > 1 else []
+        words += [] if self.sequence_parallel else ["parallel.sequence_parallel=false"]
         return words + ([f"parallel.virtual_stages={self.virtual_stages}"] if self.virtual_stages > 1 else [])
 
     def __str__(self) -> str:
-        parts = [f"tp{self.tp}"]
+        parts = [f"tp{self.tp}"] if self.sequence_parallel else [f"tp{self.tp}", "nosp"]
         parts += [f"cp{self.cp}"] if self.cp > 1 else []
         parts += [f"pp{self.pp}"]
         parts += [f"vp{self.virtual_stages}"] if self.virtual_stages > 1 else []
@@ -195,10 +198,9 @@ def tokenize(corpus: Path, tokenizer: Path, *flags: str) -> Path:
     return prefix.with_name(f"{prefix.name}_text_document")
 
 
-@pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """The tiny world. Nobody changes it: tests that damage something copy it first."""
-    world = World(tmp_path_factory.mktemp("world"))
+def make_world(root: Path) -> World:
+    """Everything, in the empty directory `root`."""
+    world = World(root)
     domain = ["ledger", "vacuum", "tuple", "index", "query", "planner", "größer", "rollback", "commit"]
     general = ["river", "bridge", "winter", "music", "garden", "été", "letter", "winter", "stone", "bird"]
     for name, topics, num_documents, seed in (
@@ -216,6 +218,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     assert not made.error, made.error
     world.config.write_text(CONFIG.format(root=world.root))
     return world
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """The tiny world. Nobody changes it: tests that damage something copy it first."""
+    return make_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="session")

@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -125,12 +123,18 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_hugging_face(directory: Path) -> dict[str, bytes]:
     """Content of the small Hugging Face files of a checkpoint by name; none after a start from random
-    weights. Raises `CheckpointError` when they cannot be read."""
+    weights. Raises `CheckpointError` when they cannot be read, or are not those that were written."""
     path = directory / HUGGING_FACE
+    recorded = read_manifest(directory).files
     try:
-        return {file.name: file.read_bytes() for file in sorted(path.iterdir()) if file.is_file()}
+        found = {file.name: file.read_bytes() for file in sorted(path.iterdir()) if file.is_file()}
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error}); use another checkpoint") from None
+    for name, content in found.items():
+        record = recorded.get(f"{HUGGING_FACE}/{name}")
+        if record is None or hashlib.sha256(content).hexdigest() != record.sha256:
+            raise CheckpointError(f"{path / name} is not the file that was written; use another checkpoint")
+    return found
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -230,21 +234,3 @@ def resolve(path: str) -> Path:
         return newest
     read_manifest(directory)
     raise AssertionError("unreachable: read_manifest raises when there is no manifest")
-
-
-def prune(checkpoints: Path, keep_last: int) -> list[Path]:
-    """Delete all but the newest `keep_last` checkpoints (0 keeps all); returns what was deleted.
-
-    The newest must verify before anything older is deleted.
-    """
-    everything = list_checkpoints(checkpoints)
-    if keep_last <= 0 or len(everything) <= keep_last:
-        return []
-    read_manifest(everything[-1][1])
-    removed = [path for _, path in everything[:-keep_last]]
-    for path in removed:
-        doomed = path.with_name(f".removing_{path.name}")
-        shutil.rmtree(doomed, ignore_errors=True)  # what a killed prune left
-        os.rename(path, doomed)
-        shutil.rmtree(doomed)
-    return removed

@@ -13,6 +13,7 @@ from typing import Any
 
 from cptron.checkpoint import layout
 from cptron.checkpoint.checksum import differing
+from cptron.checkpoint.in_use import reading
 from cptron.checkpoint.parts import Holds
 from cptron.checkpoint.sharded import load_shards, weight_checksums
 from cptron.config.schema import AdapterConfig
@@ -34,14 +35,17 @@ def load_weights(
     """
     manifest = agree(lambda: layout.read_manifest(checkpoint))
     if manifest.adapter is None:
-        load_shards(checkpoint / layout.SHARDS, chunks, optimizer, holds=is_base)
-        require_recorded(checkpoint, chunks, is_base)
+        _load_part(checkpoint, chunks, optimizer, is_base)
         return
-    path = agree(lambda: base_of(manifest, base))
-    load_shards(path / layout.SHARDS, chunks, holds=is_base)
-    require_recorded(path, chunks, is_base)
-    load_shards(checkpoint / layout.SHARDS, chunks, optimizer, holds=is_adapter)
-    require_recorded(checkpoint, chunks, is_adapter)
+    _load_part(agree(lambda: base_of(manifest, base)), chunks, None, is_base)
+    _load_part(checkpoint, chunks, optimizer, is_adapter)
+
+
+def _load_part(checkpoint: Path, chunks: Sequence[Any], optimizer: Any | None, holds: Holds) -> None:
+    """Fill what `holds` says, which is then as it was recorded; nobody deletes the checkpoint meanwhile."""
+    with reading(checkpoint):
+        load_shards(checkpoint / layout.SHARDS, chunks, optimizer, holds=holds)
+        require_recorded(checkpoint, chunks, holds)
 
 
 def require_recorded(checkpoint: Path, chunks: Sequence[Any], holds: Holds) -> None:

@@ -11,6 +11,8 @@ import re
 
 from cptron.config.check_engine import check_engine
 from cptron.config.check_optim import check_optim_choices
+from cptron.config.check_retention import check_retention
+from cptron.config.resume_rules import check_accepted
 from cptron.config.schema import Config, OptimConfig
 from cptron.errors import ConfigError
 
@@ -20,6 +22,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 def check_config(config: Config, world_size: int) -> None:
     """Check every rule that needs only the configuration and the number of ranks. Raises `ConfigError`."""
     _check_counts(config)
+    check_accepted(config.run.accept_changes)
     check_engine(config, world_size)
     _check_start(config)
     _check_sources(config)
@@ -27,6 +30,8 @@ def check_config(config: Config, world_size: int) -> None:
     _check_validation(config)
     _check_optim(config.optim, config.train.steps)
     check_optim_choices(config.optim)
+    _check_names("checkpoint.milestones", [milestone.name for milestone in config.checkpoint.milestones])
+    check_retention(config)
 
 
 def _check_counts(config: Config) -> None:
@@ -62,6 +67,8 @@ def _check_counts(config: Config) -> None:
         "eval.micro_batch_size": config.eval.micro_batch_size,
         "checkpoint.every_steps": config.checkpoint.every_steps,
         "checkpoint.keep_last": config.checkpoint.keep_last,
+        "checkpoint.keep_every_tokens": config.checkpoint.keep_every_tokens,
+        "checkpoint.keep_best": config.checkpoint.keep_best,
         "runtime.threads_per_rank": config.runtime.threads_per_rank,
         "runtime.time_limit_minutes": config.runtime.time_limit_minutes,
         "runtime.stop_margin_s": config.runtime.stop_margin_s,

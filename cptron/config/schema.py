@@ -21,7 +21,10 @@ class RunConfig:
     name: str = ""
     """Name shown in logs and trackers; empty means the last component of `run.dir`."""
     seed: int = 1234
-    """Seed of the data order and of random weights. Changing it makes another run."""
+    """Seed of the data order and of random weights."""
+    accept_changes: tuple[str, ...] = ()
+    """Keys that a resume may find changed although training depends on them, as `[run.seed]`; see
+    [checkpoints](checkpoints.md#changed-keys)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -268,13 +271,33 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MilestoneConfig:
+    """A point of the run whose checkpoint is kept for ever."""
+
+    name: str
+    """Shown as the reason why the checkpoint is kept; letters, digits, `_` and `-`."""
+    tokens: int
+    """The first checkpoint at or past so many tokens is the milestone's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointConfig:
-    """When the run's state is saved. The last step is always saved."""
+    """When the run's state is saved, as it always is after the last step, and which checkpoints stay."""
 
     every_steps: int = 0
     """Save after every so many steps; 0 means only after the last step."""
     keep_last: int = 0
-    """Delete all but the newest so many checkpoints after a save that succeeded; 0 keeps all."""
+    """Keep the newest so many checkpoints; 0 is no rule. With this rule or one of the next two, what no rule keeps is
+    deleted after a save; the newest good one is always kept."""
+    keep_every_tokens: int = 0
+    """Keep the first checkpoint at or past each multiple of so many tokens; 0 is no rule."""
+    keep_best: int = 0
+    """Keep the so many checkpoints with the lowest `best_metric`; 0 is no rule. `every_steps` is then a multiple of
+    `eval.every_steps`, so that every save is evaluated."""
+    best_metric: str = ""
+    """With `keep_best`: `valid/NAME/loss_nats_per_token` or `valid/NAME/perplexity` of a validation set."""
+    milestones: tuple[MilestoneConfig, ...] = ()
+    """Checkpoints kept for ever, whatever the other rules say."""
     asynchronous: bool = False
     """Training waits only for the copy to host memory (one more copy of what a rank holds, in its host's memory); a
     process behind each rank writes it."""

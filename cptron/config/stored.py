@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from cptron.durable import fsync_path, replace_text
 from cptron.errors import ConfigError
 
 _CURRENT = "config.yaml"
+ABSENT = "absent"
 
 
 def store_config(run: Path, resolved: str, step: int) -> None:
@@ -42,11 +43,8 @@ def stored_configs(run: Path) -> list[Path]:
     return [run / _CURRENT, *sorted(run.glob("config.until_step_*.yaml"), reverse=True)]
 
 
-def changes_since(run: Path, config: Config) -> list[str]:
-    """What `config` has otherwise than the configuration in force in `run`: `attention.document_mask true -> false`.
-
-    A key that only one of them knows is `absent` in the other. Raises ConfigError when the stored one cannot be read.
-    """
+def read_stored(run: Path) -> dict[str, Any]:
+    """Sections and values of the configuration in force in `run`. Raises ConfigError when it cannot be read."""
     path = run / _CURRENT
     try:
         values = yaml.safe_load(path.read_text())
@@ -59,13 +57,13 @@ def changes_since(run: Path, config: Config) -> list[str]:
         raise ConfigError(
             f"{path} cannot be read (it holds no sections); restore it or choose another run.dir"
         )
-    stored = dict(_values(values, ""))
-    now = dict(_values(config_to_dict(config), ""))
-    return [
-        f"{key} {stored.get(key, 'absent')} -> {now.get(key, 'absent')}"
-        for key in {**stored, **now}
-        if stored.get(key) != now.get(key)
-    ]
+    return values
+
+
+def dotted(config: Config | Mapping[str, Any]) -> dict[str, str]:
+    """Every value of a configuration as JSON text by its dotted key: `data.sources.law.token_share` -> `0.5`; what two
+    of these have differently has changed, a key that only one has is `ABSENT` in the other."""
+    return dict(_values(config if isinstance(config, Mapping) else config_to_dict(config), ""))
 
 
 def _values(value: Any, key: str) -> Iterator[tuple[str, str]]:

@@ -34,10 +34,19 @@ def main(argv: Sequence[str]) -> int:
         ""  # whole models fit the host, not always a GPU; before torch is imported
     )
 
-    from cptron.checkpoint.layout import read_manifest, resolve
-    from cptron.convert.hf_export import export_adapter, export_hugging_face
+    from cptron.checkpoint.in_use import reading
+    from cptron.checkpoint.layout import resolve
 
     checkpoint = resolve(args.checkpoint)
+    with reading(checkpoint):
+        return _export(args, checkpoint)
+
+
+def _export(args: argparse.Namespace, checkpoint: Path) -> int:
+    """In the form asked for. Raises `ConversionError` for options that do not go with what the checkpoint holds."""
+    from cptron.checkpoint.layout import read_manifest
+    from cptron.convert.hf_export import export_adapter, export_hugging_face
+
     adapter = read_manifest(checkpoint).adapter is not None
     if adapter and not args.merge and args.megatron:
         raise ConversionError(

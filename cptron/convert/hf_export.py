@@ -48,6 +48,7 @@ def export_hugging_face(
     manifest = layout.read_manifest(checkpoint)
     precision = manifest.precision if dtype == "stored" else dtype
     family, arch = family_of(manifest.arch.family), manifest.arch
+    layout.read_hugging_face(checkpoint)  # config and tokenizer are those that were written
     config = exported_config(checkpoint / layout.HUGGING_FACE, family, arch, precision)
     source = open_source(checkpoint, base)
     write_directory(source, family, arch, target, config, precision, checkpoint / layout.HUGGING_FACE)

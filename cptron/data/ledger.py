@@ -1,6 +1,6 @@
 """The ledger: how far into each source the run is. This is the whole position of the data.
 
-Place in the flow: advanced by `stream`, stored in every checkpoint. Invariant: `cursor` only grows; so
+Place in the flow: advanced by `stream`, stored in every checkpoint. Invariant: an account's `cursor` only grows; so
 across restarts, changed shares and longer runs no sample is repeated or skipped by accident.
 """
 
@@ -9,10 +9,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from cptron.errors import CheckpointError, DataError
+
+RETIRED = ".until_step_"
+"""Stands in the name of an account that was closed, and in no source's."""
 
 _MOST = 2**62
 
@@ -76,6 +79,13 @@ class Ledger:
                 f"{entry.identity[:12]}); restore its files, or give the new data another name"
             )
         return entry
+
+    def renew(self, name: str, step: int) -> None:
+        """Let the account of a source start anew: the old one stays on record as `NAME.until_step_XXXXXXXX`."""
+        if RETIRED not in name:
+            self.entries[f"{name}{RETIRED}{step:08d}"] = replace(
+                self.entries.pop(name), share=0.0, since_mix=0
+            )
 
     def set_shares(self, shares: Mapping[str, float]) -> None:
         """Put shares in force; sources that are not named get 0. Cursors stay; the blend counts anew, unless

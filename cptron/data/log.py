@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cptron.data.ledger import Ledger
+from cptron.data.ledger import RETIRED, Ledger
 from cptron.errors import DataError
 
 DATA_LOG = "data_log.jsonl"
@@ -85,6 +85,12 @@ def _check_follows(path: Path, number: int, before: LoggedStep, step: LoggedStep
     if step.step != before.step + 1:
         raise DataError(
             f"{path}:{number} is step {step.step} after {before.step}, none may be left out; restore it"
+        )
+    closed = sorted(name for name in step.cursors.keys() - before.cursors.keys() if RETIRED in name)
+    if closed:
+        raise DataError(
+            f"{path}:{number} goes on with {closed} closed and new accounts in their place, by a change that "
+            "run.accept_changes named; a log is proven up to such a step, not across it"
         )
     back = [name for name, cursor in before.cursors.items() if step.cursors.get(name, -1) < cursor]
     if back:

@@ -38,8 +38,9 @@ _OF_COLLECTIVES = ("gloo", "NCCL", "nccl", "TCPStore", "onnection reset", "onnec
 class CommonEnd:
     """One rank's part in ending together."""
 
-    def __init__(self, ranks: Ranks, pace: Pace, runtime: RuntimeConfig, run: Path) -> None:
-        self._ranks, self._pace, self._runtime, self._run = ranks, pace, runtime, run
+    def __init__(self, ranks: Ranks, pace: Pace, runtime: RuntimeConfig, run_file: Path) -> None:
+        """`run_file` is there once the run has begun."""
+        self._ranks, self._pace, self._runtime, self._run_file = ranks, pace, runtime, run_file
         self._lifeline: Lifeline | None = None
         self._timer: threading.Timer | None = None
         self._showing = threading.Lock()
@@ -118,13 +119,13 @@ class CommonEnd:
             self._shown, text = True, stacks()
             self._say(text, prefix=f"[rank {self._ranks.rank}] ")
             with contextlib.suppress(OSError):  # they are on stderr already
-                keep_stacks(self._run, self._ranks.rank, why, text)
+                keep_stacks(self._run_file, self._ranks.rank, why, text)
 
     def _about(self, ending: Ending) -> str:
         """One line on another rank's end."""
         this = f"cptron: [rank {self._ranks.rank}]"
         if ending.code == HANG_EXIT_CODE:
-            return f"{this} stops because rank {ending.rank} hangs; the stacks are in {self._run / STACKS}"
+            return f"{this} stops because rank {ending.rank} hangs; the stacks are in {self._run_file.parent / STACKS}"
         if not ending.text:
             return f"{this} lost contact with rank {ending.rank}; it was probably killed"
         return f"{this} stops because rank {ending.rank} failed: {ending.text}"

@@ -71,9 +71,10 @@ def stacks() -> str:
     return "\n".join(lines) + "\n"
 
 
-def keep_stacks(run: Path, rank: int, why: str, text: str) -> None:
+def keep_stacks(run_file: Path, rank: int, why: str, text: str) -> None:
     """Append the stacks to `RUN_DIR/stacks/rank_N.txt`. Raises OSError."""
-    if run.is_dir():  # a run that has not begun leaves nothing behind
+    run = run_file.parent
+    if run_file.is_file():  # a run that has not begun leaves nothing behind
         (run / STACKS).mkdir(exist_ok=True)
         with (run / STACKS / f"rank_{rank}.txt").open("a") as stream:
             stream.write(

@@ -23,6 +23,7 @@ from cptron.errors import DataError
 from cptron.runtime.dist import agree
 from cptron.runtime.session import Session
 from cptron.train.preflight import Plan
+from cptron.train.resume import renewed
 from cptron.train.state import TrainState, read_state, set_random_state
 
 Opened = tuple[TrainState, TrainLoader, list[ValidSet]]
@@ -60,6 +61,8 @@ def _find(config: Config, plan: Plan, session: Session) -> _Found:
     data = config.data
     saved = read_state(plan.resume_from / layout.STATE) if plan.resume_from else None
     ledger = Ledger.from_dict(saved["ledger"]) if saved else Ledger()
+    for name in renewed(plan.accepted, ledger.entries):
+        ledger.renew(name, saved["step"] if saved else 0)
     state = TrainState(saved["step"] if saved else 0, saved["tokens_total"] if saved else 0, ledger)
     identities, stream = _find_sources(config, plan, ledger)
     sources = Ledger({name: Entry(identity, 0.0) for name, identity in identities.items()})

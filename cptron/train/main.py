@@ -20,6 +20,7 @@ from cptron.errors import ConfigError
 from cptron.runtime.launcher import Ranks, launched_ranks
 from cptron.runtime.signals import ignore_stop_signals, stop_with_parent
 from cptron.train.preflight import preflight
+from cptron.train.resume import RUN_FILE
 
 if TYPE_CHECKING:
     from cptron.train.hooks import Hook
@@ -65,6 +66,7 @@ def run(config: Config, ranks: Ranks) -> int:
     from cptron.runtime.failure import CommonEnd
     from cptron.runtime.session import open_session
     from cptron.runtime.topology import Layout
+    from cptron.train.claim import claimed
     from cptron.train.loop import train
     from cptron.train.setup import prepare
     from cptron.train.stop import Stop
@@ -82,14 +84,16 @@ def run(config: Config, ranks: Ranks) -> int:
         ) as session,
     ):
         deadline = Deadline(runtime, session.pace)
+        plan = replace(plan, notes=(*plan.notes, *deadline.notes))
         stop = at_the_end.enter_context(closing(Stop(deadline, is_main=ranks.is_main)))
-        end = at_the_end.enter_context(closing(CommonEnd(ranks, session.pace, runtime, Path(config.run.dir))))
-        with end.shared():
-            prepared = prepare(config, replace(plan, notes=(*plan.notes, *deadline.notes)), session)
+        run_file = Path(config.run.dir) / RUN_FILE
+        end = at_the_end.enter_context(closing(CommonEnd(ranks, session.pace, runtime, run_file)))
+        with end.shared(), claimed(config, plan, session) as plan:
+            prepared = prepare(config, plan, session)
             code = train(prepared, agree(lambda: _open_reports(prepared)), stop)
             agree(
                 lambda: None
-            )  # a launcher ends the others once one has left; rank 0 may still write its report
+            )  # a launcher ends the others when one has left: rank 0 may still write a report
     return code
 
 

@@ -7,24 +7,24 @@ Invariant: it only reads; a run that fails here has changed nothing on disk.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cptron.checkpoint import layout
+from cptron.checkpoint.run_lock import refuse_other_writer
+from cptron.checkpoint.space import check_space
 from cptron.config.check import check_config
 from cptron.config.check_engine import check_shape
 from cptron.config.schema import Config
-from cptron.config.stored import changes_since
 from cptron.data.content import open_content
-from cptron.durable import partial_path
-from cptron.errors import CheckpointError, ConfigError, DataError
+from cptron.errors import ConfigError, DataError
 from cptron.model.architecture import Architecture
 from cptron.model.backend import check_backend, check_offloading
 from cptron.model.families import family_of
 from cptron.tokens.manifest import TokenizerRecord
-
-RUN_FILE = "run.json"
+from cptron.train.resume import Change, Found, accepted_changes, find_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +40,29 @@ class Plan:
     """What makes this run another run than its neighbour."""
     notes: tuple[str, ...]
     """Things the user should see, such as a damaged checkpoint that was passed over."""
+    contents: Mapping[str, str]
+    """Identity of each source's tokens, by its name."""
+    found: Found | None
+    """The run that is in the directory already."""
     hugging_face: Path | None = None
     """Hugging Face model whose weights a new run starts from; None for other starts."""
+    accepted: tuple[Change, ...] = ()
+    """What has changed since the checkpoint, with consequences that `run.accept_changes` accepts."""
 
 
 def preflight(config: Config, world_size: int) -> Plan:
     """Check configuration, base checkpoint, data and output directory. Raises a `CptronError` with one
     line."""
     check_config(config, world_size)
+    refuse_other_writer(Path(config.run.dir))
     base, arch, weights, tokenizer = _starting_point(config)
     check_shape(arch, config)
     check_backend(config.model.backend)
     check_offloading(config.memory.offload_modules)
-    data_notes = _check_data(config, arch, tokenizer)
+    data_notes, contents, made_with = _check_data(config, arch, tokenizer)
     identity = {
         "start": weights,
+        "tokenizer": made_with,
         "seed": config.run.seed,
         "seq_length": config.data.seq_length,
         "packing": config.data.packing,
@@ -63,18 +71,28 @@ def preflight(config: Config, world_size: int) -> Plan:
     if config.adapter.kind != "none":
         settings = asdict(config.adapter) | {"targets": list(config.adapter.targets)}
         identity |= {f"adapter.{name}": value for name, value in settings.items()}
-    resume_from, notes = _existing_run(Path(config.run.dir), identity)
-    if resume_from is not None:
-        changes = changes_since(Path(config.run.dir), config)
-        notes += (f"changed since the last start: {', '.join(changes)}",) if changes else ()
-    notes = (*notes, *data_notes)
+    found = find_run(Path(config.run.dir))
+    notes = tuple(f"passed over: {problem}" for problem in found.problems) if found else ()
+    notes = (*notes, *data_notes, *check_space(config, arch, base))
     if not tokenizer and not config.data.tokenizer and config.start.mode != "random":
         notes = (
             *notes,
             "the base model came without a tokenizer: that the data was made with it is not proven",
         )
     model = Path(config.start.hugging_face) if config.start.hugging_face else None
-    return Plan(arch, base, resume_from, identity, notes, model)
+    plan = Plan(arch, base, found.checkpoint if found else None, identity, notes, contents, found, model)
+    settled(plan, config)
+    return plan
+
+
+def settled(plan: Plan, config: Config) -> Plan:
+    """The plan with what has changed since its checkpoint, and notes on it. Raises `ConfigError` where a change is
+    refused."""
+    if plan.found is None:
+        return plan
+    found = replace(plan.found, checkpoint=plan.resume_from)
+    accepted, notes = accepted_changes(config, found, plan.identity, plan.arch, plan.contents)
+    return replace(plan, accepted=accepted, notes=(*plan.notes, *notes))
 
 
 def _starting_point(config: Config) -> tuple[Path | None, Architecture, str, str]:
@@ -115,25 +133,30 @@ def _read_architecture(path: Path) -> dict[str, Any]:
     return values
 
 
-def _check_data(config: Config, arch: Architecture, tokenizer_of_base: str) -> tuple[str, ...]:
-    """Every token file is whole and made with the model's tokenizer; a note for each that cannot be proven."""
+def _check_data(
+    config: Config, arch: Architecture, tokenizer_of_base: str
+) -> tuple[tuple[str, ...], dict[str, str], str]:
+    """Every token file is whole and made with the model's tokenizer; a note for each that cannot be proven, the
+    identity of each source's content, and the fingerprint of the tokenizer."""
     expected = tokenizer_of_base
     if config.data.tokenizer:
         from cptron.tokens.tokenizer import load_tokenizer
 
         expected = load_tokenizer(config.data.tokenizer).fingerprint
-    notes = []
+    notes, contents = [], dict[str, str]()
     for kind, named in (("source", config.data.sources), ("validation set", config.data.valid)):
         for item in named:
             where = f"{kind} {item.name} ({item.path})"
             content = open_content(item.path)
+            if kind == "source":
+                contents[item.name] = content.identity
             if content.tokens.num_tokens < 2:
                 raise DataError(f"{where} has {content.tokens.num_tokens} tokens; at least 2 are needed")
             if content.manifest is None:
                 notes.append(f"{where} has no manifest: that the model's tokenizer made it is not proven")
             else:
                 _check_tokenizer(where, content.manifest.tokenizer, arch, expected)
-    return tuple(notes)
+    return tuple(notes), contents, expected
 
 
 def _check_tokenizer(where: str, made_with: TokenizerRecord, arch: Architecture, expected: str) -> None:
@@ -147,35 +170,3 @@ def _check_tokenizer(where: str, made_with: TokenizerRecord, arch: Architecture,
             f"{where} has a vocabulary of {made_with.vocab_size}, but the model has {arch.vocab_size} embeddings; "
             "run cptron preprocess with the model's tokenizer"
         )
-
-
-def _existing_run(directory: Path, identity: dict[str, Any]) -> tuple[Path | None, tuple[str, ...]]:
-    """The checkpoint to resume from when `directory` holds this run; an error when it holds something
-    else."""
-    if directory.exists() and not directory.is_dir():
-        raise ConfigError(f"run.dir={directory} is a file; choose another run.dir")
-    path = directory / RUN_FILE
-    if not directory.exists() or set(directory.iterdir()) <= {partial_path(path)}:
-        return None, ()
-    if not path.is_file():
-        raise ConfigError(f"run.dir={directory} is not empty and holds no run; choose another run.dir")
-    try:
-        found = dict(json.loads(path.read_text())["identity"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is damaged ({error!r}); restore it or choose another run.dir") from None
-    different = [key for key in {**identity, **found} if found.get(key) != identity.get(key)]
-    if different:
-        key = different[0]
-        raise ConfigError(
-            f"run.dir={directory} holds another run ({key} is {_short(found.get(key))} there, "
-            f"{_short(identity.get(key))} here); choose another run.dir"
-        )
-    newest, problems = layout.newest_complete(directory / "checkpoints")
-    if newest is None and problems:
-        raise CheckpointError(f"no checkpoint of {directory} is usable: {problems[0]}")
-    return newest, tuple(f"passed over: {problem}" for problem in problems)
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 24 else text[:12] + "..."

@@ -16,6 +16,7 @@ from cptron.checkpoint.verify import Proven, damage
 from cptron.config.schema import Config
 from cptron.errors import CheckpointError
 from cptron.train.preflight import Plan
+from cptron.train.resume import RUN_FILE
 
 PROVEN = "proven.json"
 
@@ -72,6 +73,6 @@ def _damage(checkpoint: Path, run: Path, once: bool) -> list[str]:
     lines: list[list[str]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(lines, damage(checkpoint, (dist.get_rank(), dist.get_world_size()), known=known))
     found = [line for rank in lines for line in rank]
-    if once and not found and dist.get_rank() == 0 and run.is_dir():
+    if once and not found and dist.get_rank() == 0 and (run / RUN_FILE).is_file():
         proven.add(checkpoint, list(layout.read_manifest(checkpoint).files))
     return found

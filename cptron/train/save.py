@@ -22,6 +22,8 @@ from cptron.checkpoint.background import BackgroundWriter
 from cptron.checkpoint.block_writer import Written
 from cptron.checkpoint.checksum import fingerprint
 from cptron.checkpoint.parts import everything
+from cptron.checkpoint.prune import prune
+from cptron.checkpoint.retention import Rules
 from cptron.checkpoint.sharded import Holdings, complete_shards
 from cptron.config.load import config_to_dict
 from cptron.durable import begin_directory, working_directory
@@ -159,7 +161,7 @@ class Saver:
             layout.publish(
                 begun.final, manifest, {f"{layout.SHARDS}/{name}": file for name, file in files.items()}
             )
-            layout.prune(self._checkpoints, self._run.config.checkpoint.keep_last)
+            prune(self._checkpoints, Rules.of(self._run.config.checkpoint))
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from cptron.convert.probe import probe_tokens
 from cptron.data.batch import MicroBatch
 from cptron.data.loader import TrainLoader
 from cptron.data.valid import ValidSet
-from cptron.errors import CheckpointError, ConfigError, TrainingError
+from cptron.errors import CheckpointError, TrainingError
 from cptron.model.adapters import freeze_base, init_adapters, init_magnitudes
 from cptron.model.build import build_chunks
 from cptron.model.fp8 import hardware_has_fp8, resolve_fp8
@@ -31,9 +31,10 @@ from cptron.optim.optimizer import build_optimizer, freeze, wrap_chunks
 from cptron.runtime.dist import agree
 from cptron.runtime.pipeline import evaluate
 from cptron.runtime.session import Session
+from cptron.train.claim import record_start
 from cptron.train.data import open_data
 from cptron.train.hooks import Record
-from cptron.train.preflight import RUN_FILE, Plan
+from cptron.train.preflight import Plan, settled
 from cptron.train.proof import proven_plan
 from cptron.train.state import TrainState
 
@@ -80,7 +81,8 @@ def prepare(config: Config, plan: Plan, session: Session) -> Run:
     _check_same_plan(plan)
     arch = plan.arch
     options = ModelOptions.of(config)
-    plan = proven_plan(agree(lambda: _with_fp8_note(plan, options)), config)
+    proven = proven_plan(agree(lambda: _with_fp8_note(plan, options)), config)
+    plan = agree(lambda: settled(proven, config))
     on_gpu = session.device.kind == "cuda"
     bare = build_chunks(arch, session.topology.layout, options)
     if options.adapter.kind == "none":
@@ -108,7 +110,7 @@ def prepare(config: Config, plan: Plan, session: Session) -> Run:
         hugging_face=hugging_face,
     )
     _gate(run)
-    agree(lambda: _claim_directory(config, plan) if session.ranks.is_main else None)
+    agree(lambda: record_start(config, plan, state.step) if session.ranks.is_main else None)
     return run
 
 
@@ -169,18 +171,6 @@ def _check_same_plan(plan: Plan) -> None:
                 f"rank {rank} would start from {other_start}, rank 0 from {start}; "
                 "wait until every machine shows the same run.dir and start again"
             )
-
-
-def _claim_directory(config: Config, plan: Plan) -> None:
-    """Make the output directory this run's own: only now, so that a refused start leaves nothing behind."""
-    directory = Path(config.run.dir)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if not (directory / RUN_FILE).exists():
-            name = config.run.name or directory.name
-            layout.write_json(directory / RUN_FILE, {"identity": plan.identity, "name": name})
-    except OSError as error:
-        raise ConfigError(f"run.dir={directory} cannot be made ({error}); choose another run.dir") from None
 
 
 def probe_loss(run: Run) -> float:

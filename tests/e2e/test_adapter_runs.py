@@ -11,6 +11,7 @@ import pytest
 import rank_calls
 import torch
 from commands import assert_close, call, cptron, error_lines, evals, snapshot, steps
+from shard_files import sign
 from tiny_world import ONE, SEQ_LENGTH, SHORT, Layout, World, command, interrupted
 
 from cptron.checkpoint import layout as checkpoint_layout
@@ -48,8 +49,7 @@ def merged(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> d
 def moved(base: Path, target: Path, **changes: Any) -> Path:
     """A copy of a checkpoint, whose manifest says something else where asked for."""
     shutil.copytree(base, target)
-    manifest = target / checkpoint_layout.MANIFEST
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | changes))
+    sign(target, **changes)
     return target
 
 
@@ -177,9 +177,9 @@ def test_inspect_says_what_it_holds(world: World, runs: dict[str, Path]) -> None
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("adapter.rank=8", ("adapter.rank is 4 there, 8 here", "choose another run.dir")),
-        ("adapter.targets=[q_proj]", ("adapter.targets is", "choose another run.dir")),
-        ("adapter.kind=none", ("adapter.kind is lora there, None here",)),
+        ("adapter.rank=8", ("adapter.rank 4 -> 8", "choose another run.dir")),
+        ("adapter.targets=[q_proj]", ("adapter.targets [", "choose another run.dir")),
+        ("adapter.kind=none", ('adapter.kind "lora" -> "none"',)),
     ],
 )
 def test_another_adapter_is_another_run(
@@ -220,7 +220,7 @@ def test_a_base_may_move_but_not_change(world: World, runs: dict[str, Path], tmp
     before = snapshot(run)
     other = moved(world.base, tmp_path / "other", weights_fingerprint="0" * 64)
     for start, words in (
-        (other, ("holds another run", "start is")),
+        (other, ("cannot change so", "start ", "the stored adapter belongs to those weights")),
         (tmp_path / "absent", ("absent does not exist",)),
     ):
         line = one_line(world.train(run, OTHERS["lora"], *settings("lora"), f"start.checkpoint={start}"))
@@ -260,7 +260,7 @@ def test_an_adapter_on_a_trained_run(world: World, tmp_path: Path) -> None:
         evals(base)[-1]["valid/domain/loss_nats_per_token"], rel=1e-4
     )
     line = one_line(world.train(base, ONE, *settings("lora"), "train.steps=3"))
-    assert "adapter.kind is None there, lora here" in line
+    assert 'adapter.kind "none" -> "lora"' in line
 
 
 @pytest.mark.parametrize(

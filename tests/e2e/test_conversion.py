@@ -14,6 +14,7 @@ import pytest
 import torch
 from commands import call, cptron, evals, started, steps
 from safetensors.torch import load_file, save_file
+from shard_files import sign
 from tiny_world import ONE, Layout, World, command
 
 from cptron.checkpoint import layout
@@ -153,10 +154,7 @@ def test_export_makes_the_config_of_the_weights(
     path = tmp_path / "checkpoint" / "hugging_face" / "config.json"
     config: dict[str, Any] = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "vocab_size": 200, "num_hidden_layers": 1, "rms_norm_eps": 0.5}))
-    manifest = tmp_path / "checkpoint" / "manifest.json"
-    values = json.loads(manifest.read_text())
-    values["files"]["hugging_face/config.json"] = path.stat().st_size
-    manifest.write_text(json.dumps(values))
+    sign(tmp_path / "checkpoint")
     assert command("export", tmp_path / "checkpoint", tmp_path / "out").error == ""
     exported = json.loads((tmp_path / "out" / "config.json").read_text())
     for key in ("vocab_size", "num_hidden_layers", "rms_norm_eps", "eos_token_id", "initializer_range"):

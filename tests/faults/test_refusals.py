@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from commands import TORCHRUN, call, cptron, error_lines, snapshot
+from shard_files import sign
 from tiny_world import ONE, Layout, World, save_tokenizer, tokenize, write_corpus
 
 LIMIT_S = 30
@@ -148,9 +149,7 @@ def test_another_run_is_not_overwritten(
     shutil.copytree(whole_runs[ONE], run)
     if change == "base":
         shutil.copytree(world.base, tmp_path / "base")
-        manifest = tmp_path / "base" / "manifest.json"
-        values = json.loads(manifest.read_text())
-        manifest.write_text(json.dumps({**values, "weights_fingerprint": "0" * 64}))
+        sign(tmp_path / "base", weights_fingerprint="0" * 64)
         change = f"start.checkpoint={tmp_path / 'base'}"
     before = snapshot(run)
     done = call(cptron("train", world.config, f"run.dir={run}", change), LIMIT_S)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from small_arch import SMALL
 
 from cptron.checkpoint import layout
+from cptron.checkpoint.hashing import hash_file
 from cptron.durable import begin_directory
 from cptron.errors import CheckpointError
 from cptron.model.architecture import RopeScaling
@@ -63,7 +64,7 @@ def save(checkpoints: Path, step: int) -> Path:
 
 
 def test_published_manifest_is_read_again(tmp_path: Path) -> None:
-    """All of it, with the size of every file but its own."""
+    """All of it, with size and hash of every file but its own."""
     final = layout.step_directory(tmp_path, 3)
     working = begin_directory(final)
     fill(working)
@@ -71,12 +72,13 @@ def test_published_manifest_is_read_again(tmp_path: Path) -> None:
     found = layout.read_manifest(final)
     assert found == published
     assert found.arch == ARCH
-    assert found.files == {
+    assert {name: record.size for name, record in found.files.items()} == {
         "shards/__0_0.distcp": 200,
         "shards/.metadata": 5,
         "hugging_face/config.json": 2,
         "state.json": 11,
     }
+    assert all(hash_file(final / name) == record for name, record in found.files.items())
     assert {**vars(found), "files": {}} == vars(manifest(3))
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000003"]
 
@@ -112,7 +114,7 @@ def test_everything_is_on_disk_before_the_name_is_given(
     final = save(tmp_path, 1)
     before, after = events[: events.index("rename")], events[events.index("rename") + 1 :]
     written = [final, *final.rglob("*")]
-    assert len(written) == 8
+    assert len(written) == 9
     assert [path for path in written if path.stat().st_ino not in before] == []
     assert after == [tmp_path.stat().st_ino]
 
@@ -121,10 +123,17 @@ def test_small_files_of_the_model_are_read_whole(tmp_path: Path) -> None:
     """By name; a model of random weights has none, and one that vanished is an error."""
     directory = save(tmp_path, 1)
     assert layout.read_hugging_face(directory) == {"config.json": b"{}"}
-    (directory / layout.HUGGING_FACE / "config.json").unlink()
-    assert layout.read_hugging_face(directory) == {}
-    (directory / layout.HUGGING_FACE).rmdir()
-    with pytest.raises(CheckpointError, match="hugging_face cannot be read"):
+    config = directory / layout.HUGGING_FACE / "config.json"
+    config.write_bytes(b"[]")
+    with pytest.raises(CheckpointError, match="is not the file that was written"):
+        layout.read_hugging_face(directory)
+    config.write_bytes(b"{}")
+    (config.parent / "planted.json").write_bytes(b"{}")
+    with pytest.raises(CheckpointError, match=r"planted\.json is not the file that was written"):
+        layout.read_hugging_face(directory)
+    (config.parent / "planted.json").unlink()
+    config.unlink()
+    with pytest.raises(CheckpointError, match=r"hugging_face/config\.json is missing"):
         layout.read_hugging_face(directory)
 
 
@@ -177,7 +186,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing field": (change_manifest(step=None), r"manifest\.json is damaged"),
     "unknown field": (change_manifest(colour=3), r"manifest\.json is damaged"),
     "files that are a list": (change_manifest(files=["a"]), r"manifest\.json is damaged"),
-    "another format": (change_manifest(format_version=99), "format_version 99, this version reads 1"),
+    "another format": (change_manifest(format_version=99), "format_version 99, this version reads 2"),
     "no directory": (shutil.rmtree, "does not exist"),
 }
 
@@ -227,47 +236,6 @@ def test_newest_complete_passes_over_damaged_ones(tmp_path: Path) -> None:
     newest, problems = layout.newest_complete(tmp_path)
     assert newest is None
     assert len(problems) == 3
-
-
-@pytest.mark.parametrize(
-    ("keep_last", "kept"), [(0, [1, 2, 3, 4]), (1, [4]), (2, [3, 4]), (4, [1, 2, 3, 4]), (9, [1, 2, 3, 4])]
-)
-def test_prune_keeps_the_newest(keep_last: int, kept: list[int], tmp_path: Path) -> None:
-    """And returns what it deleted; working directories are nobody's checkpoints."""
-    for step in (1, 2, 3, 4):
-        save(tmp_path, step)
-    begin_directory(layout.step_directory(tmp_path, 5))
-    removed = layout.prune(tmp_path, keep_last)
-    assert removed == [layout.step_directory(tmp_path, step) for step in (1, 2, 3, 4) if step not in kept]
-    assert [step for step, _ in layout.list_checkpoints(tmp_path)] == kept
-    assert all(layout.read_manifest(path) for _, path in layout.list_checkpoints(tmp_path))
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        ".writing_step_00000005",
-        *(f"step_{step:08d}" for step in kept),
-    ]
-
-
-@pytest.mark.parametrize("case", ["missing shard", "short shard", "cut manifest", "no manifest"])
-def test_prune_deletes_nothing_while_the_newest_is_damaged(case: str, tmp_path: Path) -> None:
-    """An older one is then the only hope."""
-    for step in (1, 2, 3):
-        save(tmp_path, step)
-    DAMAGE[case][0](layout.step_directory(tmp_path, 3))
-    with pytest.raises(CheckpointError):
-        layout.prune(tmp_path, 1)
-    assert [step for step, _ in layout.list_checkpoints(tmp_path)] == [1, 2, 3]
-    assert layout.newest_complete(tmp_path)[0] == layout.step_directory(tmp_path, 2)
-
-
-def test_prune_survives_what_a_killed_prune_left(tmp_path: Path) -> None:
-    """A half-deleted directory is in nobody's way when its step is saved and pruned once more."""
-    for step in (1, 2):
-        save(tmp_path, step)
-    remains = tmp_path / ".removing_step_00000001"
-    remains.mkdir()
-    (remains / "part").write_text("half deleted")
-    assert layout.prune(tmp_path, 1) == [layout.step_directory(tmp_path, 1)]
-    assert [path.name for path in tmp_path.iterdir()] == ["step_00000002"]
 
 
 def test_a_damaged_checkpoint_is_replaced_by_a_new_one(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from cptron.config.check_engine import check_shape
 from cptron.config.schema import (
     Config,
     DataConfig,
+    MilestoneConfig,
     OptimConfig,
     RunConfig,
     SourceConfig,
@@ -41,6 +42,15 @@ GOOD = Config(
     train=TrainConfig(steps=10, global_batch_size=8),
     optim=OptimConfig(lr=1e-4),
 )
+
+LOSS = "valid/a/loss_nats_per_token"
+BEST = {
+    "checkpoint__keep_best": 1,
+    "checkpoint__best_metric": LOSS,
+    "checkpoint__every_steps": 4,
+    "eval__every_steps": 2,
+}
+"""Keep the best of what is evaluated at every save."""
 
 
 def changed(**values: Any) -> Config:
@@ -327,6 +337,35 @@ def test_stages_agree_with_brute_force(layers: int, pp: int, first: int, last: i
         ({**MEGATRON, "data__sources": (source(max_epochs=1.0),)}, r"max_epochs of \['a'\] must follow"),
         ({"log__every_steps": 0}, "log.every_steps=0 must be at least 1"),
         ({"checkpoint__keep_last": -1}, "checkpoint.keep_last=-1 must not be negative"),
+        ({"checkpoint__keep_every_tokens": -1}, "checkpoint.keep_every_tokens=-1 must not be negative"),
+        ({"checkpoint__keep_best": -1}, "checkpoint.keep_best=-1 must not be negative"),
+        (
+            {"checkpoint__milestones": (MilestoneConfig(name="m", tokens=0),)},
+            "milestones.m.tokens=0 must be at least 1",
+        ),
+        ({"checkpoint__milestones": (MilestoneConfig(name="a b", tokens=1),)}, "name='a b' must be letters"),
+        ({"checkpoint__milestones": (MilestoneConfig(name="m", tokens=1),) * 2}, "name=m is used before"),
+        (
+            {"checkpoint__best_metric": LOSS},
+            "best_metric=valid/a/loss_nats_per_token is only for checkpoint.keep_best",
+        ),
+        (
+            {"checkpoint__keep_best": 1},
+            "best_metric='' must be measured .* use valid/a/loss_nats_per_token or",
+        ),
+        (
+            {**BEST, "checkpoint__best_metric": "valid/b/perplexity"},
+            "best_metric=valid/b/perplexity must be measured",
+        ),
+        (
+            {**BEST, "eval__every_steps": 3},
+            "every_steps=4 must be a multiple of eval.every_steps=3 .* use 3 or",
+        ),
+        (
+            {**BEST, "eval__every_steps": 0},
+            "every_steps=4 must be a multiple of eval.every_steps=0 .* set both",
+        ),
+        ({**BEST, "checkpoint__every_steps": 0}, "every_steps=0 must be a multiple of eval.every_steps=2"),
         ({"start__gate_tolerance_nats": -1.0}, "start.gate_tolerance_nats=-1.0 must not be negative"),
         ({"run__dir": ""}, "run.dir='' must name the output directory"),
         ({"data__sources": ()}, "data.sources is empty"),
@@ -432,3 +471,11 @@ def test_engine_messages() -> None:
         check_shape(
             architecture(), changed(parallel__pp=2, memory__recompute="full", memory__recompute_layers=3)
         )
+
+
+def test_keeping_the_best() -> None:
+    """Where every save is evaluated; by either number of a validation set."""
+    assert accepts(changed(**BEST))
+    assert accepts(
+        changed(**{**BEST, "checkpoint__best_metric": "valid/a/perplexity", "eval__every_steps": 4})
+    )

@@ -53,9 +53,14 @@ LIGHT_FILES = (
     "checkpoint/boxes.py",
     "checkpoint/hashing.py",
     "checkpoint/layout.py",
+    "checkpoint/listing.py",
+    "checkpoint/main.py",
+    "checkpoint/run_lock.py",
     "checkpoint/save_worker.py",
+    "checkpoint/space.py",
     "checkpoint/verify.py",
     "model/architecture.py",
+    "train/preflight.py",
 )
 HEAVY = ("torch", "megatron", "transformers")
 

@@ -88,8 +88,10 @@ def test_stacks_of_all_threads(tmp_path: Path) -> None:
     )
     (reader,) = [other for other in others if other.startswith("reader")]
     assert "waits_for_a_disk" in reader
+    run_file = tmp_path / "run.json"
+    keep_stacks(run_file, 3, "why", text)
+    assert not (tmp_path / "stacks").exists()
+    run_file.touch()
     for _ in range(2):
-        keep_stacks(tmp_path, 3, "why", text)
+        keep_stacks(run_file, 3, "why", text)
     assert (tmp_path / "stacks" / "rank_3.txt").read_text().count("rank 3: why\n" + text) == 2
-    keep_stacks(tmp_path / "absent", 3, "why", text)
-    assert not (tmp_path / "absent").exists()

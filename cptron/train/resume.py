@@ -1,0 +1,172 @@
+"""What a run directory holds, and what the configuration would change of it.
+
+Place in the flow: `preflight` asks; imports no torch. Invariant: what is compared is what the checkpoint itself was
+trained with, so that going back to an older one, or starting again after a crash, decides as the first time.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cptron.checkpoint import layout
+from cptron.checkpoint.run_lock import LOCK
+from cptron.config.resume_rules import Rule, rule_of
+from cptron.config.schema import Config
+from cptron.config.stored import ABSENT, dotted, read_stored
+from cptron.data.ledger import Ledger
+from cptron.durable import partial_path
+from cptron.errors import CheckpointError, ConfigError
+from cptron.model.architecture import Architecture
+
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A value that is another than before."""
+
+    key: str
+    before: str
+    now: str
+    rule: Rule
+
+    def __str__(self) -> str:
+        return f"{self.key} {_short(self.before)} -> {_short(self.now)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A run in its directory."""
+
+    checkpoint: Path | None
+    """Where it goes on; None: none was saved yet."""
+    identity: Mapping[str, Any]
+    """What `run.json` says that makes this run another run than its neighbour."""
+    problems: tuple[str, ...]
+    """What is wrong with newer checkpoints."""
+
+
+def find_run(directory: Path) -> Found | None:
+    """The run in `directory`; None where there is nothing. Raises a `CptronError` where something else is there, and
+    where no checkpoint is usable."""
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"run.dir={directory} is a file; choose another run.dir")
+    path = directory / RUN_FILE
+    if not directory.exists() or set(directory.iterdir()) <= {partial_path(path), directory / LOCK}:
+        return None
+    if not path.is_file():
+        raise ConfigError(f"run.dir={directory} is not empty and holds no run; choose another run.dir")
+    try:
+        identity = dict(json.loads(path.read_text())["identity"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged ({error!r}); restore it or choose another run.dir") from None
+    newest, problems = layout.newest_complete(directory / "checkpoints")
+    if newest is None and problems:
+        raise CheckpointError(f"no checkpoint of {directory} is usable: {problems[0]}")
+    return Found(newest, identity, tuple(problems))
+
+
+def accepted_changes(
+    config: Config, found: Found, identity: Mapping[str, Any], arch: Architecture, contents: Mapping[str, str]
+) -> tuple[tuple[Change, ...], tuple[str, ...]]:
+    """The changes that `run.accept_changes` names, and notes on all changes. Raises `ConfigError` where one is refused.
+
+    `identity` is the run's now, `contents` the identity of each source's tokens by its name.
+    """
+    run = Path(config.run.dir)
+    changes = _changes(config, found, identity, arch, contents)
+    since = f"step {layout.read_manifest(found.checkpoint).step}" if found.checkpoint else "the last start"
+    _refuse(run, since, [change for change in changes if change.rule.verdict == "never"])
+    accepted = tuple(change for change in changes if change.key in config.run.accept_changes)
+    named = [change for change in changes if change.rule.verdict == "named"]
+    _ask(run, since, [change for change in named if change not in accepted])
+    listed = [str(change) for change in changes if change.rule.verdict == "listed"]
+    notes = [f"changed since {since}: {', '.join(listed)}"] if listed else []
+    notes += [f"changed since {since} and accepted: {change}; {change.rule.effect}" for change in accepted]
+    unused = [key for key in config.run.accept_changes if key not in {change.key for change in accepted}]
+    notes += [f"run.accept_changes names {', '.join(unused)}: not changed since {since}"] if unused else []
+    return accepted, tuple(notes)
+
+
+def renewed(accepted: tuple[Change, ...], names: Mapping[str, Any]) -> list[str]:
+    """Those sources, of `names`, whose account an accepted change starts anew."""
+    if any(change.rule.renews == "all" for change in accepted):
+        return list(names)
+    return [name for name in names if any(change.key == _content_key(name) for change in accepted)]
+
+
+def _changes(
+    config: Config, found: Found, identity: Mapping[str, Any], arch: Architecture, contents: Mapping[str, str]
+) -> list[Change]:
+    before, now = _stored_values(Path(config.run.dir), found.checkpoint), dotted(config)
+    for key in ("start", "tokenizer"):
+        if found.identity.get(key) and identity.get(key):  # else it was or is not known
+            before[key], now[key] = str(found.identity[key]), str(identity[key])
+    if found.checkpoint is not None:
+        saved = layout.read_manifest(found.checkpoint)
+        if saved.arch != arch:
+            before["model"], now["model"] = _differing(saved.arch, arch)
+        if config.data.order == "cptron" and before.get("data.order") == now["data.order"]:
+            for name, content in _ledger_contents(saved.ledger).items():
+                if name in contents:
+                    before[_content_key(name)], now[_content_key(name)] = content, contents[name]
+    return [
+        Change(key, before.get(key, ABSENT), now.get(key, ABSENT), rule_of(key, before, now))
+        for key in {**before, **now}
+        if before.get(key) != now.get(key) and key != "run.accept_changes"
+    ]
+
+
+def _stored_values(run: Path, checkpoint: Path | None) -> dict[str, str]:
+    """The configuration that the checkpoint was trained with; without one, that of the last start."""
+    return dotted(layout.read_manifest(checkpoint).config if checkpoint else read_stored(run))
+
+
+def _content_key(name: str) -> str:
+    return f"data.sources.{name}.content"
+
+
+def _differing(saved: Architecture, asked: Architecture) -> tuple[str, str]:
+    """The fields of two architectures that differ, as text."""
+    first, second = saved.to_dict(), asked.to_dict()
+    keys = [key for key in {**first, **second} if first.get(key) != second.get(key)]
+    return (
+        ", ".join(f"{key}={first.get(key)}" for key in keys),
+        ", ".join(f"{key}={second.get(key)}" for key in keys),
+    )
+
+
+def _ledger_contents(ledger: Mapping[str, Any]) -> dict[str, str]:
+    """Identity of the content that each account counts in."""
+    return {name: entry.identity for name, entry in Ledger.from_dict(ledger).entries.items()}
+
+
+def _refuse(run: Path, since: str, changes: list[Change]) -> None:
+    if changes:
+        what = "; ".join(f"{change} ({change.rule.why})" for change in changes)
+        raise ConfigError(
+            f"run.dir={run} holds a run that cannot change so since {since}, named or not: {what}; put it back, or "
+            "choose another run.dir, where `start` may name this run"
+        )
+
+
+def _ask(run: Path, since: str, changes: list[Change]) -> None:
+    if changes:
+        what = "; ".join(
+            f"{change} ({change.rule.why}; accepted, {change.rule.effect})" for change in changes
+        )
+        keys = ", ".join(change.key for change in changes)
+        raise ConfigError(
+            f"run.dir={run} holds another run, or this one changed since {since}: {what}. Put it back, choose another "
+            f"run.dir, or accept the change by name: 'run.accept_changes=[{keys}]'"
+        )
+
+
+def _short(value: str) -> str:
+    """Hashes by their beginning."""
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1...", value)
