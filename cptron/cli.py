@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from cptron import __version__
-from cptron.errors import EXIT_CODE, CptronError
+from cptron.errors import EXIT_CODE, CptronError, RankEnded
 from cptron.runtime.host_isa import leave_amx_alone
 
 VERBS = {
@@ -79,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f" [rank {rank}]" if rank else ""
         print(f"cptron: error{where}: {error}", file=sys.stderr, flush=True)
         return EXIT_CODE
+    except RankEnded as ended:
+        return ended.code
     except KeyboardInterrupt:
         return 130
 

@@ -1,7 +1,8 @@
 """Errors a user can act on.
 
 Every message states the value found, the rule it breaks and the remedy, on one line. The command line prints
-a `CptronError` as one line and exits with `EXIT_CODE`; anything else is a bug and keeps its traceback.
+a `CptronError` as one line and exits with `EXIT_CODE`; anything else is a bug and keeps its traceback. The other exit
+codes of a run are here too, for whoever starts it again.
 """
 
 from __future__ import annotations
@@ -9,6 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 EXIT_CODE = 2
+"""What the user can act on: starting again without a change would fail again."""
+FAILED_EXIT_CODE = 1
+"""A bug, a lost machine, a killed rank: starting again goes on from the last checkpoint."""
+STOPPED_EXIT_CODE = 75
+"""Asked to stop, or out of time: saved, start again to go on (EX_TEMPFAIL of sysexits.h)."""
+HANG_EXIT_CODE = 76
+"""No step came for too long; the stacks are in RUN_DIR/stacks."""
 
 
 class CptronError(Exception):
@@ -37,6 +45,14 @@ class LaunchError(CptronError):
 
 class TrainingError(CptronError):
     """Training cannot go on: non-finite loss, or the step-0 gate found wrong weights."""
+
+
+class RankEnded(Exception):
+    """This process has to end with `code`; what there is to say has been said, by it or by the rank that failed."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 def either(values: Sequence[object]) -> str:

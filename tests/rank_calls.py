@@ -17,6 +17,8 @@ class Outcome:
     error: str
     """`ErrorClass: message`, or empty."""
     stdout: str
+    code: int = 0
+    """What a run that had no error ended with."""
 
 
 def train(config: str, overrides: list[str]) -> Outcome:
@@ -27,13 +29,13 @@ def train(config: str, overrides: list[str]) -> Outcome:
 
     ranks = launched_ranks()
     assert ranks is not None
-    error, stdout = "", io.StringIO()
+    error, code, stdout = "", 0, io.StringIO()
     with contextlib.redirect_stdout(stdout):
         try:
-            assert run(load_config(Path(config), overrides).config, ranks) == 0
+            code = run(load_config(Path(config), overrides).config, ranks)
         except CptronError as caught:
             error = f"{type(caught).__name__}: {caught}"
-    return Outcome(error, stdout.getvalue())
+    return Outcome(error, stdout.getvalue(), code)
 
 
 def train_each(config: str, overrides_by_rank: list[list[str]]) -> Outcome:

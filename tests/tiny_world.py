@@ -123,6 +123,7 @@ class World:
         outcomes = self.train(run_dir, layout, *overrides)
         errors = [outcome.error for outcome in outcomes if outcome.error]
         assert not errors, errors[0]
+        assert not any(outcome.code for outcome in outcomes), "stopped before its end"
         return run_dir
 
 

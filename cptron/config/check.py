@@ -47,6 +47,8 @@ def _check_counts(config: Config) -> None:
         "train.micro_batch_size": config.train.micro_batch_size,
         "log.every_steps": config.log.every_steps,
         "runtime.timeout_s": config.runtime.timeout_s,
+        "runtime.hang_min_s": config.runtime.hang_min_s,
+        "runtime.hang_phase_s": config.runtime.hang_phase_s,
     }
     not_negative = {
         "run.seed": config.run.seed,
@@ -68,6 +70,10 @@ def _check_counts(config: Config) -> None:
         "checkpoint.keep_every_tokens": config.checkpoint.keep_every_tokens,
         "checkpoint.keep_best": config.checkpoint.keep_best,
         "runtime.threads_per_rank": config.runtime.threads_per_rank,
+        "runtime.time_limit_minutes": config.runtime.time_limit_minutes,
+        "runtime.stop_margin_s": config.runtime.stop_margin_s,
+        "runtime.stop_grace_s": config.runtime.stop_grace_s,
+        "runtime.max_restarts": config.runtime.max_restarts,
     }
     for key, value in at_least_one.items():
         if value < 1:
@@ -75,6 +81,11 @@ def _check_counts(config: Config) -> None:
     for key, number in not_negative.items():
         if number < 0:
             raise ConfigError(f"{key}={number} must not be negative; use 0 or more")
+    if not 1 < config.runtime.hang_factor < math.inf and config.runtime.hang_factor != 0:
+        raise ConfigError(
+            f"runtime.hang_factor={config.runtime.hang_factor} must be more than 1, or a usual step would be a hang; "
+            "use e.g. 20, or 0 to turn the watch off"
+        )
     if not config.run.dir:
         raise ConfigError("run.dir='' must name the output directory; set it, as run.dir=runs/my-run")
 

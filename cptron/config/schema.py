@@ -332,6 +332,25 @@ class RuntimeConfig:
     """CPU threads per rank; 0 means the machine's cores divided by the ranks on it."""
     timeout_s: int = 600
     """A collective that waits longer than this stops the run instead of hanging."""
+    time_limit_minutes: float = 0.0
+    """The run stops and saves before it has lasted so long, and exits with 75; 0 means no limit."""
+    stop_before_job_end: bool = True
+    """Under SLURM: also before the end of the job's time, where the job knows it (`SLURM_JOB_END_TIME`)."""
+    stop_margin_s: int = 60
+    """Seconds that such a stop leaves at least; more once saves or steps have been seen to need more."""
+    stop_grace_s: int = 300
+    """Seconds that the ranks which `cptron train` started have to save after a signal, before it kills them."""
+    max_restarts: int = 0
+    """How often `cptron train` starts its ranks again after one was lost, failed or hung; not those that torchrun or
+    `srun` started."""
+    hang_factor: float = 20.0
+    """A step that takes so many times the median of the last ones is a hang: every rank shows its stacks and exits with
+    76. 0 turns this off."""
+    hang_min_s: int = 300
+    """No step of less seconds is a hang."""
+    hang_phase_s: int = 3600
+    """The start (with the first step), an evaluation or a save may take so many seconds, or `runtime.hang_factor` times
+    the longest one before, until it is a hang."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

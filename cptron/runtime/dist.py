@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from cptron.errors import CptronError, LaunchError
 from cptron.runtime.launcher import Ranks
+from cptron.runtime.rendezvous import fresh_store
 
 T = TypeVar("T")
 
@@ -33,11 +34,11 @@ def init_process_group(backend: str, ranks: Ranks, timeout_s: int) -> None:
             raise LaunchError(
                 f"{name} is not set for {ranks.world_size} ranks; export it in the batch script"
             )
+    timeout = datetime.timedelta(seconds=timeout_s)
+    of_the_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = fresh_store(ranks, timeout) if of_the_agent else None  # else made anew by rank 0
     dist.init_process_group(
-        backend,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        timeout=datetime.timedelta(seconds=timeout_s),
+        backend, store=store, rank=ranks.rank, world_size=ranks.world_size, timeout=timeout
     )
 
 

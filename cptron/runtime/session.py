@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -18,6 +18,7 @@ import torch
 from cptron.runtime import dist, groups
 from cptron.runtime.device import Device, select_device
 from cptron.runtime.launcher import Ranks
+from cptron.runtime.pace import Pace
 from cptron.runtime.topology import Layout, Topology
 
 SINGLE = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1, launcher="single")
@@ -30,6 +31,7 @@ class Session:
     ranks: Ranks
     topology: Topology
     device: Device
+    pace: Pace = field(default_factory=Pace)
 
     @property
     def dp_rank(self) -> int:

@@ -1,39 +1,50 @@
 """Requests to stop, from the scheduler or the keyboard.
 
-Place in the flow: asked by the loop after each step, on all ranks together. Invariant: a signal to any one
-rank stops all ranks after the same step.
+Place in the flow: the loop reports what came to the other ranks after each step. Invariant: a signal never interrupts
+a step; what stops all ranks after the same step is `agreement`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import signal
+import sys
 from types import FrameType
-
-import torch
-import torch.distributed as dist
+from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_PR_SET_PDEATHSIG = 1
 
 
 class StopRequest:
     """Remembers that a stop signal came; the step in progress is finished first."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._received = 0
+    def __init__(self) -> None:
+        self.received = 0
+        """Number of the last signal, 0 for none."""
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def listen(self) -> None:
+        """Take the signals."""
         self._previous = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._received = number
-
-    def anywhere(self) -> str:
-        """Name of a signal that some rank received, else an empty string; collective."""
-        flag = torch.tensor([self._received], device=self._device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        number = int(flag.item())
-        return signal.Signals(number).name if number else ""
+        self.received = number
 
     def close(self) -> None:
         """Put the previous handlers back."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+def ignore_stop_signals() -> None:
+    """For a process that has nothing left to do but to exit with its own code."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def stop_with_parent() -> None:
+    """Have the kernel send SIGTERM to this process when its parent dies, so that no rank outlives a killed launcher.
+    Linux only; elsewhere nothing is done."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))

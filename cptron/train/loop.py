@@ -10,21 +10,25 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from cptron.errors import STOPPED_EXIT_CODE
 from cptron.evaluate.perplexity import evaluate_set
 from cptron.optim.optimizer import finish_param_gather
 from cptron.optim.schedule import learning_rate
-from cptron.runtime.signals import StopRequest
+from cptron.runtime.agreement import StepStatus
+from cptron.runtime.pace import EVALUATION, SAVE
 from cptron.train.hooks import Action, Hook
 from cptron.train.metrics import eval_record, step_record
 from cptron.train.save import Saver
 from cptron.train.setup import Run
 from cptron.train.step import train_step
+from cptron.train.stop import Stop
 
 
-def train(run: Run, hooks: Sequence[Hook]) -> str:
-    """Train until `train.steps` or until asked to stop; returns why it ended."""
-    config, state, steps = run.config, run.state, run.config.train.steps
-    stop = StopRequest(run.session.device.torch_device)
+def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
+    """Train until `train.steps` or until asked to stop; returns the exit code: 0, or `STOPPED_EXIT_CODE`."""
+    config, state, steps, pace = run.config, run.state, run.config.train.steps, run.session.pace
+    status, code = StepStatus(run.session.device.torch_device), 0
+    stop.listen()
     saver = Saver(run)
     reason = f"finished {steps} steps"
     saved_step = evaluated_step = state.step
@@ -59,41 +63,54 @@ def train(run: Run, hooks: Sequence[Hook]) -> str:
             state.tokens_total += result.sums.tokens
 
             # 3. metrics, and what the hooks make of them
+            pace.step_done()
             record = step_record(run, result, time.perf_counter() - start_s)
             action = max((hook.on_step(run, record) for hook in hooks), default=Action.CONTINUE)
-            if signal := stop.anywhere():
-                action, reason = Action.SAVE_AND_STOP, f"stopped by {signal} after step {state.step}"
+            last = state.step == steps
+            evaluation_is_due = last or _due(state.step, config.eval.every_steps)
+            stop.report(status, evaluation_is_due=evaluation_is_due)
+            if asked := stop.reason(status.agree()):
+                action, code = Action.SAVE_AND_STOP, STOPPED_EXIT_CODE
+                reason = f"{asked} after step {state.step}"
 
             # 4. validation
-            last = state.step == steps
-            if action != Action.SAVE_AND_STOP and (last or _due(state.step, config.eval.every_steps)):
+            if action != Action.SAVE_AND_STOP and evaluation_is_due:
                 action, evaluated_step = max(action, evaluate_all(run, hooks)), state.step
 
             # 5. checkpoint; the one before may have been written meanwhile
             tell_saved(run, hooks, saver.published())
             if last or action >= Action.SAVE or _due(state.step, config.checkpoint.every_steps):
-                tell_saved(run, hooks, saver.save())
-                saved_step = state.step
+                saved_step = save(run, hooks, saver)
             if action == Action.SAVE_AND_STOP:
                 break
 
         if state.step != saved_step:  # the data came to its end
-            tell_saved(run, hooks, saver.save())
-        tell_saved(run, hooks, saver.finish())
+            save(run, hooks, saver)
+        with pace.during(SAVE):
+            tell_saved(run, hooks, saver.finish())
         for hook in hooks:
             hook.on_stop(run, reason)
-        return reason
+        return code
     finally:
-        stop.close()
         saver.close()
         run.loader.close()
         for hook in hooks:
             hook.close()
 
 
+def save(run: Run, hooks: Sequence[Hook], saver: Saver) -> int:
+    """Save the current step, or begin to; returns it."""
+    run.session.pace.save_begins()
+    with run.session.pace.during(SAVE):
+        published = saver.save()
+    tell_saved(run, hooks, published)
+    return run.state.step
+
+
 def tell_saved(run: Run, hooks: Sequence[Hook], published: Sequence[Path]) -> None:
     """Tell the hooks of checkpoints that were published."""
     for directory in published:
+        run.session.pace.save_ended()
         for hook in hooks:
             hook.on_save(run, directory)
 
@@ -104,10 +121,9 @@ def evaluate_all(run: Run, hooks: Sequence[Hook]) -> Action:
         return Action.CONTINUE
     device = run.session.device.torch_device
     finish_param_gather(run.chunks)
-    record = eval_record(
-        run, {valid.name: evaluate_set(run.chunks, valid, device) for valid in run.valid_sets}
-    )
-    run.evaluated = record
+    with run.session.pace.during(EVALUATION):
+        sums = {valid.name: evaluate_set(run.chunks, valid, device) for valid in run.valid_sets}
+    record = run.evaluated = eval_record(run, sums)
     return max((hook.on_eval(run, record) for hook in hooks), default=Action.CONTINUE)
 
 

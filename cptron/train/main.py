@@ -1,15 +1,15 @@
 """`cptron train`: from the command line to the loop, on one rank or many.
 
-Place in the flow: checks everything that can be checked without ranks, then starts them (torchrun) or is
+Place in the flow: checks everything that can be checked without ranks, then starts them (`runtime.supervisor`) or is
 one of them. Invariant: a `CptronError` ends every rank with one line and exit code 2.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,9 @@ from cptron.config.schema import Config
 from cptron.config.stored import store_config
 from cptron.errors import ConfigError
 from cptron.runtime.launcher import Ranks, launched_ranks
+from cptron.runtime.signals import ignore_stop_signals, stop_with_parent
 from cptron.train.preflight import preflight
+from cptron.train.resume import RUN_FILE
 
 if TYPE_CHECKING:
     from cptron.train.hooks import Hook
@@ -35,25 +37,22 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     config = load_config(args.config, args.overrides).config
     ranks = launched_ranks()
-    if ranks is None and config.parallel.local_ranks > 1:
-        preflight(config, config.parallel.local_ranks)
-        return _relaunch(config.parallel.local_ranks, [str(args.config), *args.overrides])
-    return run(config, ranks or Ranks(0, 1, 0, 1, "single"))
+    num_ranks = max(1, config.parallel.local_ranks)
+    if ranks is None and (num_ranks > 1 or config.runtime.max_restarts):
+        preflight(config, num_ranks)
+        from cptron.runtime.supervisor import supervise
 
-
-def _relaunch(num_ranks: int, arguments: list[str]) -> int:
-    """Replace this process by torchrun with `num_ranks` ranks on this machine."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.environ.setdefault(
-        "OMP_NUM_THREADS", "1"
-    )  # silences torchrun; the session sets threads per rank itself
-    os.execv(command[0], [*command, "-m", "cptron.cli", "train", *arguments])
+        words = ["-m", "cptron.cli", "train", str(args.config), *args.overrides]
+        return supervise(words, num_ranks, config.runtime)
+    if ranks is not None and ranks.launcher == "torchrun":
+        stop_with_parent()
+    code = run(config, ranks or Ranks(0, 1, 0, 1, "single"))
+    ignore_stop_signals()
+    return code
 
 
 def run(config: Config, ranks: Ranks) -> int:
-    """Train as one of `ranks`."""
+    """Train as one of `ranks`; returns the exit code, when all ranks have come to their end."""
     expected = config.parallel.local_ranks
     if expected > 1 and ranks.local_world_size != expected and ranks.launcher == "torchrun":
         raise ConfigError(
@@ -62,15 +61,19 @@ def run(config: Config, ranks: Ranks) -> int:
         )
     plan = preflight(config, ranks.world_size)
 
+    from cptron.runtime.deadline import Deadline
     from cptron.runtime.dist import agree
+    from cptron.runtime.failure import CommonEnd
     from cptron.runtime.session import open_session
     from cptron.runtime.topology import Layout
     from cptron.train.claim import claimed
     from cptron.train.loop import train
     from cptron.train.setup import prepare
+    from cptron.train.stop import Stop
 
     runtime = config.runtime
     with (
+        ExitStack() as at_the_end,
         open_session(
             ranks,
             Layout.of(config.parallel),
@@ -79,11 +82,19 @@ def run(config: Config, ranks: Ranks) -> int:
             threads_per_rank=runtime.threads_per_rank,
             timeout_s=runtime.timeout_s,
         ) as session,
-        claimed(config, plan, session) as plan,
     ):
-        prepared = prepare(config, plan, session)
-        train(prepared, agree(lambda: _open_reports(prepared)))
-    return 0
+        deadline = Deadline(runtime, session.pace)
+        plan = replace(plan, notes=(*plan.notes, *deadline.notes))
+        stop = at_the_end.enter_context(closing(Stop(deadline, is_main=ranks.is_main)))
+        run_file = Path(config.run.dir) / RUN_FILE
+        end = at_the_end.enter_context(closing(CommonEnd(ranks, session.pace, runtime, run_file)))
+        with end.shared(), claimed(config, plan, session) as plan:
+            prepared = prepare(config, plan, session)
+            code = train(prepared, agree(lambda: _open_reports(prepared)), stop)
+            agree(
+                lambda: None
+            )  # a launcher ends the others when one has left: rank 0 may still write a report
+    return code
 
 
 def _open_reports(run: Run) -> Sequence[Hook]:

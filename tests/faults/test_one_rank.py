@@ -16,6 +16,7 @@ from commands import TORCHRUN, call, cptron, error_lines, records, started, step
 from tiny_world import ONE, Layout, World, tokenize
 
 from cptron.checkpoint.layout import list_checkpoints
+from cptron.errors import STOPPED_EXIT_CODE
 from cptron.testing import run_ranks
 
 SCRIPT = """
@@ -153,7 +154,7 @@ def test_error_of_one_rank_before_the_ranks_join(world: World, tmp_path: Path) -
 def test_sigterm_to_one_rank_saves_and_stops_all(
     world: World, whole_runs: dict[Layout, Path], tmp_path: Path
 ) -> None:
-    """Both ranks save after the same step and exit with 0; the run goes on to the same curve."""
+    """Both ranks save after the same step and exit with 75; the run goes on to the same curve."""
     layout = Layout(2)
     run = tmp_path / "run"
     words = cptron("train", world.config, f"run.dir={run}", "parallel.local_ranks=2", "train.steps=5000")
@@ -162,7 +163,7 @@ def test_sigterm_to_one_rank_saves_and_stops_all(
         rank = max(psutil.Process(process.pid).children(), key=lambda child: child.pid)
         rank.send_signal(signal.SIGTERM)
         _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 0, stderr
+    assert process.returncode == STOPPED_EXIT_CODE, stderr
     (stop,) = records(run, "stop")
     assert stop["reason"] == f"stopped by SIGTERM after step {stop['step']}"
     ((saved, _),) = [found for found in list_checkpoints(run / "checkpoints") if found[0] % 10]

@@ -34,8 +34,8 @@ from faults.injection.ground import (
 from faults.injection.kills import anywhere, in_a_save, in_training, struck
 from faults.injection.trials import Told, Trial
 
-STOPPED = 0
-"""Exit code of a run that saved and stopped because it was asked to."""
+from cptron.errors import STOPPED_EXIT_CODE
+
 YEAR_S = 365 * 86400
 
 
@@ -61,7 +61,9 @@ def preempt(trial: Trial) -> Told:
         if last_step(trial.run) < len(calm.curve[0]):
             break
         start_over(trial.run)  # it was at its end
-    assert set(codes) == {STOPPED}, f"exit codes {codes}, not {STOPPED}: {ranks.text()[-1500:]}"
+    assert set(codes) == {STOPPED_EXIT_CODE}, (
+        f"exit codes {codes}, not {STOPPED_EXIT_CODE}: {ranks.text()[-1500:]}"
+    )
     assert lost_steps(trial.run) == 0, (
         f"stopped after step {last_step(trial.run)}, saved {newest_step(trial.run)}"
     )

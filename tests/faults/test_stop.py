@@ -1,0 +1,63 @@
+"""Runs that stop before their time is over: saved, on all ranks after the same step, with exit code 75."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from unittest import mock
+
+import rank_calls
+from commands import records, steps
+from tiny_world import Layout, World
+
+from cptron.checkpoint.layout import list_checkpoints
+from cptron.errors import STOPPED_EXIT_CODE
+from cptron.runtime.deadline import JOB_END
+from cptron.testing import run_ranks
+
+NO_EVALUATION = ("eval.at_start=false", "train.steps=5000", "checkpoint.every_steps=0")
+
+
+def test_time_limit(world: World, whole_runs: dict[Layout, Path], tmp_path: Path) -> None:
+    """Within the limit; the same command with more time goes on to the curve of a run that was never stopped."""
+    layout, run = Layout(2), tmp_path / "run"
+    limit = ("runtime.time_limit_minutes=0.5", "runtime.stop_margin_s=27")
+    start_s = time.monotonic()
+    outcomes = world.train(run, layout, *NO_EVALUATION, *limit)
+    assert time.monotonic() - start_s < 60
+    assert [(outcome.error, outcome.code) for outcome in outcomes] == [("", STOPPED_EXIT_CODE)] * 2
+    (stop,) = records(run, "stop")
+    assert stop["reason"] == f"stopped by runtime.time_limit_minutes after step {stop['step']}"
+    assert [step for step, _ in list_checkpoints(run / "checkpoints")] == [stop["step"]]
+    assert steps(run)[-1]["step"] == stop["step"] < 5000
+    if steps(run)[-1]["step"] < 20:
+        world.trained(run, layout)
+    assert steps(run)[:20] == steps(whole_runs[layout])
+
+
+def train_in_a_job(config: str, overrides: list[str], left_s: list[float]) -> rank_calls.Outcome:
+    """Train in a job that ends in so many seconds by this rank's clock."""
+    end_s = time.time() + left_s[int(os.environ["RANK"])]
+    with mock.patch.dict(os.environ, {JOB_END: str(int(end_s))}):
+        return rank_calls.train(config, overrides)
+
+
+def test_end_of_the_job(world: World, tmp_path: Path) -> None:
+    """The scheduler's limit, said at the start and kept by both ranks; only rank 0's clock counts."""
+    run = tmp_path / "run"
+    words = [
+        f"run.dir={run}",
+        *NO_EVALUATION,
+        "data.valid=[]",
+        "eval.every_steps=0",
+        "runtime.stop_margin_s=600",
+    ]
+    finished = run_ranks(train_in_a_job, 2, str(world.config), [*words, "train.steps=3"], [3600.0, 603.0])
+    assert [(outcome.error, outcome.code) for outcome in finished] == [("", 0)] * 2
+    assert "the job ends in 60 min (SLURM_JOB_END_TIME): the run stops and saves before" in finished[0].stdout
+    outcomes = run_ranks(train_in_a_job, 2, str(world.config), words, [604.0, 3600.0], timeout_s=240)
+    assert [(outcome.error, outcome.code) for outcome in outcomes] == [("", STOPPED_EXIT_CODE)] * 2
+    stop = records(run, "stop")[-1]
+    assert stop["reason"] == f"stopped by the end of the job's time after step {stop['step']}"
+    assert [step for step, _ in list_checkpoints(run / "checkpoints")] == [3, stop["step"]]

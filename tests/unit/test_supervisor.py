@@ -1,0 +1,78 @@
+"""The supervisor of ranks, on small programs in their place: exit codes, restarts, signals."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from commands import call
+
+DRIVER = """
+import sys
+from cptron.config.schema import RuntimeConfig
+from cptron.runtime.supervisor import supervise
+
+for line in open(sys.argv[1]):
+    restarts, program = line.rstrip("\\n").split(" ", 1)
+    starts = sys.argv[1] + ".starts"
+    open(starts, "w").close()
+    code = supervise(["-c", PRELUDE + program, starts], 2, RuntimeConfig(max_restarts=int(restarts), stop_grace_s=1))
+    print(code, open(starts).read().count("0"), flush=True)
+"""
+PRELUDE = """
+import os, signal, sys, time
+rank = int(os.environ["RANK"])
+with open(sys.argv[1], "a") as stream:
+    stream.write(str(rank))
+again = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+me, parent = os.getpid(), os.getppid()
+"""
+CASES = {
+    "finished": ("0 pass", 0, 1),
+    "stopped": ("2 sys.exit(75)", 75, 1),
+    "one stopped, one lost at the end": ("2 time.sleep(rank); sys.exit([75, 1][rank])", 75, 1),
+    "refused": ("2 sys.exit(2)", 2, 1),
+    "one refused": ("2 sys.exit([1, 2][rank])", 2, 1),
+    "hung": ("0 sys.exit(76)", 76, 1),
+    "hung once": ("1 sys.exit([76, 0][again])", 0, 2),
+    "failed": ("0 sys.exit(1)", 1, 1),
+    "failed, and again": ("2 sys.exit(1)", 1, 3),
+    "killed": ("0 os.kill(me, signal.SIGKILL) if rank else time.sleep(1)", 1, 1),
+    "killed once": ("1 os.kill(me, signal.SIGKILL) if rank and not again else None", 0, 2),
+    "asked before there is a handler": (
+        "2 os.kill(parent, signal.SIGUSR1) if rank == 0 else None; time.sleep(60)",
+        75,
+        1,
+    ),
+    "asked, deaf": (
+        "2 signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1);"
+        " os.kill(parent, signal.SIGTERM) if rank == 0 else None; time.sleep(60)",
+        1,
+        1,
+    ),
+    "hung up on": ("2 os.kill(parent, signal.SIGHUP) if rank == 0 else None; time.sleep(60)", 75, 1),
+    "asked, finished": (
+        "2 signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(1); os.kill(parent, signal.SIGINT);"
+        " time.sleep(0.5)",
+        0,
+        1,
+    ),
+}
+"""Restarts and what each rank does; the exit code of all, and how often they were started."""
+
+
+def test_codes_and_restarts(tmp_path: Path) -> None:
+    """Only what failed is started again, and the code says what happened."""
+    cases = tmp_path / "cases"
+    cases.write_text("".join(f"{line}\n" for line, _, _ in CASES.values()))
+    driver = tmp_path / "driver.py"
+    driver.write_text(f"PRELUDE = {PRELUDE!r}\n{DRIVER}")
+    done = call([sys.executable, driver, cases], 240)
+    assert done.returncode == 0, done.stderr
+    found = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    assert dict(zip(CASES, found, strict=True)) == {name: (code, n) for name, (_, code, n) in CASES.items()}
+    said = done.stderr.splitlines()
+    assert said.count("cptron: rank 1 was killed by SIGKILL") == 2
+    assert "cptron: 2 rank(s) did not stop within 1 s of SIGTERM; killing them" in said
+    assert "cptron: stopped by SIGUSR1 before the first step; start again to go on" in said
+    assert all(line.startswith("cptron: ") for line in said), "torchrun's own lines are not wanted"
