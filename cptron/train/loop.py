@@ -14,6 +14,7 @@ from cptron.evaluate.perplexity import evaluate_set
 from cptron.optim.optimizer import finish_param_gather
 from cptron.optim.schedule import learning_rate
 from cptron.runtime.signals import StopRequest
+from cptron.train.guards import Guards
 from cptron.train.hooks import Action, Hook
 from cptron.train.metrics import eval_record, step_record
 from cptron.train.save import Saver
@@ -23,61 +24,66 @@ from cptron.train.step import train_step
 
 def train(run: Run, hooks: Sequence[Hook]) -> str:
     """Train until `train.steps` or until asked to stop; returns why it ended."""
-    config, state, steps = run.config, run.state, run.config.train.steps
+    config, steps = run.config, run.config.train.steps
     stop = StopRequest(run.session.device.torch_device)
     saver = Saver(run)
     reason = f"finished {steps} steps"
-    saved_step = evaluated_step = state.step
+    saved_step = evaluated_step = run.state.step
     try:
+        guards = Guards(run, hooks)
         for hook in hooks:
             hook.on_start(run)
-        if config.eval.at_start and state.step == 0:
+        if config.eval.at_start and run.state.step == 0:
             evaluate_all(run, hooks)
 
-        while state.step < steps:
+        while run.state.step < steps:
             # 1. this rank's part of the global batch; the ledger moves on by the whole batch, on every rank alike
             start_s = time.perf_counter()
-            batches = run.loader.next_step()
+            batches = guards.next_batches()
             if not batches:
-                reason = f"stopped after step {state.step}: {'; '.join(run.loader.notes)}"
-                if state.step != evaluated_step:
+                reason = f"stopped after step {run.state.step}: {'; '.join(run.loader.notes)}"
+                if run.state.step != evaluated_step:
                     evaluate_all(run, hooks)
                 break
 
-            # 2. forward, backward, reduce, clip, update
+            # 2. forward, backward, reduce; if the guards let it pass: clip, update
             result = train_step(
                 run.chunks,
                 run.optimizer,
                 batches,
-                lr=learning_rate(config.optim, state.step, steps),
+                lr=learning_rate(config.optim, run.state.step, steps),
                 optim=config.optim,
                 num_sources=len(run.source_names),
                 device=run.session.device.torch_device,
+                accept=guards.accept,
                 before_update=saver.before_update,
             )
-            state.step += 1
-            state.tokens_total += result.sums.tokens
+            if not guards.settle(batches, result.updated):
+                saved_step = min(saved_step, run.state.step)  # the batch is dropped, or the run rolled back
+                continue
+            run.state.step += 1
+            run.state.tokens_total += result.sums.tokens
 
             # 3. metrics, and what the hooks make of them
             record = step_record(run, result, time.perf_counter() - start_s)
             action = max((hook.on_step(run, record) for hook in hooks), default=Action.CONTINUE)
             if signal := stop.anywhere():
-                action, reason = Action.SAVE_AND_STOP, f"stopped by {signal} after step {state.step}"
+                action, reason = Action.SAVE_AND_STOP, f"stopped by {signal} after step {run.state.step}"
 
             # 4. validation
-            last = state.step == steps
-            if action != Action.SAVE_AND_STOP and (last or _due(state.step, config.eval.every_steps)):
-                action, evaluated_step = max(action, evaluate_all(run, hooks)), state.step
+            last = run.state.step == steps
+            if action != Action.SAVE_AND_STOP and (last or _due(run.state.step, config.eval.every_steps)):
+                action, evaluated_step = max(action, evaluate_all(run, hooks)), run.state.step
 
             # 5. checkpoint; the one before may have been written meanwhile
             tell_saved(run, hooks, saver.published())
-            if last or action >= Action.SAVE or _due(state.step, config.checkpoint.every_steps):
+            if last or action >= Action.SAVE or _due(run.state.step, config.checkpoint.every_steps):
                 tell_saved(run, hooks, saver.save())
-                saved_step = state.step
+                saved_step = run.state.step
             if action == Action.SAVE_AND_STOP:
                 break
 
-        if state.step != saved_step:  # the data came to its end
+        if run.state.step != saved_step:  # the data came to its end
             tell_saved(run, hooks, saver.save())
         tell_saved(run, hooks, saver.finish())
         for hook in hooks:
