@@ -101,7 +101,7 @@ def audit(run: Path) -> Audit:
     beyond = [path for number, (path, _) in saved.items() if number > last.batch]
     if beyond:
         raise DataError(
-            f"{run / DATA_LOG} ends with step {last.step}, batch {last.batch}, before {beyond[0]}; "
+            f"{run / DATA_LOG} ends with step {last.step}, before {beyond[0]}; "
             "restore the log, or remove the checkpoint"
         )
     accounts = [

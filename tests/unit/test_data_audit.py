@@ -295,7 +295,9 @@ def test_a_cursor_that_goes_back_is_found(tmp_path: Path) -> None:
     shares = {"shares": {"a": 1.0}, "since_mix": {"a": 4}}
     first = json.dumps({"kind": "data", "step": 1, "batch": 1, "cursors": {"a": 4}} | shares)
     for cursors in ({"a": 3}, {}):
-        path.write_text(f"{first}\n{json.dumps({'kind': 'data', 'step': 2, 'batch': 2, 'cursors': cursors})}\n")
+        path.write_text(
+            f"{first}\n{json.dumps({'kind': 'data', 'step': 2, 'batch': 2, 'cursors': cursors})}\n"
+        )
         with pytest.raises(DataError, match=rf"{DATA_LOG}:2 has source a behind where it was"):
             list(read_log(path))
 
