@@ -2,7 +2,7 @@
 
 Every document is one sample, so that the noise is in one global batch, and the seed is chosen so that this batch is
 `BAD`. In each copy another token is wrong, so that the loss tells which batch it is of. Checkpoints are saved after
-every 6 steps.
+every 36 steps.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from cptron.data.open import open_sources
 from cptron.testing import run_ranks
 
 SEQ = 16
-BAD = 16
+BAD = 40
 """The batch that holds the noise; also the step it is tried for."""
-DOCUMENTS = 80
+DOCUMENTS = 120
 ARCHITECTURE = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
@@ -48,11 +48,11 @@ data:
   seq_length: 16
   packing: best_fit
   sources: [{{name: lines, path: {root}/lines, token_share: 1.0}}]
-train: {{steps: 22, global_batch_size: 2, micro_batch_size: 1, precision: fp32}}
-optim: {{lr: 2.0e-2, schedule: constant}}
-guards: {{spike_min_history: 8, skip_batches: 2}}
+train: {{steps: 48, global_batch_size: 2, micro_batch_size: 1, precision: fp32}}
+optim: {{lr: 5.0e-3, schedule: constant}}
+guards: {{spike_window: 16, spike_min_history: 12, skip_batches: 2}}
 eval: {{at_start: false}}
-checkpoint: {{every_steps: 6}}
+checkpoint: {{every_steps: 36}}
 runtime: {{device: cpu, threads_per_rank: 1, timeout_s: 60}}
 """
 

@@ -263,7 +263,8 @@ class GuardsConfig:
     """What happens at a loss or gradient norm that is far too high, or not finite, before it changes any weight."""
 
     spike_z: float = 6.0
-    """A spike is so many robust standard deviations (1.4826 * MAD) above the median of the values before it."""
+    """A spike is so many robust standard deviations (1.4826 * MAD) above the median of the values before it; of the
+    gradient norm the logarithm is compared."""
     spike_window: int = 128
     """Values before it that loss and gradient norm are compared with, of batches that were trained on."""
     spike_min_history: int = 32

@@ -16,10 +16,15 @@ from cptron.config.schema import GuardsConfig
 
 SIGMA_OF_MAD = 1.4826
 """Standard deviation of a normal distribution over its median absolute deviation."""
-FLOOR_OF_MEDIAN = 0.01
-"""A deviation counts as at least this part of the median: on a flat curve the last bits are no spike."""
-FLOOR = 1e-3
+LOSS_FLOOR_OF_MEDIAN = 0.01
+"""The deviation of losses counts as at least this part of their median: on a flat curve the last bits are no spike."""
+LOSS_FLOOR_NATS = 1e-3
 """And as at least this, where the median is near 0."""
+LOG_NORM_FLOOR = 0.05
+"""The deviation of the logarithm of gradient norms counts as at least this. Their logarithm is compared because norms
+are skewed: of log-normal ones with a deviation of 0.4, one in 600 is beyond 6 without it, with it none in a million."""
+SMALLEST_NORM = 1e-12
+"""Below this a norm counts as this, so that it has a logarithm."""
 
 
 class Scores(NamedTuple):
@@ -72,15 +77,21 @@ class SpikeHistory:
         """Of the next batch; zeros while fewer than `guards.spike_min_history` are known."""
         if len(self.loss) < guards.spike_min_history:
             return NOT_KNOWN
-        window = guards.spike_window
-        return Scores(robust_z(loss, self.loss[-window:]), robust_z(grad_norm, self.grad_norm[-window:]))
+        losses, norms = self.loss[-guards.spike_window :], self.grad_norm[-guards.spike_window :]
+        floor = max(LOSS_FLOOR_OF_MEDIAN * abs(statistics.median(losses)), LOSS_FLOOR_NATS)
+        z_norm = robust_z(_log(grad_norm), [_log(norm) for norm in norms], LOG_NORM_FLOOR)
+        return Scores(robust_z(loss, losses, floor), z_norm)
 
 
-def robust_z(value: float, before: Sequence[float]) -> float:
-    """(value - median) / (1.4826 * MAD), with the floors above under the deviation."""
+def robust_z(value: float, before: Sequence[float], floor: float) -> float:
+    """(value - median) / (1.4826 * MAD) of the values before it, with at least `floor` as the divisor."""
     median = statistics.median(before)
     mad = statistics.median(abs(other - median) for other in before)
-    return (value - median) / max(SIGMA_OF_MAD * mad, FLOOR_OF_MEDIAN * abs(median), FLOOR)
+    return (value - median) / max(SIGMA_OF_MAD * mad, floor)
+
+
+def _log(norm: float) -> float:
+    return math.log(max(norm, SMALLEST_NORM))
 
 
 def _is_finite(value: object) -> bool:
