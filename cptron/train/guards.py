@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
@@ -43,13 +43,18 @@ class _Verdict(NamedTuple):
 class Guards:
     """Watches one run; collective in all that it does."""
 
-    def __init__(self, run: Run, hooks: Sequence[Hook]) -> None:
-        """Raises `CheckpointError` on every rank where the journal is damaged."""
-        self._run, self._hooks = run, hooks
+    def __init__(self, run: Run, hooks: Sequence[Hook], finish_saves: Callable[[], None]) -> None:
+        """`finish_saves` waits until a checkpoint that is being written is complete.
+
+        Raises `CheckpointError` on every rank where the journal is damaged or is not that of the state.
+        """
+        self._run, self._hooks, self._finish_saves = run, hooks, finish_saves
         self._path = run.directory / JOURNAL
         self._data = data_settings(run.config)
         self._journal = Journal(from_main(lambda: read_journal(self._path)), self._data)
         self._verdict: _Verdict | None = None
+        self._journal.require_follows(run.state.batches_drawn, run.state.journal_entries)
+        run.state.journal_entries = len(self._journal)
         if count := self._journal.not_repeated:
             note = f"{JOURNAL} has {count} action(s) about other data (batch size, sources or shares have changed)"
             run.plan = replace(run.plan, notes=(*run.plan.notes, f"{note}: they are not repeated"))
@@ -136,10 +141,12 @@ class Guards:
         return f"{bad} is {value} {where}; no weight was changed"
 
     def _roll_back(self, verdict: _Verdict, found: str) -> None:
+        self._finish_saves()
         target = newest_checkpoint(self._run, self._describe(verdict))
         before = self._run.state.batches_drawn - self._run.config.guards.skip_batches
         entry = self._append(verdict, max(before, target.batches_drawn + 1), target.step, found)
         roll_back(self._run, target)
+        self._run.state.journal_entries = len(self._journal)
         self._tell("rollback", entry)
 
     def _append(self, verdict: _Verdict, first: int = 0, to_step: int = 0, found: str = "") -> Entry:
@@ -163,6 +170,7 @@ class Guards:
         is_main = self._run.session.ranks.is_main
         agree(lambda: append_entry(self._path, entry) if is_main else None)
         self._journal.add(entry)
+        state.journal_entries = len(self._journal)
         return entry
 
     def _drop(self, batches: Sequence[MicroBatch], entry: Entry) -> None:

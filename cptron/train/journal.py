@@ -93,16 +93,41 @@ class Entry:
 
 
 class Journal:
-    """The entries that hold under the run's present data settings; the same on every rank."""
+    """All entries, of which those hold that are about the run's present data settings; the same on every rank."""
 
     def __init__(self, entries: Sequence[Entry], data: str) -> None:
-        self._entries = [entry for entry in entries if entry.data == data]
-        self.not_repeated = len(entries) - len(self._entries)
+        self._all = list(entries)
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    @property
+    def not_repeated(self) -> int:
         """Entries about other data: since then a batch of the same number holds other samples."""
+        return len(self._all) - len(self._entries)
+
+    @property
+    def _entries(self) -> list[Entry]:
+        return [entry for entry in self._all if entry.data == self._data]
 
     def add(self, entry: Entry) -> None:
         """What has just been appended to the file."""
-        self._entries.append(entry)
+        self._all.append(entry)
+
+    def require_follows(self, batches_drawn: int, known: int) -> None:
+        """Raise `CheckpointError` unless this is the journal of a run that has drawn so many batches, and whose state
+        knows `known` entries: none is lost, and none was made afterwards about data that is in the weights."""
+        if len(self._all) < known:
+            raise CheckpointError(
+                f"{JOURNAL} has {len(self._all)} action(s), the checkpoint was made with {known}; restore the file"
+            )
+        for entry in self._all[known:]:
+            if entry.drops and entry.first <= batches_drawn:
+                raise CheckpointError(
+                    f"the checkpoint holds what was learned from batch {entry.first} to {batches_drawn}, which "
+                    f"{JOURNAL} drops: it was left behind by a rollback; remove it, to go on from the one before"
+                )
 
     def decides(self, batch: int) -> bool:
         """An action was taken at this batch or later: whatever the journal does not name was let pass."""

@@ -30,7 +30,7 @@ def train(run: Run, hooks: Sequence[Hook]) -> str:
     reason = f"finished {steps} steps"
     saved_step = evaluated_step = run.state.step
     try:
-        guards = Guards(run, hooks)
+        guards = Guards(run, hooks, lambda: tell_saved(run, hooks, saver.finish()))
         for hook in hooks:
             hook.on_start(run)
         if config.eval.at_start and run.state.step == 0:

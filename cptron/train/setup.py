@@ -138,14 +138,14 @@ def _load(
     return found
 
 
-def load_again(run: Run, checkpoint: Path) -> None:
-    """Put a run that is under way back to one of its own checkpoints, by the same steps as a resume; collective.
+def load_again(run: Run, plan: Plan) -> None:
+    """Put a run that is under way back to the checkpoint `plan.resume_from`, by the same steps as a resume; collective.
 
     Raises a `CptronError` on every rank, and then the run cannot go on.
     """
     run.loader.close()
     finish_param_gather(run.chunks)
-    run.plan = replace(run.plan, resume_from=checkpoint)
+    run.plan = plan
     bare = [chunk.module for chunk in run.chunks]
     run.base, run.hugging_face = _load(run.plan, run.session, bare, run.optimizer)
     run.state, run.loader, run.valid_sets = open_data(run.config, run.plan, run.session)

@@ -33,6 +33,8 @@ class TrainState:
     tokens_skipped: int = 0
     """Predicted tokens of batches that the guards dropped."""
     spike_history: SpikeHistory = field(default_factory=SpikeHistory)
+    journal_entries: int = 0
+    """Actions of the guards that are in this state, or lie ahead of it."""
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Self:
@@ -44,6 +46,7 @@ class TrainState:
             batches_drawn=saved["batches_drawn"],
             tokens_skipped=saved["tokens_skipped"],
             spike_history=SpikeHistory.from_dict(saved["spike_history"]),
+            journal_entries=saved["journal_entries"],
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -55,6 +58,7 @@ class TrainState:
             "batches_drawn": self.batches_drawn,
             "tokens_skipped": self.tokens_skipped,
             "spike_history": self.spike_history.to_dict(),
+            "journal_entries": self.journal_entries,
         }
 
 
@@ -110,6 +114,7 @@ _VALID: dict[str, tuple[Callable[[Any], bool], str]] = {
     "batches_drawn": (_is_count, "a whole number from 0"),
     "tokens_skipped": (_is_count, "a whole number from 0"),
     "spike_history": (_is_spike_history, "lists of as many losses as gradient norms"),
+    "journal_entries": (_is_count, "a whole number from 0"),
     "random_states": (_is_random_states, "a list of generator states in base64"),
 }
 """What `state.json` must hold: a check, and the rule in words."""

@@ -155,9 +155,10 @@ def test_killed_at_an_action_and_resumed(
 
 @pytest.mark.parametrize("layout", [Layout(2, tp=2), Layout(2, pp=2)], ids=str)
 def test_every_layout_rolls_back(layout: Layout, guarded: GuardWorld, tmp_path: Path) -> None:
-    """All ranks go back together, and a resume after a kill repeats it to the bit."""
+    """All ranks go back together, and a resume after a kill repeats it to the bit. One of the runs saves while it
+    trains: the checkpoint that it goes back to may just be in the making."""
     run, again = tmp_path / "run", tmp_path / "again"
-    guarded.trained(run, layout, "guards.on_spike=rollback")
+    guarded.trained(run, layout, "guards.on_spike=rollback", "checkpoint.asynchronous=true")
     assert [(entry["batch"], entry["action"]) for entry in journal(run)] == [(BAD, "rollback")]
     assert_accounts(run, [BAD - 2, BAD - 1, BAD])
     words = guarded.words(again, layout, "guards.on_spike=rollback")
@@ -213,6 +214,24 @@ def test_a_damaged_journal_stops_every_rank(
     errors = {outcome.error for outcome in guarded.train(run, Layout(2))}
     (error,) = errors
     assert error.startswith(f"CheckpointError: {path}:1 is no entry of a journal")
+
+
+def test_a_journal_that_is_not_the_run_s(
+    guarded: GuardWorld, undisturbed: dict[str, Path], tmp_path: Path
+) -> None:
+    """Entries that are lost, and a checkpoint that a rollback has left behind, are both found."""
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed["skip"], run)
+    (run / "journal.jsonl").rename(tmp_path / "journal")
+    (outcome,) = guarded.train(run, ONE, f"train.steps={STEPS + 2}")
+    assert "journal.jsonl has 0 action(s), the checkpoint was made with 1; restore the file" in outcome.error
+    entry = {**journal(undisturbed["rollback"])[0], "first": STEPS - 1, "batch": STEPS + 3}
+    lines = (tmp_path / "journal").read_text() + json.dumps(entry) + "\n"
+    (run / "journal.jsonl").write_text(lines)
+    (outcome,) = guarded.train(run, ONE, f"train.steps={STEPS + 2}")
+    assert (
+        f"what was learned from batch {STEPS - 1} to {STEPS + 1}, which journal.jsonl drops" in outcome.error
+    )
 
 
 FC1, FC2 = "decoder.layers.2.mlp.linear_fc1", "decoder.layers.2.mlp.linear_fc2"
