@@ -10,6 +10,7 @@ import math
 import re
 
 from cptron.config.check_engine import check_engine
+from cptron.config.check_guards import check_guards
 from cptron.config.check_optim import check_optim_choices
 from cptron.config.check_retention import check_retention
 from cptron.config.resume_rules import check_accepted
@@ -32,6 +33,7 @@ def check_config(config: Config, world_size: int) -> None:
     check_optim_choices(config.optim)
     _check_names("checkpoint.milestones", [milestone.name for milestone in config.checkpoint.milestones])
     check_retention(config)
+    check_guards(config)
 
 
 def _check_counts(config: Config) -> None:

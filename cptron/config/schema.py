@@ -259,6 +259,28 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GuardsConfig:
+    """What happens at a loss or gradient norm that is far too high, or not finite, before it changes any weight."""
+
+    spike_z: float = 6.0
+    """A spike is so many robust standard deviations (1.4826 * MAD) above the median of the values before it; of the
+    gradient norm the logarithm is compared."""
+    spike_window: int = 128
+    """Values before it that loss and gradient norm are compared with, of batches that were trained on."""
+    spike_min_history: int = 32
+    """Nothing is a spike before so many values are known."""
+    on_spike: Literal["log", "skip", "rollback"] = "log"
+    """`log`: say so and train on. `skip`: drop the batch without an update. `rollback`: go back to the newest
+    checkpoint and drop the data up to and with this batch, from `guards.skip_batches` before it."""
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """The same for a loss or gradient that is NaN or infinite; `stop` ends the run."""
+    skip_batches: int = 16
+    """Global batches before the offending one that a rollback drops too."""
+    max_actions: int = 8
+    """Skips and rollbacks within `guards.spike_window` batches; one more stops the run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EvalConfig:
     """When the validation sets are evaluated."""
 
@@ -368,6 +390,7 @@ class Config:
     data: DataConfig
     train: TrainConfig
     optim: OptimConfig
+    guards: GuardsConfig = field(default_factory=GuardsConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)

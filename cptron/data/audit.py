@@ -1,4 +1,4 @@
-"""Proves from a run's log which tokens it has seen: `cptron data ledger RUN`.
+"""Proves from a run's log which tokens it has seen, and which it has drawn and dropped: `cptron data ledger RUN`.
 
 Place in the flow: after or during training, on any machine that has the token files; imports no torch.
 Invariant: nothing is taken on trust from a checkpoint: its ledger is recomputed from the log and the files.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,6 +36,9 @@ class Account:
     tokens: int
     documents: int
     epochs: float
+    samples_skipped: int
+    """Of these samples, those in batches that were drawn and not trained on."""
+    tokens_skipped: int
     largest_deviation_samples: float
     """Furthest that the source was from its share after any step, since shares were last set."""
 
@@ -56,19 +59,23 @@ class Audit:
     """The proven position of a run."""
 
     step: int
+    skipped_batches: list[int]
+    """Numbers of the global batches that were drawn and not trained on."""
     accounts: list[Account]
     compared_with: list[str]
     """Checkpoints whose ledger was found equal."""
     sources: Mapping[str, TokenSource]
+    skipped_samples: Mapping[str, set[int]]
+    """Numbers of the samples in those batches, by source."""
 
     def seen(self, name: str) -> Iterator[SeenRange]:
-        """Every range of every document that was read of a source: epoch by epoch, by document."""
-        source = self.sources[name]
+        """Every range of every document that was trained on of a source: epoch by epoch, by document."""
+        source, skipped = self.sources[name], self.skipped_samples[name]
         samples = next(account.samples for account in self.accounts if account.name == name)
         for epoch in range(-(-samples // source.samples_per_epoch)):
             first = epoch * source.samples_per_epoch
             last = min(samples, first + source.samples_per_epoch)
-            yield from _ranges(source, epoch, range(first, last))
+            yield from _ranges(source, epoch, (n for n in range(first, last) if n not in skipped))
 
 
 def audit(run: Path) -> Audit:
@@ -78,22 +85,30 @@ def audit(run: Path) -> Audit:
     sources = _drawn_sources(run)
     replay, counted = Replay(sources), _Counted(sources)
     last, compared = BEGINNING, list[str]()
+    skipped_batches, skipped_samples = list[int](), {name: set[int]() for name in sources}
     saved = _saved_ledgers(run)
     for step in read_log(run / DATA_LOG):
         replay.follow(step)
-        if step.step in saved:
-            path, ledger = saved[step.step]
+        if step.batch in saved:
+            path, ledger = saved[step.batch]
             _compare(counted, step, path, ledger)
             compared.append(str(path))
+        if step.skipped:
+            skipped_batches.append(step.batch)
+            for name, cursor in step.cursors.items():
+                skipped_samples[name].update(range(last.cursors.get(name, 0), cursor))
         last = step
-    beyond = [path for number, (path, _) in saved.items() if number > last.step]
+    beyond = [path for number, (path, _) in saved.items() if number > last.batch]
     if beyond:
         raise DataError(
             f"{run / DATA_LOG} ends with step {last.step}, before {beyond[0]}; "
             "restore the log, or remove the checkpoint"
         )
-    accounts = [counted.account(name, last.cursors[name], replay.deviations[name]) for name in sources]
-    return Audit(last.step, accounts, compared, sources)
+    accounts = [
+        counted.account(name, last.cursors[name], skipped_samples[name], replay.deviations[name])
+        for name in sources
+    ]
+    return Audit(last.step, skipped_batches, accounts, compared, sources, skipped_samples)
 
 
 def _drawn_sources(run: Path) -> dict[str, TokenSource]:
@@ -141,11 +156,13 @@ class _Counted:
         since_mix, epochs = cursor - step.mix_start[name], cursor / source.samples_per_epoch
         return Entry(source.identity, step.shares[name], cursor, since_mix, tokens, documents, epochs)
 
-    def account(self, name: str, samples: int, deviation: float) -> Account:
+    def account(self, name: str, samples: int, skipped: set[int], deviation: float) -> Account:
         """What people are told of a source."""
         documents, tokens = self._upto(name, samples)
-        epochs = samples / self._sources[name].samples_per_epoch
-        return Account(name, samples, tokens, documents, epochs, deviation)
+        source = self._sources[name]
+        _, tokens_skipped = source.count(np.array(sorted(skipped), np.int64)) if skipped else (0, 0)
+        epochs = samples / source.samples_per_epoch
+        return Account(name, samples, tokens, documents, epochs, len(skipped), tokens_skipped, deviation)
 
     def _upto(self, name: str, samples: int) -> tuple[int, int]:
         counted, documents, tokens = self._sums[name]
@@ -157,12 +174,12 @@ class _Counted:
 
 
 def _saved_ledgers(run: Path) -> dict[int, tuple[Path, Ledger]]:
-    """Step -> state file and ledger of the run's checkpoints that can be read."""
+    """Batches drawn -> state file and ledger of the run's checkpoints that can be read."""
     found = {}
     for path in sorted((run / "checkpoints").glob("step_*/state.json")):
         try:
             state = json.loads(path.read_text())
-            found[int(state["step"])] = path, Ledger.from_dict(state["ledger"])
+            found[int(state["batches_drawn"])] = path, Ledger.from_dict(state["ledger"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} cannot be read ({error!r}); remove the damaged checkpoint") from None
         except CheckpointError as error:
@@ -180,7 +197,7 @@ def _compare(counted: _Counted, step: LoggedStep, path: Path, ledger: Ledger) ->
             )
 
 
-def _ranges(source: TokenSource, epoch: int, cursors: range) -> Iterator[SeenRange]:
+def _ranges(source: TokenSource, epoch: int, cursors: Iterable[int]) -> Iterator[SeenRange]:
     pieces: dict[int, list[tuple[int, int]]] = {}
     for cursor in cursors:
         for span in source.spans(cursor):

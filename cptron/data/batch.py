@@ -25,6 +25,8 @@ class MicroBatch(NamedTuple):
     """Document of each input token, numbered from 0 in each row; places that hold no token are one more document."""
     on_first_tensor_rank: bool = False
     """Only tensor parallel rank 0 has read the arrays `[B, S]`; the pipeline hands them to the others."""
+    sample_B: npt.NDArray[np.int64] | None = None
+    """Number of each sequence in its source, where it is a sample of one."""
 
     def rows(self, start: int, stop: int) -> MicroBatch:
         """Views of some of its sequences."""
@@ -34,4 +36,5 @@ class MicroBatch(NamedTuple):
             loss_mask_BS=self.loss_mask_BS[start:stop],
             source_B=self.source_B[start:stop],
             documents_BS=self.documents_BS[start:stop],
+            sample_B=None if self.sample_B is None else self.sample_B[start:stop],
         )

@@ -115,6 +115,7 @@ class TrainLoader:
             source_B=np.array([draw.source for draw in drawn], dtype=np.int64),
             documents_BS=np.zeros(shape, np.int32),
             on_first_tensor_rank=self._cut.hands_on,
+            sample_B=np.array([draw.cursor for draw in drawn], dtype=np.int64),
         )
         if self._cut.reads:
             for row, draw in enumerate(drawn):

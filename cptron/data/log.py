@@ -1,7 +1,8 @@
-"""What was drawn, step by step: `RUN/data_log.jsonl`.
+"""What was drawn, batch by batch: `RUN/data_log.jsonl`.
 
-Place in the flow: written on rank 0 after every step; `audit` reads it. Invariant: with the configuration it
-names every sample of the run, because sample number n of a source is always the same tokens.
+Place in the flow: written on rank 0 after every step, and after every batch that was drawn and not trained on; `audit`
+reads it. Invariant: with the configuration it names every sample of the run, because sample number n of a source is
+always the same tokens.
 """
 
 from __future__ import annotations
@@ -20,26 +21,34 @@ DATA_LOG = "data_log.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class LoggedStep:
-    """Where the run stood in its sources after a step."""
+    """Where the run stood in its sources after a global batch."""
 
     step: int
+    """Optimizer steps done."""
     cursors: dict[str, int]
     """Samples drawn of each source since the start of the run."""
     shares: dict[str, float]
     """Share of the tokens of each source, in force after the step."""
     mix_start: dict[str, int]
     """Samples drawn of each source when these shares were set."""
+    batch: int = 0
+    """Global batches drawn, with this one."""
+    skipped: bool = False
+    """This batch was dropped: nothing was learned from it."""
 
 
 BEGINNING = LoggedStep(0, {}, {}, {})
 
 
-def log_record(step: int, ledger: Ledger, shares_before: dict[str, float]) -> dict[str, Any]:
-    """The record of a step; shares, and the samples drawn since they were set, are written where they changed."""
+def log_record(
+    step: int, ledger: Ledger, shares_before: dict[str, float], *, batch: int, skipped: bool = False
+) -> dict[str, Any]:
+    """The record of a batch; shares, and the samples drawn since they were set, are written where they changed."""
     shares = {name: entry.share for name, entry in ledger.entries.items()}
     record: dict[str, Any] = {
-        "kind": "data",
+        "kind": "skipped" if skipped else "data",
         "step": step,
+        "batch": batch,
         "cursors": {name: entry.cursor for name, entry in ledger.entries.items()},
     }
     if shares == shares_before:
@@ -49,8 +58,8 @@ def log_record(step: int, ledger: Ledger, shares_before: dict[str, float]) -> di
 
 
 def read_log(path: Path) -> Iterator[LoggedStep]:
-    """Steps in order; a last line that was cut off is left out, as a resume does. Raises DataError on a line
-    that cannot be read, a step left out, a cursor that goes back, or shares set at another time."""
+    """Batches in order; a last line that was cut off is left out, as a resume does. Raises DataError on a line
+    that cannot be read, a step or batch left out, a cursor that goes back, or shares set at another time."""
     before = BEGINNING
     try:
         with path.open("rb") as lines:
@@ -73,18 +82,24 @@ def read_log(path: Path) -> Iterator[LoggedStep]:
 def _parsed(record: dict[str, Any], before: LoggedStep) -> LoggedStep:
     cursors: dict[str, int] = record["cursors"]
     since_mix: dict[str, int] = record.get("since_mix", {})
-    for number in (record["step"], *cursors.values(), *since_mix.values()):
+    if record["kind"] not in ("data", "skipped"):
+        raise TypeError(f"kind {record['kind']!r} must be data or skipped")
+    for number in (record["step"], record["batch"], *cursors.values(), *since_mix.values()):
         if type(number) is not int or number < 0:
             raise TypeError(f"{number!r} must be an integer from 0")
     mix_start = {name: cursors[name] - since for name, since in since_mix.items()}
     shares = {name: float(share) for name, share in record.get("shares", before.shares).items()}
-    return LoggedStep(record["step"], dict(cursors), shares, mix_start or before.mix_start)
+    where = mix_start or before.mix_start
+    return LoggedStep(
+        record["step"], dict(cursors), shares, where, record["batch"], record["kind"] == "skipped"
+    )
 
 
 def _check_follows(path: Path, number: int, before: LoggedStep, step: LoggedStep) -> None:
-    if step.step != before.step + 1:
+    if (step.step, step.batch) != (before.step + (not step.skipped), before.batch + 1):
         raise DataError(
-            f"{path}:{number} is step {step.step} after {before.step}, none may be left out; restore it"
+            f"{path}:{number} is step {step.step} and batch {step.batch} after step {before.step} and batch "
+            f"{before.batch}, none may be left out; restore it"
         )
     closed = sorted(name for name in step.cursors.keys() - before.cursors.keys() if RETIRED in name)
     if closed:

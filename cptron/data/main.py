@@ -73,7 +73,13 @@ def _ledger(args: argparse.Namespace) -> int:
         accounts = [asdict(account) for account in found.accounts]
         print(
             json.dumps(
-                {"step": found.step, "accounts": accounts, "checkpoints": found.compared_with}, indent=2
+                {
+                    "step": found.step,
+                    "skipped_batches": found.skipped_batches,
+                    "accounts": accounts,
+                    "checkpoints": found.compared_with,
+                },
+                indent=2,
             )
         )
         return 0
@@ -84,12 +90,16 @@ def _ledger(args: argparse.Namespace) -> int:
             f"{a.tokens:,}",
             f"{a.documents:,}",
             f"{a.epochs:.4f}",
+            f"{a.tokens_skipped:,}",
             f"{a.largest_deviation_samples:.3f}",
         ]
         for a in found.accounts
     ]
     print(f"step {found.step}, recomputed from the log and the token files")
-    print(table(["source", "samples", "tokens", "documents", "epochs", "furthest from share"], rows))
+    head = ["source", "samples", "tokens", "documents", "epochs", "tokens skipped", "furthest from share"]
+    print(table(head, rows))
+    if found.skipped_batches:
+        print(f"drawn and not trained on: batch {', '.join(map(str, found.skipped_batches))}")
     print("\n".join(f"equal to the ledger of {path}" for path in found.compared_with))
     return 0
 

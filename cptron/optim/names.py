@@ -22,7 +22,7 @@ from cptron.config.schema import ParamGroupConfig
 from cptron.errors import ConfigError
 
 EMBEDDING = "embedding.word_embeddings.weight"
-_LAYER = re.compile(r"^(?P<path>.*\blayers\.)(?P<number>\d+)(?P<rest>\..*)$")
+_LAYER = re.compile(r"^(?P<path>.*\blayers\.)(?P<number>\d+)(?P<rest>(?:\..*)?)$")
 
 
 def named_parameters(chunks: Sequence[Any]) -> Iterator[tuple[str, torch.nn.Parameter]]:
@@ -38,6 +38,11 @@ def named_parameters(chunks: Sequence[Any]) -> Iterator[tuple[str, torch.nn.Para
 def _whole_name(module: Any, name: str, param: torch.nn.Parameter) -> str:
     if name == "output_layer.weight" and getattr(param, "shared_embedding", False):
         return EMBEDDING
+    return whole_name(module, name)
+
+
+def whole_name(module: Any, name: str) -> str:
+    """Name in the whole model of a parameter or module that the chunk `module` calls `name`."""
     found = _LAYER.match(name)
     if not found:
         return name

@@ -7,7 +7,8 @@ A rank's own gradient is overwritten by the reduction only where the rank owns a
 buffer still holds what this rank alone computed. So a bad value outside a rank's shard is its own doing. A bad
 value inside a shard is a sum over the data parallel ranks: when no other rank has one, it is the owner's doing.
 What is shared between tensor ranks or stages (norms with sequence parallel, tied embeddings) has been summed over
-them as well, and then all of them are named.
+them as well, and then all of them are named. Parameters are named in the order of the backward pass, so that the first
+is where it began.
 """
 
 from __future__ import annotations
@@ -32,13 +33,17 @@ class _Finding(NamedTuple):
     own: bool
     """Seen where the buffer holds this rank's own gradient only."""
     elements: int
+    position: tuple[int, int]
+    """Of its chunk in the model, and in its chunk."""
 
 
 def describe_nonfinite(chunks: Sequence[Any]) -> str:
     """One sentence naming the first few parameters, with their ranks; the same on every rank."""
     by_rank: list[list[_Finding]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(by_rank, list(_local_findings(chunks)))
-    found = [finding for findings in by_rank for finding in findings]
+    found = sorted(
+        (finding for findings in by_rank for finding in findings), key=lambda f: f.position, reverse=True
+    )
     if not found:
         return "every parameter has a finite gradient"
     names = list(dict.fromkeys(finding.name for finding in found))
@@ -60,9 +65,10 @@ def _origin(findings: list[_Finding]) -> str:
 
 def _local_findings(chunks: Sequence[Any]) -> Iterator[_Finding]:
     rank = dist.get_rank()
-    names = {param: name for name, param in named_parameters(chunks)}
-    for chunk in chunks:
+    for number, chunk in enumerate(chunks):
+        names = {param: (index, name) for index, (name, param) in enumerate(named_parameters([chunk]))}
         place = (chunk.tp_group.rank(), chunk.pp_group.rank())
+        part = number * chunk.pp_group.size() + chunk.pp_group.rank()
         for buffer in chunk.buffers + chunk.expert_parallel_buffers:
             for param in buffer.params:
                 bad = ~torch.isfinite(param.main_grad).view(-1)
@@ -73,7 +79,8 @@ def _local_findings(chunks: Sequence[Any]) -> Iterator[_Finding]:
                     )
                     reduced = int(bad[start:stop].sum()) if stop > start else 0
                     own = chunk.ddp_config.use_distributed_optimizer and elements > reduced
-                    yield _Finding(names[param], rank, place, own, elements)
+                    index, name = names[param]
+                    yield _Finding(name, rank, place, own, elements, (part, index))
 
 
 def _owned(buffer: Any, param: torch.Tensor) -> tuple[int, int]:

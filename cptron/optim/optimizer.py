@@ -41,6 +41,7 @@ __all__ = [
     "build_optimizer",
     "finish_param_gather",
     "freeze",
+    "gradient_norm",
     "set_rates",
     "wrap_chunks",
 ]
@@ -153,13 +154,17 @@ def set_rates(optimizer: Any, lr: float, optim: OptimConfig) -> None:
                 group[key] = optim.momentum
 
 
-def apply_gradients(optimizer: Any, clip_grad_norm: float) -> float:
-    """Clip and take the optimizer step; returns the global L2 norm before clipping.
+def gradient_norm(optimizer: Any) -> float:
+    """Global L2 norm of the gradient before clipping, the same on every rank; collective, and changes no weight."""
+    optimizer.prepare_grads()
+    return float(optimizer.get_grad_norm())
+
+
+def apply_gradients(optimizer: Any, clip_grad_norm: float, grad_norm: float) -> None:
+    """Clip and take the optimizer step; `grad_norm` is what `gradient_norm` has just returned.
 
     Raises `TrainingError` on every rank, with weights and state unchanged, when the norm is not finite.
     """
-    optimizer.prepare_grads()
-    grad_norm = float(optimizer.get_grad_norm())
     if not math.isfinite(grad_norm):
         raise TrainingError(
             f"gradient norm is {grad_norm}; no weight was changed. {describe_nonfinite(optimizer.wrapped_chunks)}. "
@@ -170,7 +175,6 @@ def apply_gradients(optimizer: Any, clip_grad_norm: float) -> float:
         clip_grad_by_total_norm_fp32(parameters, max_norm=clip_grad_norm, total_norm=grad_norm)
     optimizer.step_with_ready_grads()
     _count_step_of_empty_groups(optimizer)
-    return grad_norm
 
 
 def _count_step_of_empty_groups(optimizer: Any) -> None:

@@ -17,9 +17,13 @@ SMOOTH_FROM = 60
 """Steps from which a curve is drawn smoothed over its raw values."""
 
 
-def training_charts(config: Config, steps: Sequence[Record]) -> list[str]:
-    """Loss in total and by source, learning rate, gradient norm and throughput against the step."""
-    return [*_loss_charts(config, steps), *_optimizer_charts(steps)]
+Marks = Sequence[tuple[float, str]]
+
+
+def training_charts(config: Config, steps: Sequence[Record], marks: Marks = ()) -> list[str]:
+    """Loss in total and by source, learning rate, gradient norm and throughput against the step; `marks` in total loss
+    and gradient norm."""
+    return [*_loss_charts(config, steps, marks), *_optimizer_charts(steps, marks)]
 
 
 def validation_charts(evals: Sequence[Record]) -> list[str]:
@@ -44,9 +48,9 @@ def points_of(records: Sequence[Record], x: str, y: str) -> list[tuple[float, fl
     return [(float(r[x]), float(r[y])) for r in records if isinstance(r.get(y), int | float)]
 
 
-def _loss_charts(config: Config, steps: Sequence[Record]) -> list[str]:
+def _loss_charts(config: Config, steps: Sequence[Record], marks: Marks) -> list[str]:
     total = _curve("all sources", points_of(steps, "step", "loss_nats_per_token"), 0)
-    charts = [line_chart("Training loss", "step", "nats per token", total)]
+    charts = [line_chart("Training loss", "step", "nats per token", total, marks=marks)]
     if len(config.data.sources) > 1:
         losses, tokens = [], []
         for color, source in enumerate(config.data.sources, start=1):
@@ -59,13 +63,13 @@ def _loss_charts(config: Config, steps: Sequence[Record]) -> list[str]:
     return charts
 
 
-def _optimizer_charts(steps: Sequence[Record]) -> list[str]:
+def _optimizer_charts(steps: Sequence[Record], marks: Marks) -> list[str]:
     rate = [Series("", points_of(steps, "step", "lr"), 0)]
     norm = _curve("", points_of(steps, "step", "grad_norm"), 0)
     speed = _curve("", points_of(steps, "step", "tokens_per_s"), 0)
     return [
         line_chart("Learning rate", "step", "", rate, zero=True),
-        line_chart("Gradient norm", "step", "global L2, before clipping", norm, zero=True),
+        line_chart("Gradient norm", "step", "global L2, before clipping", norm, zero=True, marks=marks),
         line_chart("Throughput", "step", "tokens/s, all ranks", speed, zero=True),
     ]
 

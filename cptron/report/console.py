@@ -97,6 +97,24 @@ class Console:
         return pace * max(0, self.total_steps - step)
 
 
+def guard_line(record: Mapping[str, Any]) -> str:
+    """What a guard has found and done, in one line."""
+    first, batch = record["first"], record["batch"]
+    dropped = f"batch {batch}" if first == batch else f"batches {first} to {batch}"
+    done = {
+        "log": "trained on",
+        "skip": f"{dropped} dropped",
+        "rollback": f"back to step {record['to_step']}, will drop {dropped}",
+        "drop": f"{dropped} dropped",
+    }[record["event"]]
+    if record["cause"] == "spike":
+        z = f"z {record['z_loss']:.1f} and {record['z_grad_norm']:.1f}"
+        what = f"loss {record['loss_nats_per_token']:.4f}, grad_norm {record['grad_norm']:.4g} ({z})"
+    else:
+        what = record["found"]
+    return f"{record['cause']} at step {record['tried_step']}, batch {batch}: {what}; {done}"
+
+
 def _is_screen() -> bool:
     """A terminal that has a size; some job consoles claim to be terminals of 0 lines, on which no bar can
     be drawn."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cptron.config.load import config_to_dict
 from cptron.data.log import DATA_LOG, log_record
-from cptron.report.console import Console
+from cptron.report.console import Console, guard_line
 from cptron.report.html import write_report
 from cptron.report.sinks import JsonlSink, open_sinks
 from cptron.train.hooks import Action, Hook, Record
@@ -34,7 +34,7 @@ class ReportHook(Hook):
         config = run.config
         self._every_steps = max(1, config.log.every_steps)
         self._metrics = open_sinks(config, run.directory, run.state.step, config_to_dict(config))
-        self._data_log = JsonlSink(run.directory / DATA_LOG, run.state.step)
+        self._data_log = JsonlSink(run.directory / DATA_LOG, run.state.batches_drawn, key="batch")
         self._shares: dict[str, float] = {}
         self._console = Console(config.train.steps, run.state.step, enabled=True)
 
@@ -69,15 +69,34 @@ class ReportHook(Hook):
 
     def on_step(self, run: Run, record: Record) -> Action:
         """Every step is counted; every `log.every_steps`-th is written; what was drawn is always written."""
-        ledger = run.state.ledger
-        self._data_log.write(log_record(run.state.step, ledger, self._shares))
-        self._shares = {name: entry.share for name, entry in ledger.entries.items()}
-        for note in run.loader.notes:
-            self._console.note(note)
+        self._drawn(run, skipped=False)
         if run.state.step % self._every_steps == 0:
             self._metrics.write(record)
             self._console.step(record)
         return Action.CONTINUE
+
+    def on_drop(self, run: Run) -> None:
+        """What was drawn is always written."""
+        self._drawn(run, skipped=True)
+
+    def on_guard(self, run: Run, record: Record) -> None:
+        """Always written; after a rollback the steps that were lost are cut off, as a resume does."""
+        if record["event"] == "rollback":
+            self._metrics.rewind(run.state.step)
+            self._data_log.rewind(run.state.batches_drawn)
+            self._shares = {}
+        self._metrics.write(record)
+        self._console.note(guard_line(record))
+
+    def _drawn(self, run: Run, *, skipped: bool) -> None:
+        state = run.state
+        record = log_record(
+            state.step, state.ledger, self._shares, batch=state.batches_drawn, skipped=skipped
+        )
+        self._data_log.write(record)
+        self._shares = {name: entry.share for name, entry in state.ledger.entries.items()}
+        for note in run.loader.notes:
+            self._console.note(note)
 
     def on_eval(self, run: Run, record: Record) -> Action:
         """Always written."""

@@ -19,7 +19,7 @@ from cptron.config.load import load_config, resolved_yaml
 from cptron.config.schema import Config
 from cptron.errors import DataError
 from cptron.report.charts import points_of, training_charts, validation_charts
-from cptron.report.console import compact, valid_sets
+from cptron.report.console import compact, guard_line, valid_sets
 from cptron.report.page import page
 from cptron.report.sinks import METRICS_FILE, Record, read_records
 
@@ -51,13 +51,17 @@ def render(config: Config, records: Sequence[Record], summary: dict[str, Any]) -
     """The page as text."""
     steps = [record for record in records if record["kind"] == "step"]
     evals = [record for record in records if record["kind"] == "eval"]
+    guards = [record for record in records if record["kind"] == "guard"]
     name = config.run.name or Path(config.run.dir).name
     body = [
         f"<header><h1>{escape(name)}</h1><p>{escape(_status(config, records))}</p></header>",
         _cards(steps, evals),
         _validation_table(evals),
         _source_table(config, steps),
-        _section("Training", training_charts(config, steps)),
+        _section(
+            "Training", training_charts(config, steps, [(r["tried_step"], guard_line(r)) for r in guards])
+        ),
+        _guard_table(guards),
         _section("Validation", validation_charts(evals)),
         _details(config, records, summary),
     ]
@@ -147,6 +151,15 @@ def _source_table(config: Config, steps: Sequence[Record]) -> str:
         )
     head = ["source", "tokens seen", "share", "share asked for", "loss, first 5 %", "loss, last 5 %"]
     return "<h2>What it was trained on</h2>" + _table(head, rows, numbers=True)
+
+
+def _guard_table(guards: Sequence[Record]) -> str:
+    if not guards:
+        return ""
+    rows = [[str(record["tried_step"]), record["event"], escape(guard_line(record))] for record in guards]
+    skipped = max(int(record["tokens_skipped"]) for record in guards)
+    note = f"{skipped:,} tokens were drawn and not trained on." if skipped else "No data was left out."
+    return f"<h2>Spikes and what was done</h2><p>{note}</p>" + _table(["step", "what", ""], rows)
 
 
 def _details(config: Config, records: Sequence[Record], summary: dict[str, Any]) -> str:

@@ -46,6 +46,7 @@ svg { display: block; width: 100%; height: auto; margin-top: 6px; }
 svg text { fill: var(--soft); font-size: 12px; }
 svg .grid { stroke: var(--line); }
 svg .zero { stroke: var(--soft); }
+svg .mark { stroke: var(--bad); stroke-width: 1.5; stroke-dasharray: 3 3; }
 polyline { fill: none; stroke: currentColor; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
 polyline.dash { stroke-dasharray: 6 4; }
 polyline.faint { stroke-width: 1; opacity: .28; }

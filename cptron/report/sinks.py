@@ -1,8 +1,8 @@
 """Where metric records go: JSONL always, TensorBoard and Weights & Biases when asked for.
 
 Place in the flow: rank 0 of the loop writes each record once. A record is a flat dict: `kind` (step, eval,
-save, start or stop), `step` (optimizer steps done) and values with their unit in the name. Invariant: after
-a resume no sink shows a step twice; records of steps that were lost are gone.
+save, guard, start or stop), `step` (optimizer steps done) and values with their unit in the name. Invariant: after
+a resume or a rollback no sink but Weights & Biases shows a step twice; records of steps that were lost are gone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TextIO
 
 from cptron.config.schema import Config
 from cptron.errors import ConfigError, DataError
@@ -27,6 +27,9 @@ class Sink(Protocol):
 
     def write(self, record: Record) -> None:
         """Take one record."""
+
+    def rewind(self, position: int) -> None:
+        """Forget what came after `position`, which the run went back to."""
 
     def close(self) -> None:
         """Flush and release."""
@@ -42,6 +45,11 @@ class Metrics:
         """Write one record everywhere."""
         for sink in self._sinks:
             sink.write(record)
+
+    def rewind(self, position: int) -> None:
+        """Go back to a step everywhere."""
+        for sink in self._sinks:
+            sink.rewind(position)
 
     def close(self) -> None:
         """Close all sinks."""
@@ -93,22 +101,32 @@ class JsonlSink:
     """One JSON object a line, flushed at once. Numbers that JSON lacks are written as "nan", "inf" and
     "-inf".
 
-    Records after `resume_step` are cut off, in one atomic replacement. At 0 nothing is kept: a run without a
-    checkpoint starts over, baseline included.
+    Records whose `key` is beyond `position` are cut off, in one atomic replacement. At 0 nothing is kept: a run
+    without a checkpoint starts over, baseline included.
     """
 
-    def __init__(self, path: Path, resume_step: int) -> None:
+    def __init__(self, path: Path, position: int, key: str = "step") -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self._key = path, key
+        self._file = self._opened(position)
+
+    def _opened(self, position: int) -> TextIO:
+        path = self._path
         kept: list[Record] = []
-        if resume_step > 0 and path.exists():
-            kept = [record for record in read_records(path) if record["step"] <= resume_step]
+        if position > 0 and path.exists():
+            kept = [record for record in read_records(path) if record[self._key] <= position]
         temporary = path.with_name(path.name + ".tmp")
         with temporary.open("w", encoding="utf-8") as file:
             file.writelines(_line(record) for record in kept)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        return path.open("a", encoding="utf-8", buffering=1)
+
+    def rewind(self, position: int) -> None:
+        """Cut off what came after `position`."""
+        self._file.close()
+        self._file = self._opened(position)
 
     def write(self, record: Record) -> None:
         """Append one record."""
@@ -136,7 +154,16 @@ class TensorBoardSink:
                 "log.tensorboard=true needs the tensorboard package, which is not installed; "
                 "run `pip install tensorboard`, or set log.tensorboard=false"
             ) from None
-        self._writer = SummaryWriter(str(dir), purge_step=resume_step + 1 if resume_step else 0)
+        self._dir, self._make = dir, SummaryWriter
+        self._writer = self._opened(resume_step)
+
+    def _opened(self, resume_step: int) -> Any:
+        return self._make(str(self._dir), purge_step=resume_step + 1 if resume_step else 0)
+
+    def rewind(self, position: int) -> None:
+        """Go on in a new event file, which hides the later steps of those before."""
+        self._writer.close()
+        self._writer = self._opened(position)
 
     def write(self, record: Record) -> None:
         """Write the metrics of a step or an evaluation at its step."""
@@ -189,6 +216,9 @@ class WandbSink:
         """Log the metrics of a step or an evaluation against its step."""
         if record["kind"] in ("step", "eval"):
             self._run.log({"step": record["step"], **dict(scalars(record))})
+
+    def rewind(self, position: int) -> None:
+        """Nothing: what was logged stays, and the steps taken again are shown after it."""
 
     def close(self) -> None:
         """Finish the run, so that its files are complete."""

@@ -33,9 +33,16 @@ class Series:
     faint: bool = False
 
 
-def line_chart(title: str, x_label: str, y_label: str, series: Sequence[Series], zero: bool = False) -> str:
-    """A titled figure with legend, axes and lines; `zero` makes 0 part of the y axis. Empty when no point
-    is finite."""
+def line_chart(
+    title: str,
+    x_label: str,
+    y_label: str,
+    series: Sequence[Series],
+    zero: bool = False,
+    marks: Sequence[tuple[float, str]] = (),
+) -> str:
+    """A titled figure with legend, axes and lines; `zero` makes 0 part of the y axis, `marks` are (x, text) of
+    upright lines. Empty when no point is finite."""
     xs = [x for line in series for x, y in line.points if math.isfinite(y)]
     series = [replace(line, points=_drawn_points(line.points)) for line in series]
     ys = [y for line in series for _, y in line.points] + ([0.0] if zero else [])
@@ -45,7 +52,8 @@ def line_chart(title: str, x_label: str, y_label: str, series: Sequence[Series],
     x_low, x_high = _x_range(min(xs), max(xs))
     x_ticks = [x for x in ticks(x_low, x_high, 7) if x_low <= x <= x_high]
     frame = _Frame(x_low, x_high, y_ticks[0], y_ticks[-1])
-    parts = [_axes(frame, x_ticks, y_ticks, x_label), *(_line(frame, line) for line in series)]
+    upright = [_mark(frame, x, text) for x, text in marks if x_low <= x <= x_high]
+    parts = [_axes(frame, x_ticks, y_ticks, x_label), *upright, *(_line(frame, line) for line in series)]
     svg = (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
     )
@@ -134,6 +142,11 @@ def _axes(frame: _Frame, x_ticks: list[float], y_ticks: list[float], x_label: st
         f'<text class="label" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>'
     )
     return "".join(parts)
+
+
+def _mark(frame: _Frame, x: float, text: str) -> str:
+    at = f'x1="{frame.x(x):.1f}" x2="{frame.x(x):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"'
+    return f'<line class="mark" {at}><title>{escape(text)}</title></line>'
 
 
 def _line(frame: _Frame, line: Series) -> str:

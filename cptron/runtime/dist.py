@@ -71,6 +71,15 @@ def agree(action: Callable[[], T]) -> T:
     return result  # type: ignore[no-any-return]
 
 
+def from_main(action: Callable[[], T]) -> T:
+    """What `action` returns on rank 0, where alone it runs, on every rank; its `CptronError` too."""
+    import torch.distributed as dist
+
+    found: list[Any] = [agree(lambda: action() if dist.get_rank() == 0 else None)]
+    dist.broadcast_object_list(found, src=0)
+    return found[0]  # type: ignore[no-any-return]
+
+
 def shutdown() -> None:
     """Leave the process group, if any."""
     import torch.distributed as dist

@@ -100,6 +100,11 @@ class Topology:
         """Position of `rank` on the pipeline axis, that is its stage."""
         return rank // (self.layout.tp * self.layout.cp * self.dp)
 
+    def place(self, rank: int) -> str:
+        """Where `rank` stands, for people: `tp 1, pp 0, dp 3`."""
+        cp = f"cp {self.cp_rank(rank)}, " if self.layout.cp > 1 else ""
+        return f"tp {self.tp_rank(rank)}, {cp}pp {self.pp_rank(rank)}, dp {self.dp_rank(rank)}"
+
     def describe(self) -> str:
         """Short form for logs and file names, such as `tp2_pp1_dp4`."""
         return f"{self.layout.describe()}_dp{self.dp}"

@@ -60,11 +60,10 @@ def _find(config: Config, plan: Plan, session: Session) -> _Found:
     """Rank-local."""
     data = config.data
     saved = read_state(plan.resume_from / layout.STATE) if plan.resume_from else None
-    ledger = Ledger.from_dict(saved["ledger"]) if saved else Ledger()
-    for name in renewed(plan.accepted, ledger.entries):
-        ledger.renew(name, saved["step"] if saved else 0)
-    state = TrainState(saved["step"] if saved else 0, saved["tokens_total"] if saved else 0, ledger)
-    identities, stream = _find_sources(config, plan, ledger)
+    state = TrainState.from_dict(saved) if saved else TrainState()
+    for name in renewed(plan.accepted, state.ledger.entries):
+        state.ledger.renew(name, state.step)
+    identities, stream = _find_sources(config, plan, state.ledger)
     sources = Ledger({name: Entry(identity, 0.0) for name, identity in identities.items()})
     micro = config.eval.micro_batch_size or config.train.micro_batch_size
     valid_sets = [

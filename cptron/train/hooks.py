@@ -34,6 +34,13 @@ class Hook:
         """After each optimizer step, with its metrics."""
         return Action.CONTINUE
 
+    def on_drop(self, run: Run) -> None:
+        """After a global batch was drawn that is not trained on; the state counts it."""
+
+    def on_guard(self, run: Run, record: Record) -> None:
+        """After the guards found or did something, with what and why. `event` is `log`, `skip`, `rollback` (the state
+        is now that of the checkpoint), or `drop` (the last batch that a rollback drops was passed)."""
+
     def on_eval(self, run: Run, record: Record) -> Action:
         """After the validation sets were evaluated."""
         return Action.CONTINUE

@@ -16,6 +16,7 @@ from cptron.optim.optimizer import finish_param_gather
 from cptron.optim.schedule import learning_rate
 from cptron.runtime.agreement import StepStatus
 from cptron.runtime.pace import EVALUATION, SAVE
+from cptron.train.guards import Guards
 from cptron.train.hooks import Action, Hook
 from cptron.train.metrics import eval_record, step_record
 from cptron.train.save import Saver
@@ -26,65 +27,71 @@ from cptron.train.stop import Stop
 
 def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
     """Train until `train.steps` or until asked to stop; returns the exit code: 0, or `STOPPED_EXIT_CODE`."""
-    config, state, steps, pace = run.config, run.state, run.config.train.steps, run.session.pace
+    config, steps, pace = run.config, run.config.train.steps, run.session.pace
     status, code = StepStatus(run.session.device.torch_device), 0
     stop.listen()
     saver = Saver(run)
     reason = f"finished {steps} steps"
-    saved_step = evaluated_step = state.step
+    saved_step = evaluated_step = run.state.step
     try:
+        guards = Guards(run, hooks, lambda: tell_saved(run, hooks, saver.finish()))
         for hook in hooks:
             hook.on_start(run)
-        if config.eval.at_start and state.step == 0:
+        if _owes_evaluation(run):
             evaluate_all(run, hooks)
 
-        while state.step < steps:
+        while run.state.step < steps:
             # 1. this rank's part of the global batch; the ledger moves on by the whole batch, on every rank alike
             start_s = time.perf_counter()
-            batches = run.loader.next_step()
+            batches = guards.next_batches()
             if not batches:
-                reason = f"stopped after step {state.step}: {'; '.join(run.loader.notes)}"
-                if state.step != evaluated_step:
+                reason = f"stopped after step {run.state.step}: {'; '.join(run.loader.notes)}"
+                if run.state.step != evaluated_step:
                     evaluate_all(run, hooks)
                 break
 
-            # 2. forward, backward, reduce, clip, update
+            # 2. forward, backward, reduce; if the guards let it pass: clip, update
             result = train_step(
                 run.chunks,
                 run.optimizer,
                 batches,
-                lr=learning_rate(config.optim, state.step, steps),
+                lr=learning_rate(config.optim, run.state.step, steps),
                 optim=config.optim,
                 num_sources=len(run.source_names),
                 device=run.session.device.torch_device,
+                accept=guards.accept,
                 before_update=saver.before_update,
             )
-            state.step += 1
-            state.tokens_total += result.sums.tokens
+            if not guards.settle(batches, result.updated):
+                pace.step_done()
+                saved_step = min(saved_step, run.state.step)  # the batch is dropped, or the run rolled back
+                continue
+            run.state.step += 1
+            run.state.tokens_total += result.sums.tokens
 
             # 3. metrics, and what the hooks make of them
             pace.step_done()
             record = step_record(run, result, time.perf_counter() - start_s)
             action = max((hook.on_step(run, record) for hook in hooks), default=Action.CONTINUE)
-            last = state.step == steps
-            evaluation_is_due = last or _due(state.step, config.eval.every_steps)
+            last = run.state.step == steps
+            evaluation_is_due = last or _due(run.state.step, config.eval.every_steps)
             stop.report(status, evaluation_is_due=evaluation_is_due)
             if asked := stop.reason(status.agree()):
                 action, code = Action.SAVE_AND_STOP, STOPPED_EXIT_CODE
-                reason = f"{asked} after step {state.step}"
+                reason = f"{asked} after step {run.state.step}"
 
             # 4. validation
             if action != Action.SAVE_AND_STOP and evaluation_is_due:
-                action, evaluated_step = max(action, evaluate_all(run, hooks)), state.step
+                action, evaluated_step = max(action, evaluate_all(run, hooks)), run.state.step
 
             # 5. checkpoint; the one before may have been written meanwhile
             tell_saved(run, hooks, saver.published())
-            if last or action >= Action.SAVE or _due(state.step, config.checkpoint.every_steps):
+            if last or action >= Action.SAVE or _due(run.state.step, config.checkpoint.every_steps):
                 saved_step = save(run, hooks, saver)
             if action == Action.SAVE_AND_STOP:
                 break
 
-        if state.step != saved_step:  # the data came to its end
+        if run.state.step != saved_step:  # the data came to its end
             save(run, hooks, saver)
         with pace.during(SAVE):
             tell_saved(run, hooks, saver.finish())
@@ -125,6 +132,15 @@ def evaluate_all(run: Run, hooks: Sequence[Hook]) -> Action:
         sums = {valid.name: evaluate_set(run.chunks, valid, device) for valid in run.valid_sets}
     record = run.evaluated = eval_record(run, sums)
     return max((hook.on_eval(run, record) for hook in hooks), default=Action.CONTINUE)
+
+
+def _owes_evaluation(run: Run) -> bool:
+    """The baseline of a new run; or the evaluation of the step at which a run was asked to stop."""
+    config, step = run.config, run.state.step
+    if step == 0:
+        return config.eval.at_start
+    is_due = step == config.train.steps or _due(step, config.eval.every_steps)
+    return is_due and run.base is not None and not run.base.metrics
 
 
 def _due(step: int, every_steps: int) -> bool:

@@ -24,7 +24,8 @@ def step_record(run: Run, result: StepResult, step_time_s: float) -> Record:
 
     `tokens_per_s` counts predicted tokens of the global batch over the wall time of the step; `grad_norm`
     is the global L2 norm before clipping; `tokens/NAME` counts the source's tokens since the start of the
-    run. `model_tflop_per_s_per_rank` counts causal model FLOPs, forward and backward, without recomputation
+    run, of dropped batches too; these are `tokens_skipped`, and no part of `tokens_total`.
+    `model_tflop_per_s_per_rank` counts causal model FLOPs, forward and backward, without recomputation
     (`model.flops`), over the wall time of the step and all ranks.
     """
     sums = result.sums
@@ -33,6 +34,7 @@ def step_record(run: Run, result: StepResult, step_time_s: float) -> Record:
         "kind": "step",
         "step": run.state.step,
         "tokens_total": run.state.tokens_total,
+        "tokens_skipped": run.state.tokens_skipped,
         "loss_nats_per_token": result.sums.loss_nats_per_token,
         "lr": result.lr,
         "grad_norm": result.grad_norm,

@@ -27,7 +27,7 @@ from cptron.model.build import build_chunks
 from cptron.model.fp8 import hardware_has_fp8, resolve_fp8
 from cptron.model.linear_fp8 import without_fp8
 from cptron.model.options import ModelOptions
-from cptron.optim.optimizer import build_optimizer, freeze, wrap_chunks
+from cptron.optim.optimizer import build_optimizer, finish_param_gather, freeze, wrap_chunks
 from cptron.runtime.dist import agree
 from cptron.runtime.pipeline import evaluate
 from cptron.runtime.session import Session
@@ -136,6 +136,20 @@ def _load(
     found = load_direct(plan.hugging_face, bare, tp, tp_rank, str(plan.identity["start"]))
     optimizer.reload_model_params()
     return found
+
+
+def load_again(run: Run, plan: Plan) -> None:
+    """Put a run that is under way back to the checkpoint `plan.resume_from`, by the same steps as a resume; collective.
+
+    Raises a `CptronError` on every rank, and then the run cannot go on.
+    """
+    run.loader.close()
+    finish_param_gather(run.chunks)
+    run.plan = plan
+    bare = [chunk.module for chunk in run.chunks]
+    run.base, run.hugging_face = _load(run.plan, run.session, bare, run.optimizer)
+    run.state, run.loader, run.valid_sets = open_data(run.config, run.plan, run.session)
+    _gate(run)
 
 
 def _with_fp8_note(plan: Plan, options: ModelOptions) -> Plan:

@@ -8,32 +8,62 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
 from cptron.data.ledger import Ledger
 from cptron.errors import CheckpointError
+from cptron.train.spikes import SpikeHistory
 
 
 @dataclass
 class TrainState:
     """Where the run stands."""
 
-    step: int
-    tokens_total: int
-    ledger: Ledger
+    step: int = 0
+    tokens_total: int = 0
+    """Predicted tokens that were trained on."""
+    ledger: Ledger = field(default_factory=Ledger)
+    batches_drawn: int = 0
+    """Global batches drawn, trained on or not: the number of the last one."""
+    tokens_skipped: int = 0
+    """Predicted tokens of batches that the guards dropped."""
+    spike_history: SpikeHistory = field(default_factory=SpikeHistory)
+    journal_entries: int = 0
+    """Actions of the guards that are in this state, or lie ahead of it."""
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Self:
+        """The state of a checkpoint, from what `read_state` has found valid."""
+        return cls(
+            step=saved["step"],
+            tokens_total=saved["tokens_total"],
+            ledger=Ledger.from_dict(saved["ledger"]),
+            batches_drawn=saved["batches_drawn"],
+            tokens_skipped=saved["tokens_skipped"],
+            spike_history=SpikeHistory.from_dict(saved["spike_history"]),
+            journal_entries=saved["journal_entries"],
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form; `read_state` inverts it."""
-        return {"step": self.step, "tokens_total": self.tokens_total, "ledger": self.ledger.to_dict()}
+        """JSON form; `from_dict` inverts it."""
+        return {
+            "step": self.step,
+            "tokens_total": self.tokens_total,
+            "ledger": self.ledger.to_dict(),
+            "batches_drawn": self.batches_drawn,
+            "tokens_skipped": self.tokens_skipped,
+            "spike_history": self.spike_history.to_dict(),
+            "journal_entries": self.journal_entries,
+        }
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Contents of a checkpoint's `state.json`: `step`, `tokens_total`, `ledger` and the `random_states` by rank.
+    """Contents of a checkpoint's `state.json`: those of a `TrainState`, and the `random_states` by rank.
 
     Raises `CheckpointError` when it is missing or damaged.
     """
@@ -59,6 +89,14 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0  # JSON's true is an int to isinstance
 
 
+def _is_spike_history(value: Any) -> bool:
+    try:
+        SpikeHistory.from_dict(value)
+    except ValueError:
+        return False
+    return True
+
+
 def _is_random_states(value: Any) -> bool:
     """One by rank, each of which `set_random_state` takes."""
     if not isinstance(value, list) or not all(isinstance(state, dict) for state in value):
@@ -73,6 +111,10 @@ _VALID: dict[str, tuple[Callable[[Any], bool], str]] = {
     "step": (_is_count, "a whole number from 0"),
     "tokens_total": (_is_count, "a whole number from 0"),
     "ledger": (lambda value: isinstance(value, dict), "an object"),
+    "batches_drawn": (_is_count, "a whole number from 0"),
+    "tokens_skipped": (_is_count, "a whole number from 0"),
+    "spike_history": (_is_spike_history, "lists of as many losses as gradient norms"),
+    "journal_entries": (_is_count, "a whole number from 0"),
     "random_states": (_is_random_states, "a list of generator states in base64"),
 }
 """What `state.json` must hold: a check, and the rule in words."""

@@ -16,9 +16,11 @@ import torch
 from cptron.config.schema import OptimConfig
 from cptron.data.batch import MicroBatch
 from cptron.errors import TrainingError
-from cptron.optim.nonfinite import describe_nonfinite
-from cptron.optim.optimizer import apply_gradients, set_rates
+from cptron.optim.optimizer import apply_gradients, gradient_norm, set_rates
 from cptron.runtime.pipeline import LossSums, run_schedule
+
+Accept = Callable[[float, float], bool]
+"""Says of a loss (nats per token) and a global gradient norm whether the weights may follow; collective."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,18 @@ class StepResult:
     sums: LossSums
     grad_norm: float
     lr: float
+    updated: bool
+    """False where the batch was not accepted: no weight and no moment has changed."""
+
+
+def require_finite(loss_nats_per_token: float, grad_norm: float) -> bool:
+    """Accepts everything that is finite. Raises `TrainingError` on a loss that is not; of a gradient
+    `apply_gradients` says more."""
+    if not math.isfinite(loss_nats_per_token):
+        raise TrainingError(
+            f"training loss is {loss_nats_per_token}; no weight was changed. Lower optim.lr or look at the data"
+        )
+    return True
 
 
 def train_step(
@@ -39,22 +53,22 @@ def train_step(
     optim: OptimConfig,
     num_sources: int,
     device: torch.device,
+    accept: Accept = require_finite,
     before_update: Callable[[], None] = lambda: None,
 ) -> StepResult:
-    """Forward, backward, reduce, clip, update. `before_update` is called when weights are about to change.
+    """Forward, backward, reduce; then, if `accept` says so, clip and update. `before_update` is called when weights are
+    about to change.
 
-    Raises `TrainingError` on every rank, with the weights unchanged, when the loss or the gradient norm is not finite.
+    Raises `TrainingError` on every rank, with the weights unchanged, when an accepted gradient norm is not finite.
     """
     for chunk in chunks:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
     sums = run_schedule(chunks, batches, num_sources, device, forward_only=False)
-    if not math.isfinite(sums.loss_nats_per_token):
-        raise TrainingError(
-            f"training loss is {sums.loss_nats_per_token}; no weight was changed. {describe_nonfinite(chunks)}. "
-            "Lower optim.lr or look at the data"
-        )
-    before_update()
-    set_rates(optimizer, lr, optim)
-    grad_norm = apply_gradients(optimizer, optim.clip_grad_norm)
-    return StepResult(sums, grad_norm, lr)
+    grad_norm = gradient_norm(optimizer)
+    accepted = accept(sums.loss_nats_per_token, grad_norm)
+    if accepted:
+        before_update()
+        set_rates(optimizer, lr, optim)
+        apply_gradients(optimizer, optim.clip_grad_norm, grad_norm)
+    return StepResult(sums, grad_norm, lr, accepted)

@@ -22,7 +22,13 @@ from cptron.data.batch import MicroBatch
 from cptron.model.adapters import freeze_base, init_adapters, init_magnitudes, is_base
 from cptron.model.build import build_chunks
 from cptron.model.options import ModelOptions
-from cptron.optim.optimizer import apply_gradients, build_optimizer, set_rates, wrap_chunks
+from cptron.optim.optimizer import (
+    apply_gradients,
+    build_optimizer,
+    gradient_norm,
+    set_rates,
+    wrap_chunks,
+)
 from cptron.runtime.launcher import launched_ranks
 from cptron.runtime.pipeline import run_schedule
 from cptron.runtime.session import open_session
@@ -91,7 +97,8 @@ def one_step(
         gather_gradients(chunks)
         gradients = pieces(bare, "main_grad")
         set_rates(optimizer, OPTIM.lr, OPTIM)
-        norm = apply_gradients(optimizer, OPTIM.clip_grad_norm)
+        norm = gradient_norm(optimizer)
+        apply_gradients(optimizer, OPTIM.clip_grad_norm, norm)
         if overlap:
             from cptron.optim.optimizer import finish_param_gather
 

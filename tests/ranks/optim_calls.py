@@ -26,6 +26,7 @@ from cptron.optim.optimizer import (
     build_optimizer,
     finish_param_gather,
     freeze,
+    gradient_norm,
     set_rates,
     wrap_chunks,
 )
@@ -107,7 +108,9 @@ def train(checkpoint: str, tokens_NGS1: np.ndarray, case: Case) -> Outcome:
             set_rates(optimizer, case.optim.lr, case.optim)
             before = {name: param.detach().clone() for name, param in named_parameters(bare)}
             try:
-                norms.append(apply_gradients(optimizer, case.optim.clip_grad_norm))
+                norm = gradient_norm(optimizer)
+                apply_gradients(optimizer, case.optim.clip_grad_norm, norm)
+                norms.append(norm)
             except CptronError as raised:
                 error = f"{type(raised).__name__}: {raised}"
                 finish_param_gather(chunks)

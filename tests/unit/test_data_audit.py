@@ -94,14 +94,22 @@ class FakeRun:
                 self.drawn += [(stream.sources[draw.source].name, draw.cursor) for draw in drawn]
                 self.step += 1
                 self.positions.append(Ledger.from_dict(stream.ledger.to_dict()))
-                log.write(json.dumps(log_record(self.step, stream.ledger, shares_before)) + "\n")
+                log.write(
+                    json.dumps(log_record(self.step, stream.ledger, shares_before, batch=self.step)) + "\n"
+                )
                 shares_before = {name: entry.share for name, entry in stream.ledger.entries.items()}
         if self.step == first:  # the limits left no batch: as the trainer, save nothing
             return
         self.ledger.assign(stream.ledger)
         checkpoint = self.directory / "checkpoints" / f"step_{self.step:08d}"
         checkpoint.mkdir(parents=True, exist_ok=True)
-        state = {"step": self.step, "tokens_total": 0, "ledger": self.ledger.to_dict(), "random_states": []}
+        state = {
+            "step": self.step,
+            "batches_drawn": self.step,
+            "tokens_total": 0,
+            "ledger": self.ledger.to_dict(),
+            "random_states": [],
+        }
         (checkpoint / "state.json").write_text(json.dumps(state))
 
 
@@ -285,9 +293,11 @@ def test_a_cursor_that_goes_back_is_found(tmp_path: Path) -> None:
     """Or is gone."""
     path = tmp_path / DATA_LOG
     shares = {"shares": {"a": 1.0}, "since_mix": {"a": 4}}
-    first = json.dumps({"step": 1, "cursors": {"a": 4}} | shares)
+    first = json.dumps({"kind": "data", "step": 1, "batch": 1, "cursors": {"a": 4}} | shares)
     for cursors in ({"a": 3}, {}):
-        path.write_text(f"{first}\n{json.dumps({'step': 2, 'cursors': cursors})}\n")
+        path.write_text(
+            f"{first}\n{json.dumps({'kind': 'data', 'step': 2, 'batch': 2, 'cursors': cursors})}\n"
+        )
         with pytest.raises(DataError, match=rf"{DATA_LOG}:2 has source a behind where it was"):
             list(read_log(path))
 

@@ -1,0 +1,54 @@
+"""Back to the newest checkpoint, in the running processes.
+
+Place in the flow: `guards` calls it where the policy is `rollback`. Invariant: what follows is what a resume from that
+checkpoint would do; the journal has the data to drop before anything is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from cptron.checkpoint import layout
+from cptron.errors import TrainingError
+from cptron.runtime.dist import agree, from_main
+from cptron.train.preflight import Plan
+from cptron.train.proof import proven_plan
+from cptron.train.setup import Run, load_again
+from cptron.train.state import read_state
+
+
+class Target(NamedTuple):
+    """A checkpoint of this run that is proven."""
+
+    plan: Plan
+    step: int
+    batches_drawn: int
+
+
+def newest_checkpoint(run: Run, why: str) -> Target:
+    """The newest complete one that is not damaged, the same on every rank; collective. Raises a `CptronError` where
+    there is none: the weights that the run began with are no checkpoint of its own."""
+
+    def find() -> Path:
+        checkpoints = run.directory / "checkpoints"
+        newest, problems = layout.newest_complete(checkpoints)
+        if newest is None:
+            raise TrainingError(
+                f"{why}; a rollback needs a checkpoint, and {checkpoints} has none ({'; '.join(problems) or 'empty'}): "
+                "lower checkpoint.every_steps, or use the policy skip until the first is saved"
+            )
+        return newest
+
+    plan = proven_plan(replace(run.plan, resume_from=from_main(find), notes=()), run.config)
+    directory = plan.resume_from
+    assert directory is not None
+    saved = agree(lambda: read_state(directory / layout.STATE))
+    return Target(plan, saved["step"], saved["batches_drawn"])
+
+
+def roll_back(run: Run, target: Target) -> None:
+    """Load weights, optimizer, state and position in the data; collective."""
+    load_again(run, target.plan)
+    assert run.state.batches_drawn == target.batches_drawn
