@@ -95,6 +95,13 @@ def step_directory(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step_{step:08d}"
 
 
+def saved_step(directory: Path) -> int:
+    """The step that a run's checkpoint directory is named after."""
+    match = _STEP_DIR.fullmatch(directory.name)
+    assert match, f"{directory} was named by `step_directory`"
+    return int(match[1])
+
+
 def publish(final: Path, manifest: Manifest, known: Mapping[str, FileRecord] | None = None) -> Manifest:
     """Write the manifest into the working directory of `final` and publish it. A `final` that exists is replaced: a
     run never saves the same step twice, so that only a damaged one can be in the way.

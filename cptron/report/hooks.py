@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cptron.checkpoint.layout import saved_step
 from cptron.config.load import config_to_dict
 from cptron.data.log import DATA_LOG, log_record
 from cptron.report.console import Console, guard_line
@@ -106,7 +107,7 @@ class ReportHook(Hook):
 
     def on_save(self, run: Run, directory: Path) -> None:
         """Name the checkpoint."""
-        self._metrics.write({"kind": "save", "step": run.state.step, "checkpoint": str(directory)})
+        self._metrics.write({"kind": "save", "step": saved_step(directory), "checkpoint": str(directory)})
         self._console.note(f"saved {directory}")
 
     def on_stop(self, run: Run, reason: str) -> None:

@@ -7,6 +7,7 @@ a resume or a rollback no sink but Weights & Biases shows a step twice; records 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -129,12 +130,18 @@ class JsonlSink:
         self._file = self._opened(position)
 
     def write(self, record: Record) -> None:
-        """Append one record."""
-        self._file.write(_line(record))
+        """Append one record. Raises `DataError` on a full disk."""
+        try:
+            self._file.write(_line(record))
+        except OSError as error:
+            raise DataError(
+                f"{self._path} cannot be written ({error}); free space and start again"
+            ) from None
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # what could not be written was said
+            self._file.close()
 
 
 def _line(record: Record) -> str:

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from cptron.config.schema import Config
 from cptron.data.batch import MicroBatch
 from cptron.errors import TrainingError
 from cptron.runtime.dist import agree, from_main
@@ -50,7 +49,7 @@ class Guards:
         """
         self._run, self._hooks, self._finish_saves = run, hooks, finish_saves
         self._path = run.directory / JOURNAL
-        self._data = data_settings(run.config)
+        self._data = data_settings(run)
         self._journal = Journal(from_main(lambda: read_journal(self._path)), self._data)
         self._verdict: _Verdict | None = None
         self._journal.require_follows(run.state.batches_drawn, run.state.journal_entries)
@@ -200,11 +199,16 @@ class Guards:
             hook.on_guard(self._run, record)
 
 
-def data_settings(config: Config) -> str:
-    """Fingerprint of what decides, with the content of the sources, which samples a global batch holds."""
-    total = math.fsum(source.token_share for source in config.data.sources)
-    sources = sorted((s.name, round(s.token_share / total, 12), s.max_epochs) for s in config.data.sources)
-    settings = [config.train.global_batch_size, config.data.on_max_epochs, sources]
+def data_settings(run: Run) -> str:
+    """Fingerprint of what decides which samples a global batch holds."""
+    data, entries = run.config.data, run.state.ledger.entries
+    total = math.fsum(source.token_share for source in data.sources)
+    sources = sorted(
+        (source.name, entries[source.name].identity, round(source.token_share / total, 12), source.max_epochs)
+        for source in data.sources
+    )
+    order = [run.config.run.seed, data.seq_length, data.packing, data.order, data.on_max_epochs]
+    settings = [run.config.train.global_batch_size, order, sources]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from cptron.checkpoint import layout
 from cptron.errors import TrainingError
 from cptron.runtime.dist import agree, from_main
-from cptron.train.preflight import Plan
+from cptron.train.preflight import Plan, settled
 from cptron.train.proof import proven_plan
 from cptron.train.setup import Run, load_again
 from cptron.train.state import read_state
@@ -41,7 +41,8 @@ def newest_checkpoint(run: Run, why: str) -> Target:
             )
         return newest
 
-    plan = proven_plan(replace(run.plan, resume_from=from_main(find), notes=()), run.config)
+    proven = proven_plan(replace(run.plan, resume_from=from_main(find), accepted=(), notes=()), run.config)
+    plan = agree(lambda: settled(proven, run.config))
     directory = plan.resume_from
     assert directory is not None
     saved = agree(lambda: read_state(directory / layout.STATE))

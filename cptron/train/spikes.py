@@ -22,7 +22,7 @@ LOSS_FLOOR_NATS = 1e-3
 """And as at least this, where the median is near 0."""
 LOG_NORM_FLOOR = 0.05
 """The deviation of the logarithm of gradient norms counts as at least this. Their logarithm is compared because norms
-are skewed: of log-normal ones with a deviation of 0.4, one in 600 is beyond 6 without it, with it none in a million."""
+are skewed: of log-normal ones with a deviation of 0.4, one in 600 is beyond 6 without it, with it one in a million."""
 SMALLEST_NORM = 1e-12
 """Below this a norm counts as this, so that it has a logarithm."""
 

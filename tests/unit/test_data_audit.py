@@ -304,10 +304,23 @@ def test_a_cursor_that_goes_back_is_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [b"5", b"[]", b"null", b"{}", b'{"step": 3}', b"\xff", b'{"step": 3, "cursors": {"a": "1", "b": 1}}',
-     b'{"step": 3, "cursors": {"a": 1.5, "b": 9}}', b'{"step": 3, "cursors": [1]}', b'{"step": true, "cursors": {}}',
-     b'{"step": 3, "cursors": {"a": 9, "b": 9}, "shares": 4}', b""],
-)  # fmt: skip
+    [
+        b"5",
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"kind": "data", "step": 3, "batch": 3}',
+        b"\xff",
+        b'{"kind": "data", "step": 3, "batch": 3, "cursors": {"a": "1", "b": 1}}',
+        b'{"kind": "data", "step": 3, "batch": 3, "cursors": {"a": 1.5, "b": 9}}',
+        b'{"kind": "data", "step": 3, "batch": 3, "cursors": [1]}',
+        b'{"kind": "data", "step": true, "batch": 3, "cursors": {}}',
+        b'{"kind": "other", "step": 3, "batch": 3, "cursors": {"a": 9, "b": 9}}',
+        b'{"kind": "data", "step": 3, "cursors": {"a": 9, "b": 9}}',
+        b'{"kind": "data", "step": 3, "batch": 3, "cursors": {"a": 9, "b": 9}, "shares": 4}',
+        b"",
+    ],
+)
 def test_a_damaged_line_is_one_clear_error(run: FakeRun, line: bytes) -> None:
     """With its number, and no traceback."""
     path = run.directory / DATA_LOG
@@ -497,3 +510,49 @@ def test_ranges_appear_under_their_name_when_they_are_whole(
     assert list(tmp_path.glob("seen*")) == [out]
     assert command.main(["ledger", str(run.directory), "--documents", "/dev/null"]) == 0
     assert Path("/dev/null").is_char_device()
+
+
+@given(st.sets(st.integers(2, 11)))
+@settings(max_examples=10)
+def test_batches_that_were_dropped_are_named(
+    tmp_path_factory: pytest.TempPathFactory, tokens: Path, dropped: set[int]
+) -> None:
+    """They stay in the account of what was drawn, and leave that of what was trained on."""
+    run = make_run(tmp_path_factory.mktemp("dropped") / "run", tokens)
+    run.train({"a": 0.7, "b": 0.3}, 12)
+    whole = audit(run.directory)
+    path, lines, step = run.directory / DATA_LOG, [], 0
+    for record in map(json.loads, path.read_text().splitlines()):
+        skipped = record["batch"] in dropped
+        step += not skipped
+        lines.append({**record, "kind": "skipped" if skipped else "data", "step": step})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = audit(run.directory)
+    assert found.skipped_batches == sorted(dropped) and found.step == 12 - len(dropped)
+    for before, after in zip(whole.accounts, found.accounts, strict=True):
+        source = found.sources[after.name]
+        samples = [
+            cursor
+            for batch in dropped
+            for name, cursor in run.drawn[4 * batch - 4 : 4 * batch]
+            if name == after.name
+        ]
+        lost = sum(int(source.sample(cursor)[2].sum()) for cursor in samples)
+        assert (after.samples_skipped, after.tokens_skipped) == (len(samples), lost)
+        assert replace(after, samples_skipped=0, tokens_skipped=0) == before
+        kept = replace(run, drawn=[(n, c) for n, c in run.drawn if n != after.name or c not in samples])
+        seen = {(p.epoch, p.document, at) for p in found.seen(after.name) for at in range(p.start, p.stop)}
+        assert seen == brute_force(kept, after.name)[0]
+
+
+@pytest.mark.parametrize(
+    "change", [{"kind": "skipped"}, {"batch": 6}, {"step": 6}, {"kind": "skipped", "step": 4}]
+)
+def test_a_batch_that_was_marked_afterwards_is_found(run: FakeRun, change: dict[str, Any]) -> None:
+    """A step more or less does not fit the lines around it."""
+    path = run.directory / DATA_LOG
+    lines = path.read_text().splitlines()
+    lines[4] = json.dumps({**json.loads(lines[4]), **change})
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match="none may be left out"):
+        audit(run.directory)

@@ -223,3 +223,33 @@ def test_smoothing_keeps_means_and_ends() -> None:
     assert svg.smoothed(points) == points
     ramp = svg.smoothed([(float(x), float(x)) for x in range(500)])
     assert all(y == pytest.approx(x) for x, y in ramp[5:-5]) and abs(ramp[-1][1] - 499) <= 5
+
+
+def test_what_the_guards_did_is_listed_and_marked(tmp_path: Path) -> None:
+    """A line for each event, and an upright line where it was in the charts of loss and gradient norm."""
+    entry: Record = {
+        "kind": "guard", "event": "log", "step": 150, "tried_step": 150, "batch": 151, "first": 151, "cause": "spike",
+        "loss_nats_per_token": 7.5, "grad_norm": 21.0, "z_loss": 9.25, "z_grad_norm": 1.0, "found": "", "to_step": 0,
+        "tokens_skipped": 0,
+    }  # fmt: skip
+    back = {**entry, "event": "rollback", "step": 100, "first": 140, "to_step": 100}
+    bad = {
+        **entry,
+        "event": "skip",
+        "cause": "nonfinite",
+        "loss_nats_per_token": math.nan,
+        "tokens_skipped": 4096,
+    }
+    bad |= {"found": "first bad tensor: output of <x>"}
+    steps = [step_record(step) for step in range(1, 201)]
+    page = report(tmp_path, [*steps, entry, back, bad])
+    cells = [row[2] for row in Page(page).rows if len(row) == 3 and row[1] in ("log", "rollback", "skip")]
+    what = "spike at step 150, batch 151: loss 7.5000, grad_norm 21 (z 9.2 and 1.0); "
+    assert cells == [
+        f"{what}trained on",
+        f"{what}back to step 100, will drop batches 140 to 151",
+        "nonfinite at step 150, batch 151: first bad tensor: output of <x>; batch 151 dropped",
+    ]
+    assert page.count('<line class="mark"') == 2 * 3
+    assert "4,096 tokens were drawn and not trained on" in page
+    assert "Spikes" not in report(tmp_path, steps)

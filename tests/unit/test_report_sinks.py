@@ -222,3 +222,16 @@ def test_a_missing_package_is_named_with_its_remedy(
     monkeypatch.setitem(sys.modules, blocked, None)
     with pytest.raises(ConfigError, match=remedy):
         open_sinks(config(log), tmp_path, 0, {})
+
+
+def test_a_file_that_is_rewound_goes_on_from_there(tmp_path: Path) -> None:
+    """What came after is gone at once, by whatever key the file is ordered; what is written next follows."""
+    path = tmp_path / "log.jsonl"
+    sink = JsonlSink(path, 0, key="batch")
+    for batch in range(1, 6):
+        sink.write({"kind": "data", "step": 1, "batch": batch})
+    sink.rewind(3)
+    assert [record["batch"] for record in read_records(path)] == [1, 2, 3]
+    sink.write({"kind": "data", "step": 1, "batch": 4, "again": True})
+    sink.close()
+    assert [record.get("again", False) for record in read_records(path)] == [False] * 3 + [True]
