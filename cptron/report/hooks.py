@@ -15,7 +15,7 @@ from cptron.config.load import config_to_dict
 from cptron.data.log import DATA_LOG, log_record
 from cptron.report.console import Console, guard_line
 from cptron.report.html import write_report
-from cptron.report.sinks import JsonlSink, open_sinks
+from cptron.report.sinks import METRICS_FILE, JsonlSink, open_sinks, read_records
 from cptron.train.hooks import Action, Hook, Record
 from cptron.versions import installed_versions
 
@@ -36,6 +36,8 @@ class ReportHook(Hook):
         self._every_steps = max(1, config.log.every_steps)
         self._metrics = open_sinks(config, run.directory, run.state.step, config_to_dict(config))
         self._data_log = JsonlSink(run.directory / DATA_LOG, run.state.batches_drawn, key="batch")
+        records = read_records(run.directory / METRICS_FILE)
+        self._evaluated_step = max((r["step"] for r in records if r["kind"] == "eval"), default=None)
         self._shares: dict[str, float] = {}
         self._console = Console(config.train.steps, run.state.step, enabled=True)
 
@@ -85,7 +87,7 @@ class ReportHook(Hook):
         if record["event"] == "rollback":
             self._metrics.rewind(run.state.step)
             self._data_log.rewind(run.state.batches_drawn)
-            self._shares = {}
+            self._shares, self._evaluated_step = {}, None
         self._metrics.write(record)
         self._console.note(guard_line(record))
 
@@ -100,8 +102,9 @@ class ReportHook(Hook):
             self._console.note(note)
 
     def on_eval(self, run: Run, record: Record) -> Action:
-        """Always written."""
-        self._metrics.write(record)
+        """Always written; once, where a run is started again from a step at which it owes the evaluation."""
+        if record["step"] != self._evaluated_step:
+            self._metrics.write(record)
         self._console.eval(record)
         return Action.CONTINUE
 

@@ -134,9 +134,7 @@ class JsonlSink:
         try:
             self._file.write(_line(record))
         except OSError as error:
-            raise DataError(
-                f"{self._path} cannot be written ({error}); free space and start again"
-            ) from None
+            raise DataError(f"{self._path} cannot be written ({error}); free space and start again") from None
 
     def close(self) -> None:
         """Close the file."""

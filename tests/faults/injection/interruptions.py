@@ -67,8 +67,7 @@ def preempt(trial: Trial) -> Told:
     assert lost_steps(trial.run) == 0, (
         f"stopped after step {last_step(trial.run)}, saved {newest_step(trial.run)}"
     )
-    stopped = last_step(trial.run)
-    check_resume(trial.ground, trial.run, layout, options, calm, no_eval_at=stopped)
+    check_resume(trial.ground, trial.run, layout, options, calm)
     return Told(f"{number.name} in {hit}", detected=True, lost_steps=0, measured={"save_and_end_s": seconds})
 
 
