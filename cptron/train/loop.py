@@ -63,8 +63,12 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
                 before_update=saver.before_update,
             )
             if not guards.settle(batches, result.updated):
-                pace.step_done()
                 saved_step = min(saved_step, run.state.step)  # the batch is dropped, or the run rolled back
+                pace.step_done()
+                stop.report(status, evaluation_is_due=False)
+                if asked := stop.reason(status.agree()):
+                    code, reason = STOPPED_EXIT_CODE, f"{asked} after step {run.state.step}"
+                    break
                 continue
             run.state.step += 1
             run.state.tokens_total += result.sums.tokens

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from cptron.checkpoint import layout
 from cptron.errors import TrainingError
 from cptron.runtime.dist import agree, from_main
+from cptron.runtime.pace import START
 from cptron.train.preflight import Plan, settled
 from cptron.train.proof import proven_plan
 from cptron.train.setup import Run, load_again
@@ -51,5 +52,6 @@ def newest_checkpoint(run: Run, why: str) -> Target:
 
 def roll_back(run: Run, target: Target) -> None:
     """Load weights, optimizer, state and position in the data; collective."""
-    load_again(run, target.plan)
+    with run.session.pace.during(START):
+        load_again(run, target.plan)
     assert run.state.batches_drawn == target.batches_drawn
