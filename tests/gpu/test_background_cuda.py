@@ -16,7 +16,7 @@ pytestmark = pytest.mark.gpu
 
 
 def test_a_copy_beside_the_next_step(tmp_path: Path) -> None:
-    """Begun while the GPU still computes what is to be saved; changed only after `copied`; twice, in the same memory."""
+    """Begun while the GPU still computes what is saved; changed only after `copied`; twice, in the same memory."""
     writer = BackgroundWriter()
     try:
         for number in range(2):
