@@ -125,9 +125,11 @@ def load_shards(
     if optimizer is not None:
         make_state(optimizer)
     parts = Parts(chunks, optimizer, holds)
-    wanted = [*parts.of_model(), *(parts.of_optimizer() if optimizer is not None else ())]
-    _require_same(reader, wanted, optimizer is not None)
-    agree(lambda: _read(reader, wanted))
+    of_model = list(parts.of_model())
+    of_optimizer = list(parts.of_optimizer()) if optimizer is not None else []
+    _require_same(reader, [*of_model, *of_optimizer], optimizer is not None)
+    agree(lambda: _read(reader, of_model))
+    agree(lambda: _read(reader, of_optimizer))  # last: without bf16 the masters are the parameters themselves
     parts.put_back()
     if optimizer is not None:
         set_step(optimizer, reader.common.get("optimizer_step"))

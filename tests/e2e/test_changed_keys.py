@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import rank_calls
+import torch
 from commands import records, snapshot, steps
 from shard_files import sign
 from tiny_world import ONE, Layout, World, interrupted, save_tokenizer, tokenize, write_corpus
 
+from cptron.checkpoint.layout import list_checkpoints
+from cptron.checkpoint.reader import ShardReader
 from cptron.data.source import TokenSource
+from cptron.testing import run_ranks
 from cptron.train.claim import CHANGES
 
 TWO = Layout(2, tp=2)
@@ -214,3 +219,54 @@ def test_another_order_begins_at_its_beginning(
     for name, entry in accounts(new, 2).items():
         assert accounts(run, 12)[name] == entry
         assert accounts(run, 12)[f"{name}.until_step_00000010"]["cursor"] == accounts(run, 10)[name]["cursor"]
+
+
+def weights(run: Path, prefix: str = "") -> dict[str, torch.Tensor]:
+    """The parameters of the newest checkpoint in fp32, or their state of that prefix, by the parameters' names."""
+    reader = ShardReader(list_checkpoints(run / "checkpoints")[-1][1] / "shards")
+    names = [key.removeprefix(prefix) for key in reader.keys if key.startswith(prefix)]
+    found = {
+        name: torch.empty(reader.shape(prefix + name)) for name in names if not name.startswith("optimizer.")
+    }
+    for name, tensor in found.items():
+        reader.read_into(prefix + name, (0,) * tensor.dim(), tensor)
+    return found
+
+
+def train_reading_slowly(config: str, overrides: list[str]) -> rank_calls.Outcome:
+    """Train; one weight is so slow to read that all else has been read before."""
+    from cptron.checkpoint import sharded
+
+    read = sharded._read_part
+
+    def slowly(reader: Any, part: Any) -> None:
+        if part.key == "decoder.final_layernorm.weight":
+            time.sleep(1)
+        read(reader, part)
+
+    sharded._read_part = slowly
+    try:
+        return rank_calls.train(config, overrides)
+    finally:
+        sharded._read_part = read
+
+
+def test_fp32_goes_on_from_the_masters(world: World, tmp_path: Path) -> None:
+    """Not from the bf16 weights that stand beside them: after a step that changes nothing all weights are the masters,
+    to the bit."""
+    words = ["data.valid=[]", "eval.every_steps=0", "eval.at_start=false", "optim.warmup_steps=0"]
+    run = world.trained(tmp_path / "run", ONE, "train.precision=bf16", "train.steps=2", *words)
+    masters = weights(run, "optimizer.state.param.")
+    still = ["optim.lr=1.0e-30", "optim.lr_min=0", "start.gate_tolerance_nats=0.03", "train.steps=3"]
+    changed = [
+        f"run.dir={run}",
+        "train.precision=fp32",
+        "run.accept_changes=[train.precision]",
+        *words,
+        *still,
+    ]
+    (outcome,) = run_ranks(train_reading_slowly, 1, str(world.config), changed, timeout_s=120)
+    assert not outcome.error
+    found = weights(run)
+    assert found.keys() == masters.keys()
+    assert [name for name, tensor in found.items() if not torch.equal(tensor, masters[name])] == []
