@@ -22,7 +22,6 @@ from safetensors import SafetensorError
 from cptron.errors import ConversionError, DataError
 from cptron.evaluate.measure import Measure
 
-
 MAX_LINE_CHARACTERS = 1 << 28
 """A longer line is no document; what a packed file becomes is not known before."""
 

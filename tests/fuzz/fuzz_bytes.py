@@ -11,10 +11,39 @@ from collections.abc import Sequence
 
 EDGES = (
     *(0, 1, 2, 3, 7, 8, 255, 256, 4095, 4096, 65535, 65536),
-    *(2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**48, 2**62, 2**63 - 1, 2**63, 2**64 - 1, -1, -2, -(2**31), -(2**63)),
+    *(
+        2**31 - 1,
+        2**31,
+        2**32 - 1,
+        2**32,
+        2**48,
+        2**62,
+        2**63 - 1,
+        2**63,
+        2**64 - 1,
+        -1,
+        -2,
+        -(2**31),
+        -(2**63),
+    ),
 )
 """Values at which lengths and offsets of fixed width go wrong."""
-WORDS = (b"\0", b"\xff", b"\n", b"\r\n", b'"', b"{", b"}", b"[", b"]", b":", b",", b"\\", b"\xed\xa0\x80", b"\xfe\xff")
+WORDS = (
+    b"\0",
+    b"\xff",
+    b"\n",
+    b"\r\n",
+    b'"',
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b":",
+    b",",
+    b"\\",
+    b"\xed\xa0\x80",
+    b"\xfe\xff",
+)
 _MOST_BYTES = 1 << 20
 
 
@@ -34,7 +63,11 @@ def put_number(draw: random.Random, content: bytes, at: int | None = None, width
     order = draw.choice(("<", "<", "<", ">"))
     code = {1: "B", 2: "H", 4: "I", 8: "Q"}[width]
     (old,) = struct.unpack_from(order + code, content, at)
-    new = draw.choice(EDGES) if draw.random() < 0.6 else old + draw.choice((-256, -8, -2, -1, 1, 2, 8, 256, old))
+    new = (
+        draw.choice(EDGES)
+        if draw.random() < 0.6
+        else old + draw.choice((-256, -8, -2, -1, 1, 2, 8, 256, old))
+    )
     return content[:at] + struct.pack(order + code, new % (1 << 8 * width)) + content[at + width :]
 
 
@@ -71,7 +104,9 @@ def _remove(draw: random.Random, content: bytes, _: Sequence[bytes]) -> bytes:
 
 def _insert(draw: random.Random, content: bytes, _: Sequence[bytes]) -> bytes:
     at = draw.randrange(len(content) + 1)
-    new = draw.choice((draw.choice(WORDS), draw.choice(WORDS) * draw.choice((2, 100, 5000)), draw.randbytes(16)))
+    new = draw.choice(
+        (draw.choice(WORDS), draw.choice(WORDS) * draw.choice((2, 100, 5000)), draw.randbytes(16))
+    )
     return content[:at] + new + content[at:]
 
 
@@ -104,5 +139,20 @@ def _number(draw: random.Random, content: bytes, _: Sequence[bytes]) -> bytes:
     return put_number(draw, content)
 
 
-_DAMAGES = (_flip, _flip, _flip, _set, _set, _cut, _cut, _remove, _insert, _double, _zero, _swap, _join, _extend)
+_DAMAGES = (
+    _flip,
+    _flip,
+    _flip,
+    _set,
+    _set,
+    _cut,
+    _cut,
+    _remove,
+    _insert,
+    _double,
+    _zero,
+    _swap,
+    _join,
+    _extend,
+)
 _DAMAGES = (*_DAMAGES, _number, _number, _number)

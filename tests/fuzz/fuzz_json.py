@@ -24,12 +24,73 @@ class Raw(str):
 
 
 VALUES: tuple[Any, ...] = (
-    *(None, True, False, 0, -1, 1, 2, 7, 2**31 - 1, 2**31, 2**32, 2**53 + 1, 2**62, 2**63 - 1, 2**63, 2**64, 10**30),
-    *(-(2**31), -(2**63), 0.5, -0.0, 1.0, 1e-320, 1e300, "", "0", "1", "a", "\0", "é", "..", "../x", "/dev/zero", "NaN"),
+    *(
+        None,
+        True,
+        False,
+        0,
+        -1,
+        1,
+        2,
+        7,
+        2**31 - 1,
+        2**31,
+        2**32,
+        2**53 + 1,
+        2**62,
+        2**63 - 1,
+        2**63,
+        2**64,
+        10**30,
+    ),
+    *(
+        -(2**31),
+        -(2**63),
+        0.5,
+        -0.0,
+        1.0,
+        1e-320,
+        1e300,
+        "",
+        "0",
+        "1",
+        "a",
+        "\0",
+        "é",
+        "..",
+        "../x",
+        "/dev/zero",
+        "NaN",
+    ),
     *("-1", "x" * 5000, [], [[]], [None], [0], [""], {}, {"": 0}, {"a": {"a": {}}}, [1, 2, 3, 4, 5, 6, 7, 8]),
-    *(Raw("NaN"), Raw("Infinity"), Raw("-Infinity"), Raw("1e999"), Raw("-1e999"), Raw("1E5"), Raw("01"), Raw("nul")),
-    *(Raw("9" * 4000), Raw("9" * 5000), Raw("-" + "8" * 400), Raw("0." + "1" * 4000), Raw('"\\ud800"'), Raw('"\\u0000"')),
-    *(Raw('"\\udc00\\ud800"'), Raw('"\x01"'), Raw('"a'), Raw("'a'"), Raw("{}{}"), Raw(""), Raw("// c"), Raw("[1,]")),
+    *(
+        Raw("NaN"),
+        Raw("Infinity"),
+        Raw("-Infinity"),
+        Raw("1e999"),
+        Raw("-1e999"),
+        Raw("1E5"),
+        Raw("01"),
+        Raw("nul"),
+    ),
+    *(
+        Raw("9" * 4000),
+        Raw("9" * 5000),
+        Raw("-" + "8" * 400),
+        Raw("0." + "1" * 4000),
+        Raw('"\\ud800"'),
+        Raw('"\\u0000"'),
+    ),
+    *(
+        Raw('"\\udc00\\ud800"'),
+        Raw('"\x01"'),
+        Raw('"a'),
+        Raw("'a'"),
+        Raw("{}{}"),
+        Raw(""),
+        Raw("// c"),
+        Raw("[1,]"),
+    ),
 )
 
 
@@ -92,9 +153,13 @@ def change(draw: random.Random, value: Any, others: Sequence[Any]) -> Any:
     if kind == 0:
         del holder[at]
     elif kind == 1:
-        holder.insert(draw.randrange(len(holder) + 1), (holder[at][0], _other(draw, old, others)) if is_object else old)
+        holder.insert(
+            draw.randrange(len(holder) + 1), (holder[at][0], _other(draw, old, others)) if is_object else old
+        )
     elif kind == 2 and is_object:
-        name = str(draw.choice(("", "a", "__class__", holder[at][0] + " ", holder[at][0][:-1], "é" * 3, "\0")))
+        name = str(
+            draw.choice(("", "a", "__class__", holder[at][0] + " ", holder[at][0][:-1], "é" * 3, "\0"))
+        )
         holder[at] = (name, old)
     elif kind == 3:
         index = draw.randrange(len(holder))
@@ -125,11 +190,21 @@ def _other(draw: random.Random, old: Any, others: Sequence[Any]) -> Any:
     if isinstance(old, bool) or old is None or isinstance(old, list):
         return draw.choice(VALUES)
     if isinstance(old, int | float):
-        return draw.choice((old + 1, old - 1, -old, old * 2, old * 2**32, old + 0.5, float(old), str(old), old // 2))
+        return draw.choice(
+            (old + 1, old - 1, -old, old * 2, old * 2**32, old + 0.5, float(old), str(old), old // 2)
+        )
     text = str(old)
     at = draw.randrange(len(text) + 1)
     return draw.choice(
-        (text[:at], text[at:], text.upper(), text + "\n", text[:at] + "\u2028" + text[at:], "../" + text, "/" + text)
+        (
+            text[:at],
+            text[at:],
+            text.upper(),
+            text + "\n",
+            text[:at] + "\u2028" + text[at:],
+            "../" + text,
+            "/" + text,
+        )
     )
 
 
@@ -157,7 +232,9 @@ def mutate_lines(draw: random.Random, content: bytes, others: Sequence[bytes]) -
         elif kind == 1:
             lines.insert(draw.randrange(len(lines) + 1), lines[at])
         elif kind == 2:
-            lines[at] = lines[at].rstrip(b"\n") + draw.choice((b"", b"\r\n", b"\n\n", b"\x85", b"\x0b\n", b" \n", b"\0\n"))
+            lines[at] = lines[at].rstrip(b"\n") + draw.choice(
+                (b"", b"\r\n", b"\n\n", b"\x85", b"\x0b\n", b" \n", b"\0\n")
+            )
         else:
             lines[at] = mutate_json(draw, lines[at], lines[:3]) + b"\n"
         if not lines:

@@ -22,7 +22,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from fuzz_targets import TARGETS, named
+from fuzz_target import Target
+from fuzz_targets import ROOMS, all_targets, targets_of
 from fuzz_worker import Finding, Outcome, run_target
 
 from cptron.durable import replace_text
@@ -38,10 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--inputs", type=int, default=40_000, help="mutated inputs over all targets")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--room", choices=ROOMS, help="targets of this room alone")
     parser.add_argument("--only", nargs="*", default=[], help="names of targets")
-    parser.add_argument("--no-results", action="store_true", help="leave benchmarks/results/fuzz.json as it is")
+    parser.add_argument(
+        "--no-results", action="store_true", help="leave benchmarks/results/fuzz.json as it is"
+    )
     args = parser.parse_args(argv)
-    targets = [named(name) for name in args.only] or TARGETS
+    targets = targets_of(args.room) if args.room else all_targets()
+    targets = [target for target in targets if target.name in args.only] if args.only else targets
     share = args.inputs / sum(target.budget for target in targets)
     print(f"seed {args.seed}, {args.inputs} inputs over {len(targets)} targets", file=sys.stderr, flush=True)
     with (
@@ -49,11 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         get_context("fork").Pool(args.workers, maxtasksperchild=1) as pool,
     ):
         jobs = [
-            (target.name, root, args.seed, round(share * target.budget))
+            (args.room, target.name, root, args.seed, round(share * target.budget))
             for target in sorted(targets, key=lambda target: -target.budget)
         ]
-        done = {outcome.target: (outcome, seconds) for outcome, seconds in pool.starmap(_run, jobs, chunksize=1)}
-    rows = [_row(target.name, *done[target.name]) for target in targets]
+        done = {
+            outcome.target: (outcome, seconds) for outcome, seconds in pool.starmap(_run, jobs, chunksize=1)
+        }
+    rows = [_row(target, *done[target.name]) for target in targets]
     for outcome, _ in done.values():
         for finding in outcome.findings:
             _keep(finding)
@@ -63,19 +70,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if any(row["findings"] for row in rows) else 0
 
 
-def _run(name: str, root: str, seed: int, count: int) -> tuple[Outcome, float]:
+def _run(room: str | None, name: str, root: str, seed: int, count: int) -> tuple[Outcome, float]:
     started = time.monotonic()
-    outcome = run_target(named(name), Path(root), seed, count)
+    (target,) = [target for target in (targets_of(room) if room else all_targets()) if target.name == name]
+    outcome = run_target(target, Path(root), seed, count)
     shutil.rmtree(Path(root) / name)
     print(f"  {name}: {outcome.inputs} inputs, {len(outcome.findings)} findings", file=sys.stderr, flush=True)
     return outcome, time.monotonic() - started
 
 
-def _row(name: str, outcome: Outcome, seconds: float) -> dict[str, Any]:
-    target = named(name)
+def _row(target: Target, outcome: Outcome, seconds: float) -> dict[str, Any]:
     return {
         "format": target.format,
-        "target": name,
+        "target": target.name,
         "reader": target.reader,
         "inputs": outcome.inputs,
         "errors": outcome.refused,
@@ -89,10 +96,14 @@ def _row(name: str, outcome: Outcome, seconds: float) -> dict[str, Any]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Rows for people, with their sum."""
-    total = {key: sum(row[key] for row in rows) for key in ("inputs", "errors", "correct", "findings", "seconds")}
+    total = {
+        key: sum(row[key] for row in rows) for key in ("inputs", "errors", "correct", "findings", "seconds")
+    }
     most = {"slowest_input_cpu_s": max(row["slowest_input_cpu_s"] for row in rows)}
     total |= most | {"peak_bytes": max(row["peak_bytes"] for row in rows), "format": "all", "target": ""}
-    lines = [f"{'format':<28}{'target':<26}{'inputs':>8}{'errors':>8}{'correct':>8}{'found':>6}{'slowest s':>10}{'peak MiB':>9}"]
+    lines = [
+        f"{'format':<28}{'target':<26}{'inputs':>8}{'errors':>8}{'correct':>8}{'found':>6}{'slowest s':>10}{'peak MiB':>9}"
+    ]
     for row in [*rows, total]:
         lines.append(
             f"{row['format']:<28}{row['target']:<26}{row['inputs']:>8}{row['errors']:>8}{row['correct']:>8}"
@@ -107,7 +118,9 @@ def _keep(finding: Finding) -> None:
     name = f"{finding.target}-{hashlib.sha256(finding.where.encode()).hexdigest()[:8]}"
     (KEPT / f"{name}.input").write_bytes(finding.content)
     facts = {"target": finding.target, "file": finding.file, "number": finding.number, "kind": finding.kind}
-    (KEPT / f"{name}.json").write_text(json.dumps(facts | {"where": finding.where, "what": finding.what}, indent=1))
+    (KEPT / f"{name}.json").write_text(
+        json.dumps(facts | {"where": finding.where, "what": finding.what}, indent=1)
+    )
     shown = finding.what.strip().splitlines()[-1][:300]
     print(f"FINDING {finding.target}: {finding.where} (input {finding.number}, kept as {name})\n  {shown}")
 

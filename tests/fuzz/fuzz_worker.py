@@ -336,7 +336,12 @@ def _judged_error(error: CptronError, is_whole: bool) -> tuple[str, str, str, st
     if any(isinstance(cause, MemoryError) for cause in _causes(error)):
         return "failed", "address space", _place(error), text[:500]
     if len(text.splitlines()) != 1 or not text.strip() or len(text) > MOST_MESSAGE:
-        return "failed", "message", _place(error), f"{len(text)} characters, {len(text.splitlines())} lines: {text[:500]!r}"
+        return (
+            "failed",
+            "message",
+            _place(error),
+            f"{len(text)} characters, {len(text.splitlines())} lines: {text[:500]!r}",
+        )
     return "refused", "", "", ""
 
 
@@ -349,7 +354,11 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def _place(error: BaseException) -> str:
     """Type, and the last line of the product that it passed."""
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if "cptron" in frame.filename and "fuzz" not in Path(frame.filename).parts[-2]]
+    ours = [
+        frame
+        for frame in frames
+        if "cptron" in frame.filename and "fuzz" not in Path(frame.filename).parts[-2]
+    ]
     last = ours[-1] if ours else frames[-1]
     return f"{type(error).__name__} {Path(last.filename).name}:{last.name}"
 

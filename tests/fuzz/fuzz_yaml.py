@@ -14,16 +14,93 @@ from fuzz_bytes import mutate_bytes
 from fuzz_json import Pairs, Raw, change, dump
 
 SCALARS = (
-    *("~", "null", "yes", "off", "0x1F", "0o17", "010", "1_000", "1e3", ".inf", "-.inf", ".nan", "1e999", "12:30:45"),
-    *("2001-01-01", "=", "<<", "*a", "&a", "!!int '3'", "!!python/name:os.system", "'", '"', "|", ">", "@x", "`x`", "%x"),
-    *("!!python/object/apply:os.system ['touch planted']", "!!python/object/new:os.system [x]", "!!binary aGk=", "!x y"),
-    *("!!set {a, b}", "!!omap [a: 1]", "!!timestamp 2001-01-01", "? a", "- - - a", "{a: {b: {c: }}}", "[1, [2, [3]]]"),
-    *("9" * 5000, "1" + "_0" * 3000, "'\\ud800'", '"\\ud800"', '"\\x00"', "\u2028", "\ufeff", "\x07", "é", "a: b: c", "# c"),
+    *(
+        "~",
+        "null",
+        "yes",
+        "off",
+        "0x1F",
+        "0o17",
+        "010",
+        "1_000",
+        "1e3",
+        ".inf",
+        "-.inf",
+        ".nan",
+        "1e999",
+        "12:30:45",
+    ),
+    *(
+        "2001-01-01",
+        "=",
+        "<<",
+        "*a",
+        "&a",
+        "!!int '3'",
+        "!!python/name:os.system",
+        "'",
+        '"',
+        "|",
+        ">",
+        "@x",
+        "`x`",
+        "%x",
+    ),
+    *(
+        "!!python/object/apply:os.system ['touch planted']",
+        "!!python/object/new:os.system [x]",
+        "!!binary aGk=",
+        "!x y",
+    ),
+    *(
+        "!!set {a, b}",
+        "!!omap [a: 1]",
+        "!!timestamp 2001-01-01",
+        "? a",
+        "- - - a",
+        "{a: {b: {c: }}}",
+        "[1, [2, [3]]]",
+    ),
+    *(
+        "9" * 5000,
+        "1" + "_0" * 3000,
+        "'\\ud800'",
+        '"\\ud800"',
+        '"\\x00"',
+        "\u2028",
+        "\ufeff",
+        "\x07",
+        "é",
+        "a: b: c",
+        "# c",
+    ),
 )
 LINES = (
-    *("<<: *a\n", "<<: {run: {dir: x}}\n", "? [a, b]\n: c\n", "---\n", "...\n", "%YAML 1.2\n---\n", "\tx: 1\n", "run: *a\n"),
-    *("a: &a [*a]\n", "train: &a {steps: *a}\n", "? &k k\n: *k\n", "run:\n", "run: {dir: y}\n", "data: &d {sources: *d}\n"),
-    *("x" * 3000 + ": 1\n", "[" * 3000 + "\n", "- " * 2000 + "a\n", "{" * 500 + "}" * 500 + "\n", "? " * 800 + "a\n"),
+    *(
+        "<<: *a\n",
+        "<<: {run: {dir: x}}\n",
+        "? [a, b]\n: c\n",
+        "---\n",
+        "...\n",
+        "%YAML 1.2\n---\n",
+        "\tx: 1\n",
+        "run: *a\n",
+    ),
+    *(
+        "a: &a [*a]\n",
+        "train: &a {steps: *a}\n",
+        "? &k k\n: *k\n",
+        "run:\n",
+        "run: {dir: y}\n",
+        "data: &d {sources: *d}\n",
+    ),
+    *(
+        "x" * 3000 + ": 1\n",
+        "[" * 3000 + "\n",
+        "- " * 2000 + "a\n",
+        "{" * 500 + "}" * 500 + "\n",
+        "? " * 800 + "a\n",
+    ),
 )
 
 
@@ -72,7 +149,9 @@ def planted_yaml(_: Path) -> Mapping[str, bytes]:
     laughs = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)
     )
-    merged = "m0: &m0 {a: 1}\n" + "".join(f"m{n}: &m{n} {{<<: [*m{n - 1}, *m{n - 1}]}}\n" for n in range(1, 30))
+    merged = "m0: &m0 {a: 1}\n" + "".join(
+        f"m{n}: &m{n} {{<<: [*m{n - 1}, *m{n - 1}]}}\n" for n in range(1, 30)
+    )
     return {
         "object": b"!!python/object/apply:os.system ['touch planted']\n",
         "object in a value": b"run: {dir: !!python/object/apply:os.system ['touch planted']}\n",

@@ -10,7 +10,7 @@ from tiny_world import CONFIG
 
 from cptron.config.check import check_config
 from cptron.config.load import load_config, resolved_yaml
-from cptron.config.stored import changes_since
+from cptron.config.stored import dotted, read_stored
 from cptron.errors import ConfigError
 
 COMMENTED = """\
@@ -69,19 +69,16 @@ def check_config_again(directory: Path, value: str) -> str | None:
     again.write_text(value)
     found = resolved_yaml(load_config(again).config)
     again.unlink()
-    return None if found == value else "the configuration that was read is another when it is written and read again"
+    return (
+        None
+        if found == value
+        else "the configuration that was read is another when it is written and read again"
+    )
 
 
-def read_stored(directory: Path) -> list[str]:
-    """Differences from a configuration that is whole."""
-    return changes_since(directory, load_config(directory.parent / "whole.yaml").config)
-
-
-def make_stored(root: Path) -> list[Seed]:
-    """Run directories, and the configuration that is compared."""
-    seeds = make_resolved(root)
-    (root / "whole.yaml").write_text(COMMENTED)
-    return seeds
+def read_dotted(directory: Path) -> dict[str, str]:
+    """Every key with its value, as a resume compares them."""
+    return dotted(read_stored(directory))
 
 
 TARGETS = [
@@ -90,7 +87,7 @@ TARGETS = [
         make=make_configs, read=read_config, mutate=mutate_yaml, check=check_config_again, planted=planted_yaml, budget=3,
     ),
     Target(
-        format="config (YAML)", name="config-of-a-run", reader="cptron.config.stored.changes_since", make=make_stored,
-        read=read_stored, mutate=mutate_yaml, planted=planted_yaml,
+        format="config (YAML)", name="config-of-a-run", reader="cptron.config.stored.read_stored", make=make_resolved,
+        read=read_dotted, mutate=mutate_yaml, planted=planted_yaml,
     ),
 ]  # fmt: skip

@@ -30,9 +30,17 @@ from cptron.tokens.records import Position
 MAX_RECORD_BYTES = 1 << 20
 TEXTS = ["a", "größer", "", "line\nbreak", "x" * 300, "é\u2028b", "tab\t", "1"]
 LINES = "".join(json.dumps({"text": text, "n": number}) + "\n" for number, text in enumerate(TEXTS)).encode()
-OTHER = "".join(json.dumps({"id": [1, {"a": None}], "text": text}, ensure_ascii=False) + "\n" for text in TEXTS).encode()
+OTHER = "".join(
+    json.dumps({"id": [1, {"a": None}], "text": text}, ensure_ascii=False) + "\n" for text in TEXTS
+).encode()
 CHATS = "".join(
-    json.dumps({"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "b"}], "system": "s"}) + "\n"
+    json.dumps(
+        {
+            "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "b"}],
+            "system": "s",
+        }
+    )
+    + "\n"
     for text in TEXTS
 ).encode()
 
@@ -59,7 +67,8 @@ def _read(path: Path, keys: Sequence[str], *, chat: bool) -> Any:
     for block in read_blocks(inputs, Position(0, 0, 0), max_record_bytes=MAX_RECORD_BYTES, keys=keys):
         parsed = block.parse(keys, chat=chat)
         good += [
-            (number, repr(value[0]) if chat else value[0]) for number, value in zip(parsed.numbers, parsed.values, strict=True)
+            (number, repr(value[0]) if chat else value[0])
+            for number, value in zip(parsed.numbers, parsed.values, strict=True)
         ]
         bad += [(reject.record, reject.reason) for reject in parsed.rejects]
         for reject in parsed.rejects:
@@ -110,7 +119,9 @@ def check_table(directory: Path, value: Any) -> str | None:
             with pyarrow.memory_map(str(path)) as mapped:
                 head = mapped.read(6)
                 mapped.seek(0)
-                reader = pyarrow.ipc.open_file(mapped) if head == b"ARROW1" else pyarrow.ipc.open_stream(mapped)
+                reader = (
+                    pyarrow.ipc.open_file(mapped) if head == b"ARROW1" else pyarrow.ipc.open_stream(mapped)
+                )
                 column = reader.read_all().column("text")
         rows = column.cast(pyarrow.large_binary()).to_pylist()
     except (pyarrow.ArrowException, OSError, KeyError):
@@ -148,7 +159,11 @@ def check_reference(directory: Path, value: Any) -> str | None:
 def make_gzip(root: Path) -> list[Seed]:
     """One member, and two."""
     return _files(
-        root, {"a.jsonl.gz": gzip.compress(LINES, mtime=0), "b.jsonl.gz": gzip.compress(OTHER, mtime=0) + gzip.compress(LINES, mtime=0)}
+        root,
+        {
+            "a.jsonl.gz": gzip.compress(LINES, mtime=0),
+            "b.jsonl.gz": gzip.compress(OTHER, mtime=0) + gzip.compress(LINES, mtime=0),
+        },
     )
 
 
@@ -158,7 +173,11 @@ def make_zstd(root: Path) -> list[Seed]:
     bare = zstandard.ZstdCompressor(write_content_size=False).compressobj()
     return _files(
         root,
-        {"a.jsonl.zst": pack(LINES), "b.jsonl.zst": bare.compress(OTHER) + bare.flush(), "c.jsonl.zst": pack(LINES) + pack(OTHER)},
+        {
+            "a.jsonl.zst": pack(LINES),
+            "b.jsonl.zst": bare.compress(OTHER) + bare.flush(),
+            "c.jsonl.zst": pack(LINES) + pack(OTHER),
+        },
     )
 
 
@@ -172,7 +191,11 @@ def _zeros(compressor: Any) -> bytes:
 def planted_gzip(_: Path) -> Mapping[str, bytes]:
     """256 MiB of zeros in one line, and gzip within gzip."""
     bomb = _zeros(zlib.compressobj(9, zlib.DEFLATED, 31))
-    return {"bomb": bomb, "bomb within": gzip.compress(bomb, mtime=0), "many empty members": gzip.compress(b"", mtime=0) * 3000}
+    return {
+        "bomb": bomb,
+        "bomb within": gzip.compress(bomb, mtime=0),
+        "many empty members": gzip.compress(b"", mtime=0) * 3000,
+    }
 
 
 def planted_zstd(_: Path) -> Mapping[str, bytes]:
@@ -205,7 +228,10 @@ def planted_parquet(directory: Path) -> Mapping[str, bytes]:
     found = {}
     texts = pyarrow.array(["x" * MAX_RECORD_BYTES])
     same = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 4000, pyarrow.int32()), texts)
-    for name, column in (("one text in all rows", same), ("nulls", pyarrow.nulls(5_000_000, pyarrow.string()))):
+    for name, column in (
+        ("one text in all rows", same),
+        ("nulls", pyarrow.nulls(5_000_000, pyarrow.string())),
+    ):
         path = directory / "planted.parquet"
         pyarrow.parquet.write_table(pyarrow.table({"text": column}), path, compression="zstd")
         found[name] = path.read_bytes()
@@ -216,7 +242,11 @@ def planted_parquet(directory: Path) -> Mapping[str, bytes]:
 def make_arrow(root: Path) -> list[Seed]:
     """A stream and a file of two batches, with several types of text."""
     seeds = []
-    columns = {"utf8": pyarrow.string(), "large": pyarrow.large_string(), "dict": pyarrow.dictionary(pyarrow.int32(), pyarrow.string())}
+    columns = {
+        "utf8": pyarrow.string(),
+        "large": pyarrow.large_string(),
+        "dict": pyarrow.dictionary(pyarrow.int32(), pyarrow.string()),
+    }
     for kind, column in columns.items():
         table = pyarrow.table({"text": pyarrow.array(TEXTS, pyarrow.string()).cast(column)})
         for form, opener in (("stream", pyarrow.ipc.new_stream), ("file", pyarrow.ipc.new_file)):

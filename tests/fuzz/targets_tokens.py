@@ -36,7 +36,9 @@ DOCUMENTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [11, 12], list(range(20, 60))]
 SIZES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 
 
-def write_plain(prefix: Path, sequences: Sequence[Sequence[int]], bounds: Sequence[int], dtype: str, code: int) -> None:
+def write_plain(
+    prefix: Path, sequences: Sequence[Sequence[int]], bounds: Sequence[int], dtype: str, code: int
+) -> None:
     """Token files by numpy alone, with any document index."""
     lengths = np.array([len(ids) for ids in sequences], "<i4")
     ends = np.cumsum(lengths, dtype=np.int64) * np.dtype(dtype).itemsize
@@ -64,7 +66,12 @@ def make_worlds(root: Path) -> dict[str, Path]:
 def _seeds(*suffixes: str) -> Any:
     def make(root: Path) -> list[Seed]:
         worlds = make_worlds(root).values()
-        return [Seed(path, f"t{suffix}") for path in worlds for suffix in suffixes if (path / f"t{suffix}").exists()]
+        return [
+            Seed(path, f"t{suffix}")
+            for path in worlds
+            for suffix in suffixes
+            if (path / f"t{suffix}").exists()
+        ]
 
     return make
 
@@ -91,7 +98,9 @@ def sample_tokens(directory: Path) -> Any:
         source.read(np.arange(count), batch)
         counted = source.count(np.arange(count))
         found += [batch.tokens_BS.tolist(), batch.labels_BS.tolist(), batch.loss_mask_BS.tolist(), counted]
-        found.append([[tuple(map(int, vars_of(span))) for span in source.spans(cursor)] for cursor in range(count)])
+        found.append(
+            [[tuple(map(int, vars_of(span))) for span in source.spans(cursor)] for cursor in range(count)]
+        )
     return found
 
 
@@ -106,7 +115,9 @@ def walk_tokens(directory: Path) -> Any:
     documents = [int(length) for piece in files.pieces() for length in piece.lengths]
     spans = [files.document_span(number) for number in range(files.num_documents)]
     texts = [files.tokens(start, start + length).tolist() for start, length in spans]
-    masks = [None if (found := files.mask(start, start + n)) is None else found.tolist() for start, n in spans]
+    masks = [
+        None if (found := files.mask(start, start + n)) is None else found.tolist() for start, n in spans
+    ]
     facts = describe_tokens(str(directory / "t"), document=0) if files.num_documents else {}
     return documents, texts, masks, json.dumps(facts, default=str)
 
@@ -182,7 +193,9 @@ def mutate_index(draw: random.Random, content: bytes, others: Sequence[bytes]) -
     lengths, pointers = HEADER.size, HEADER.size + 4 * num_sequences
     bounds = pointers + 8 * num_sequences
     if kind < 0.6:
-        start, width, count = draw.choice(((lengths, 4, num_sequences), (pointers, 8, num_sequences), (bounds, 8, num_bounds)))
+        start, width, count = draw.choice(
+            ((lengths, 4, num_sequences), (pointers, 8, num_sequences), (bounds, 8, num_bounds))
+        )
         for _ in range(draw.choice((1, 2, 3))):
             content = put_number(draw, content, start + width * draw.randrange(max(1, count)), width)
         return content
@@ -251,11 +264,15 @@ def check_manifest(directory: Path, value: Any) -> str | None:
 
 def make_journal(root: Path) -> list[Seed]:
     """Journals of a run that was cut off, in the middle and while publishing."""
-    point = Checkpoint(Position(0, 10, 400), 10, [1], {"bad_json": 2}, [WriterState(9, 100, {"bin": 200, "lengths": 36})], 0)
+    point = Checkpoint(
+        Position(0, 10, 400), 10, [1], {"bad_json": 2}, [WriterState(9, 100, {"bin": 200, "lengths": 36})], 0
+    )
     seeds = []
     for name, publishing in (("middle", []), ("end", [{"format_version": 2}])):
         (root / name).mkdir()
-        Journal(str(root / name / "t")).save(Entry({"inputs": ["a.jsonl"], "on_error": "stop"}, point, publishing))
+        Journal(str(root / name / "t")).save(
+            Entry({"inputs": ["a.jsonl"], "on_error": "stop"}, point, publishing)
+        )
         seeds.append(Seed(root / name, "t.preprocess.journal.json"))
     return seeds
 
