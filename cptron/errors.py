@@ -17,10 +17,25 @@ STOPPED_EXIT_CODE = 75
 """Asked to stop, or out of time: saved, start again to go on (EX_TEMPFAIL of sysexits.h)."""
 HANG_EXIT_CODE = 76
 """No step came for too long; the stacks are in RUN_DIR/stacks."""
+MOST_CHARACTERS = 1600
+"""Of a message; the middle of a longer one is left out."""
 
 
 class CptronError(Exception):
     """Base of all errors caused by input, environment or configuration rather than by a bug."""
+
+    def __str__(self) -> str:
+        """The message on one line, however long or odd a value that a file holds is."""
+        line = "".join(map(_in_line, super().__str__()))
+        if len(line) <= MOST_CHARACTERS:
+            return line
+        return f"{line[: MOST_CHARACTERS // 2]} [...] {line[-MOST_CHARACTERS // 2 :]}"
+
+
+def _in_line(char: str) -> str:
+    if char.isprintable():
+        return char
+    return " " if char.isspace() else ascii(char)[1:-1]
 
 
 class ConfigError(CptronError):

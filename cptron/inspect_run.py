@@ -6,7 +6,6 @@ part would stand, and the rest is still described.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from cptron.checkpoint import layout
 from cptron.checkpoint.listing import list_run
 from cptron.config.load import load_config
 from cptron.errors import CheckpointError, CptronError, DataError
+from cptron.json_text import parse_json
 from cptron.model.architecture import Architecture
 from cptron.model.families import family_of
 from cptron.model.families.family import size_of
@@ -92,7 +92,7 @@ def _lineage(manifest: layout.Manifest) -> list[str]:
 
 def _ledger(state: Path) -> Facts:
     try:
-        entries: Facts = json.loads(state.read_text())["ledger"]["entries"]
+        entries: Facts = parse_json(state.read_text())["ledger"]["entries"]
         keys = ("share", "tokens", "epochs", "cursor", "identity")
         return {name: {key: entry[key] for key in keys} for name, entry in entries.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -102,7 +102,7 @@ def _ledger(state: Path) -> Facts:
 def describe_run(directory: Path) -> Facts:
     """A run's identity and configuration, each of its checkpoints, and how far its metrics go."""
     try:
-        run = json.loads((directory / RUN_FILE).read_text())
+        run = parse_json((directory / RUN_FILE).read_text())
         facts: Facts = {"kind": "run", "name": run["name"], "identity": run["identity"]}
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"{directory / RUN_FILE} is damaged ({error!r}); restore it or start anew") from None

@@ -16,6 +16,7 @@ from typing import Any
 
 from cptron.durable import replace_text
 from cptron.errors import CheckpointError
+from cptron.json_text import parse_json
 
 INDEX = "index.json"
 ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -95,7 +96,7 @@ def read_index(directory: Path) -> ShardIndex:
     """The index of the shards in `directory`. Raises `CheckpointError` when it is absent or damaged."""
     path = directory / INDEX
     try:
-        values = json.loads(path.read_text())
+        values = parse_json(path.read_text())
         tensors = {key: _tensor(record) for key, record in values["tensors"].items()}
         blocks = [Block.of(block) for block in values["blocks"]]
         for block in blocks:

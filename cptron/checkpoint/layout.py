@@ -26,6 +26,7 @@ from cptron.checkpoint.block_file import FileRecord
 from cptron.checkpoint.hashing import hash_files
 from cptron.durable import publish_directory, replace_text, working_directory
 from cptron.errors import CheckpointError
+from cptron.json_text import parse_json
 from cptron.model.architecture import Architecture
 
 FORMAT_VERSION = 2
@@ -177,7 +178,7 @@ def _parse(path: Path) -> Manifest:
     """The manifest, unless it is another one than was written."""
     try:
         content = path.read_bytes()
-        values = json.loads(content)
+        values = parse_json(content)
         if values["format_version"] != FORMAT_VERSION:
             raise CheckpointError(
                 f"{path} has format_version {values['format_version']}, this version reads {FORMAT_VERSION}; "

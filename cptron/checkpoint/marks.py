@@ -7,7 +7,6 @@ be read stop every deletion.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from cptron.checkpoint import layout
 from cptron.checkpoint.run_lock import LOCK, Held, exclusive
 from cptron.errors import CheckpointError
+from cptron.json_text import parse_json
 
 MARKS = "marks.json"
 PATIENCE_S = 30.0
@@ -39,7 +39,7 @@ def read_marks(checkpoints: Path) -> dict[int, tuple[str, ...]]:
     if not path.exists():
         return {}
     try:
-        marks = {int(step): tuple(names) for step, names in json.loads(path.read_text()).items()}
+        marks = {int(step): tuple(names) for step, names in parse_json(path.read_text()).items()}
         if not all(isinstance(name, str) for names in marks.values() for name in names):
             raise TypeError("a name is no text")
     except (OSError, ValueError, TypeError, AttributeError) as error:

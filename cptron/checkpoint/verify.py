@@ -17,6 +17,7 @@ from cptron.checkpoint.block_file import FileRecord
 from cptron.checkpoint.hashing import hash_file, num_threads
 from cptron.durable import replace_text
 from cptron.errors import CheckpointError
+from cptron.json_text import parse_json
 
 Known = Callable[[Path], bool]
 """Whether a file needs no reading."""
@@ -63,7 +64,7 @@ class Proven:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._known = {str(line) for line in json.loads(path.read_text())}
+            self._known = {str(line) for line in parse_json(path.read_text())}
         except (OSError, ValueError, TypeError):
             self._known = set()  # then everything is read again
 

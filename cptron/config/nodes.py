@@ -15,6 +15,17 @@ from cptron.errors import ConfigError
 
 OVERRIDE = "override"
 TAG = "tag:yaml.org,2002:"
+MOST_BRACKETS = 64
+"""Brackets that may be open at a time."""
+
+
+class Loader(yaml.SafeLoader):
+    """Refuses brackets within brackets beyond any use: PyYAML takes seconds for a few thousand of them."""
+
+    def fetch_flow_collection_start(self, TokenClass: type[yaml.Token]) -> None:
+        if self.flow_level >= MOST_BRACKETS:
+            raise yaml.scanner.ScannerError(problem="nested too deeply", problem_mark=self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
 
 
 def read_text(path: Path) -> bytes:
@@ -29,7 +40,7 @@ def read_text(path: Path) -> bytes:
 def compose(text: bytes | str, name: str) -> yaml.Node | None:
     """The one document of `text` as nodes, which keep their lines; no object is ever constructed from it."""
     try:
-        loader = yaml.SafeLoader(text)
+        loader = Loader(text)
         loader.name = name
         return loader.get_single_node()
     except yaml.MarkedYAMLError as error:
@@ -38,7 +49,9 @@ def compose(text: bytes | str, name: str) -> yaml.Node | None:
         raise ConfigError(
             f"{where}: not valid YAML: {problem}; quote the value if it holds : # or @"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ConfigError(f"{name}: not valid YAML: nested too deeply; write plain sections") from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(
             f"{name}: not valid YAML: {' '.join(str(error).split())}; save it as UTF-8 text"
         ) from None

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from cptron.config.load import config_to_dict
+from cptron.config.nodes import Loader
 from cptron.config.schema import Config
 from cptron.durable import fsync_path, replace_text
 from cptron.errors import ConfigError
@@ -47,8 +48,8 @@ def read_stored(run: Path) -> dict[str, Any]:
     """Sections and values of the configuration in force in `run`. Raises ConfigError when it cannot be read."""
     path = run / _CURRENT
     try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        values = _PlainLoader(path.read_text()).get_single_data()
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         problem = " ".join(str(error).split())
         raise ConfigError(
             f"{path} cannot be read ({problem}); restore it or choose another run.dir"
@@ -66,12 +67,22 @@ def dotted(config: Config | Mapping[str, Any]) -> dict[str, str]:
     return dict(_values(config if isinstance(config, Mapping) else config_to_dict(config), ""))
 
 
+class _PlainLoader(Loader):
+    """Refuses aliases: a run stores none, and a few lines of them can stand for more than a memory holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias")
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
+
+
 def _values(value: Any, key: str) -> Iterator[tuple[str, str]]:
     """Dotted keys and values as text; an element of a list goes by its name, where it has one."""
     if isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
-        value = {item["name"]: item for item in value}
+        value = {str(item["name"]): item for item in value}
     if isinstance(value, dict):
         for name, item in value.items():
             yield from _values(item, f"{key}.{name}" if key else str(name))
     else:
-        yield key, json.dumps(value, ensure_ascii=False)
+        yield key, json.dumps(value, ensure_ascii=False, default=str)

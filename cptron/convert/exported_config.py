@@ -6,7 +6,6 @@ model's config said.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 
 from cptron.convert.safetensors_write import TensorSpec
 from cptron.errors import ConversionError
+from cptron.json_text import parse_json
 from cptron.model.architecture import Architecture
 from cptron.model.families.family import Family
 
@@ -34,7 +34,7 @@ def exported_config(small_files: Path, family: Family, arch: Architecture, preci
     """The config of the model; `small_files` is where the base's is, if there is one."""
     path = small_files / "config.json"
     try:
-        base = json.loads(path.read_text()) if path.is_file() else {}
+        base = parse_json(path.read_text()) if path.is_file() else {}
         carried = {key: base[key] for key in CARRIED if key in base}
     except (OSError, ValueError, TypeError) as error:
         raise ConversionError(f"{path} cannot be read ({error}); use another checkpoint") from None

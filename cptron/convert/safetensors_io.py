@@ -6,7 +6,6 @@ the tensors in use; what is read is mapped, and unmapped with the tensor.
 
 from __future__ import annotations
 
-import json
 import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from cptron.errors import ConversionError
+from cptron.json_text import parse_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -157,7 +157,7 @@ def _read_header(path: Path) -> dict[str, _Stored]:
             pass
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length))
+            header = parse_json(stream.read(length))
     except (SafetensorError, OSError, ValueError) as error:
         raise ConversionError(f"{path} cannot be read ({error}); download it again") from None
     found = {}
@@ -195,7 +195,7 @@ def _mapped(stored: _Stored, offset: int, shape: Sequence[int]) -> torch.Tensor:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises `ConversionError`."""
     try:
-        values = json.loads(path.read_text())
+        values = parse_json(path.read_text())
     except OSError:
         raise ConversionError(
             f"{path} does not exist; give a complete Hugging Face model directory"

@@ -30,6 +30,7 @@ from cptron.convert.source import WeightSource
 from cptron.convert.weight_map import Part, layer_by_layer, layers_of, megatron_shape, read_part
 from cptron.durable import replace_text
 from cptron.errors import CheckpointError
+from cptron.json_text import parse_json
 from cptron.model.architecture import Architecture
 from cptron.model.families.family import Family, TensorRule, size_of
 
@@ -233,7 +234,7 @@ class _Record:
     def read(cls, path: Path, identity: str, shards: Path) -> _Record | None:
         """The record, if there is one of this identity and the file has its size."""
         try:
-            values = json.loads(path.read_text())
+            values = parse_json(path.read_text())
             file = FileRecord(int(values["size"]), str(values["sha256"]))
             blocks = [Block.of(block) for block in values["blocks"]]
             record = cls(values["identity"], file, blocks, dict(values["checksums"]))

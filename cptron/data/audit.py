@@ -6,7 +6,6 @@ Invariant: nothing is taken on trust from a checkpoint: its ledger is recomputed
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from cptron.data.open import open_sources
 from cptron.data.replay import Replay
 from cptron.data.source import TokenSource
 from cptron.errors import CheckpointError, DataError
+from cptron.json_text import parse_json
 
 _AT_ONCE = 1 << 16
 
@@ -178,7 +178,7 @@ def _saved_ledgers(run: Path) -> dict[int, tuple[Path, Ledger]]:
     found = {}
     for path in sorted((run / "checkpoints").glob("step_*/state.json")):
         try:
-            state = json.loads(path.read_text())
+            state = parse_json(path.read_text())
             found[int(state["batches_drawn"])] = path, Ledger.from_dict(state["ledger"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} cannot be read ({error!r}); remove the damaged checkpoint") from None

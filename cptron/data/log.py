@@ -7,7 +7,6 @@ always the same tokens.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from cptron.data.ledger import RETIRED, Ledger
 from cptron.errors import DataError
+from cptron.json_text import parse_json
 
 DATA_LOG = "data_log.jsonl"
 
@@ -67,7 +67,7 @@ def read_log(path: Path) -> Iterator[LoggedStep]:
                 if not line.endswith(b"\n"):
                     return
                 try:
-                    step = _parsed(json.loads(line), before)
+                    step = _parsed(parse_json(line), before)
                 except (ValueError, KeyError, TypeError, AttributeError) as error:
                     raise DataError(
                         f"{path}:{number} must be a record of a step ({error!r}); restore it"

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from cptron.data.cache import IndexCache
 from cptron.data.content import Content
 from cptron.data.kernels import JoinedEpoch, PackedEpoch, Tokens, joined_starts, packed_starts
+from cptron.errors import DataError
 
 Packing = Literal["joined", "best_fit"]
 Int64Array = npt.NDArray[np.int64]
@@ -74,6 +75,7 @@ class SourceOrder:
             mask_beginnings=eod_mask_loss,
         )
         self._identity = content.identity
+        self._prefix = files.prefix
         self._seq_length = seq_length
         self._seed = seed
         self._packing = packing
@@ -96,7 +98,13 @@ class SourceOrder:
         document_key = key(self._seed, self._identity, of_documents, "documents")
         sample_key = key(self._seed, self._identity, number, "samples")
         kind = PackedEpoch if self._packing == "best_fit" else JoinedEpoch
-        return kind(self.tokens, self._starts(document_key), document_key, sample_key, self._seq_length)
+        try:
+            return kind(self.tokens, self._starts(document_key), document_key, sample_key, self._seq_length)
+        except ValueError as error:  # lengths that no scan has seen, because a manifest vouched for them
+            raise DataError(
+                f"{self._prefix} has document lengths that cannot be ({error}); copy the files again or run "
+                "preprocess again"
+            ) from None
 
     def _starts(self, document_key: int) -> Int64Array:
         """Running sums over the windows of documents, from the cache where there is one."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,9 @@ from safetensors import SafetensorError
 
 from cptron.errors import ConversionError, DataError
 from cptron.evaluate.measure import Measure
+
+MAX_LINE_CHARACTERS = 1 << 28
+"""A longer line is no document; what a packed file becomes is not known before."""
 
 
 class Document(NamedTuple):
@@ -39,11 +43,14 @@ def documents(path: Path, key: str = "text", by: str | None = None) -> Iterator[
     number = 0
     try:
         with openers.get(path.suffix, open)(path, "rt", encoding="utf-8-sig", newline="\n") as file:
-            for number, line in enumerate(file, 1):  # noqa: B007 the error below names it
+            while line := file.readline(MAX_LINE_CHARACTERS):
+                number += 1
+                if len(line) == MAX_LINE_CHARACTERS:
+                    raise ValueError(f"the line has {MAX_LINE_CHARACTERS} characters or more")
                 yield _document(line, key, by)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path}:{number}: not a JSON object with a string {key!r} ({error})") from None
-    except (OSError, EOFError, zstandard.ZstdError) as error:
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
         raise DataError(f"{path} cannot be read after line {number} ({error}); check the file") from None
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from cptron.config.load import load_config, resolved_yaml
 from cptron.config.schema import Config
 from cptron.errors import DataError
+from cptron.json_text import parse_json
 from cptron.report.charts import points_of, training_charts, validation_charts
 from cptron.report.console import compact, guard_line, valid_sets
 from cptron.report.page import page
@@ -39,7 +40,7 @@ def write_report(run_dir: Path) -> Path:
         )
     config = load_config(run_dir / "config.yaml").config
     summary_path = run_dir / "summary.json"
-    summary = json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.exists() else {}
+    summary = parse_json(summary_path.read_text(encoding="utf-8")) if summary_path.exists() else {}
     text = render(config, read_records(metrics), summary)
     temporary = run_dir / (REPORT_FILE + ".tmp")
     temporary.write_text(text, encoding="utf-8")

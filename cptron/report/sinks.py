@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol, TextIO
 
 from cptron.config.schema import Config
 from cptron.errors import ConfigError, DataError
+from cptron.json_text import parse_json
 
 Record = dict[str, Any]
 METRICS_FILE = "metrics.jsonl"
@@ -80,7 +81,7 @@ def read_records(path: Path) -> list[Record]:
         if not line.endswith(b"\n"):
             break
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             record["kind"], record["step"]
         except (ValueError, TypeError, KeyError):
             raise DataError(

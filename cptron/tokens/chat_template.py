@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cptron.errors import DataError
+from cptron.json_text import parse_json
 from cptron.tokens.chat_formats import ChatError, Message
 from cptron.tokens.chat_sandbox import sandbox
 
@@ -181,7 +182,7 @@ def _special_tokens(directory: Path, config: dict[str, Any], names: set[str], pa
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        content = parse_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise DataError(
             f"{path} must be JSON ({' '.join(str(error).split())}); copy the file again"

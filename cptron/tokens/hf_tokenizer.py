@@ -7,7 +7,6 @@ may only add whole tokens to it, under the ids they state, and name the special 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import __version__ as library_version
 
 from cptron.errors import DataError
+from cptron.json_text import parse_json
 from cptron.tokens.hf_serialised import fingerprint, split_serialised
 from cptron.tokens.tokenizer import DefinitionFormat, one_line, tokenizer_name
 
@@ -157,7 +157,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path} must be JSON ({one_line(error)}); copy the file again") from error
     if not isinstance(content, dict):

@@ -99,7 +99,12 @@ class Index:
         them at byte 34, so they are unaligned) where each document is one sequence."""
         bounds = self.document_indices
         num_sequences = len(self.lengths)
-        if len(bounds) == 0 or bounds[0] != 0 or bounds[-1] != num_sequences or (np.diff(bounds) < 0).any():
+        if (
+            len(bounds) == 0
+            or bounds[0] != 0
+            or bounds[-1] != num_sequences
+            or (bounds[1:] < bounds[:-1]).any()
+        ):
             raise DataError(
                 f"{self.path} has document indices that must rise from 0 to {num_sequences} sequences; {REMEDY}"
             )

@@ -117,6 +117,8 @@ class IndexedTokens:
         if not 0 <= document < self.num_documents:
             raise IndexError(f"document {document} must be in [0, {self.num_documents}) of {self._prefix}")
         available = int(self._lengths[document])
+        if available < 0:
+            raise DataError(f"{self._prefix} has document {document} of {available} tokens; {REMEDY}")
         if length is None:
             length = available - offset
         if offset < 0 or length < 0 or offset + length > available:

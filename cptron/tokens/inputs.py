@@ -7,7 +7,6 @@ Invariant: no file is left out without a word and none is read twice; the parts 
 from __future__ import annotations
 
 import glob
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from cptron.errors import DataError
+from cptron.json_text import parse_json
 
 Kind = Literal["jsonl", "text", "parquet", "arrow"]
 Compression = Literal["none", "gzip", "zstd"]
@@ -172,7 +172,7 @@ def _hugging_face_dataset(directory: Path) -> Iterator[Input]:
 def _read_json(path: Path, *keys: str, default: list[object] | None = None) -> list[object]:
     """The list at the first of `keys` that is there."""
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except ValueError as error:
         raise DataError(f"{path} must be JSON ({error}); save the dataset again") from error
     present = [content[key] for key in keys if content.get(key)] if isinstance(content, dict) else []

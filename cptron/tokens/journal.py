@@ -18,6 +18,7 @@ from typing import Any
 
 from cptron.durable import partial_path, replace_text
 from cptron.errors import DataError
+from cptron.json_text import parse_json
 from cptron.tokens.indexed_writer import WriterState
 from cptron.tokens.records import Position
 
@@ -63,7 +64,7 @@ class Journal:
     def load(self) -> Entry | None:
         """The journal of a run that was cut off, if there is one. Raises DataError when it is damaged."""
         try:
-            content = json.loads(self.path.read_bytes())
+            content = parse_json(self.path.read_bytes())
         except FileNotFoundError:
             return None
         except ValueError as error:

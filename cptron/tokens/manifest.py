@@ -17,6 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from cptron.durable import replace_text
 from cptron.errors import DataError
+from cptron.json_text import parse_json
 from cptron.tokens.index_layout import bin_path, idx_path, loss_mask_path
 
 FORMAT_VERSION = 2
@@ -118,7 +119,7 @@ def load_manifest(prefix: str | Path) -> Manifest:
     """Read the manifest of `prefix`. Raises DataError when it is missing, damaged, or sizes disagree."""
     path = manifest_path(prefix)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(
             f"{path} does not exist, so {prefix} is not known to be complete; {_REMEDY}"
@@ -193,6 +194,7 @@ def _build(kind: Any, value: Any, name: str) -> Any:
         return tuple(_build(get_args(kind)[0], item, name) for item in value)
     if get_origin(kind) is Mapping and isinstance(value, dict):
         return {key: _build(get_args(kind)[1], item, f"{name}.{key}") for key, item in value.items()}
-    if type(value) not in (get_args(kind) or (kind,)):  # `type`, because a bool is also an int
-        raise TypeError(f"{name} is {value!r}, must be {getattr(kind, '__name__', kind)}")
+    choices = (kind,) if get_origin(kind) in (tuple, Mapping) else get_args(kind) or (kind,)
+    if type(value) not in choices:  # `type`, because a bool is also an int
+        raise TypeError(f"{name} is {value!r:.200}, must be {getattr(kind, '__name__', kind)}")
     return value

@@ -133,6 +133,8 @@ def read_arrow(
         for rows in _batches(reader):
             if first + rows.num_rows > start.record:
                 wanted = rows.select([*keys, *chat_columns(keys, rows.schema.names)]) if keys else rows
+                for column in wanted.columns:
+                    column.view(_with_bytes(column.type)).validate(full=True)
                 yield from _blocks(source, wanted, first, start, mapped.tell(), max_record_bytes)
             first += rows.num_rows
 
@@ -156,6 +158,24 @@ def _blocks(
         piece = rows.slice(begin, size)
         end = Position(start.file, first + begin + piece.num_rows, 0)
         yield TableBlock(str(source.path), piece, first + begin, end, stored_bytes_read, max_record_bytes)
+
+
+def _with_bytes(kind: Any) -> Any:
+    """`kind` with bytes for its texts. pyarrow takes the places of values from the file as they are, and reads outside of
+    it where they are wrong; its full check finds that, but would also refuse all rows for one that is not UTF-8."""
+    arrow = _pyarrow()
+    types = arrow.types
+    if types.is_string(kind):
+        return arrow.binary()
+    if types.is_large_string(kind):
+        return arrow.large_binary()
+    if types.is_list(kind):
+        return arrow.list_(kind.value_field.with_type(_with_bytes(kind.value_type)))
+    if types.is_large_list(kind):
+        return arrow.large_list(kind.value_field.with_type(_with_bytes(kind.value_type)))
+    if types.is_struct(kind):
+        return arrow.struct([field.with_type(_with_bytes(field.type)) for field in kind])
+    return kind
 
 
 def _batches(reader: Any) -> Iterator[Any]:

@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 
 from cptron.durable import fsync_path
 from cptron.errors import CheckpointError
+from cptron.json_text import parse_json
 
 JOURNAL = "journal.jsonl"
 CHOICES = {"action": ("log", "skip", "rollback"), "cause": ("spike", "nonfinite")}
@@ -65,7 +66,7 @@ class Entry:
     @classmethod
     def from_line(cls, line: bytes) -> Self:
         """Raises ValueError or TypeError on what `to_line` cannot have written."""
-        values = json.loads(line)
+        values = parse_json(line)
         if not isinstance(values, Mapping):
             raise ValueError("must be an object")
         numbers = {field.name for field in fields(cls) if field.type == "float"}

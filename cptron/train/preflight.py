@@ -6,7 +6,6 @@ Invariant: it only reads; a run that fails here has changed nothing on disk.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from cptron.config.check_engine import check_shape
 from cptron.config.schema import Config
 from cptron.data.content import open_content
 from cptron.errors import ConfigError, DataError
+from cptron.json_text import parse_json
 from cptron.model.architecture import Architecture
 from cptron.model.backend import check_backend, check_offloading
 from cptron.model.families import family_of
@@ -120,7 +120,7 @@ def _starting_point(config: Config) -> tuple[Path | None, Architecture, str, str
 def _read_architecture(path: Path) -> dict[str, Any]:
     """Values of a Hugging Face config."""
     try:
-        values = json.loads(path.read_text())
+        values = parse_json(path.read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"model.architecture={path} is no JSON file ({error}); give a Hugging Face config.json"

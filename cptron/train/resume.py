@@ -6,7 +6,6 @@ trained with, so that going back to an older one, or starting again after a cras
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from cptron.config.stored import ABSENT, dotted, read_stored
 from cptron.data.ledger import Ledger
 from cptron.durable import partial_path
 from cptron.errors import CheckpointError, ConfigError
+from cptron.json_text import parse_json
 from cptron.model.architecture import Architecture
 
 RUN_FILE = "run.json"
@@ -62,7 +62,7 @@ def find_run(directory: Path, on_damage: Literal["previous", "stop"] = "previous
     if not path.is_file():
         raise ConfigError(f"run.dir={directory} is not empty and holds no run; choose another run.dir")
     try:
-        identity = dict(json.loads(path.read_text())["identity"])
+        identity = dict(parse_json(path.read_text())["identity"])
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged ({error!r}); restore it or choose another run.dir") from None
     newest, problems = layout.newest_complete(directory / "checkpoints")

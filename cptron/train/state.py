@@ -7,7 +7,6 @@ weights, the optimizer and the configuration it determines everything that follo
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 
 from cptron.data.ledger import Ledger
 from cptron.errors import CheckpointError
+from cptron.json_text import parse_json
 from cptron.train.spikes import SpikeHistory
 
 
@@ -68,7 +68,7 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises `CheckpointError` when it is missing or damaged.
     """
     try:
-        saved = json.loads(path.read_text())
+        saved = parse_json(path.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error}); the checkpoint holds weights only or is damaged"
