@@ -2,7 +2,7 @@
 
 Every document is one sample, so that the noise is in one global batch, and the seed is chosen so that this batch is
 `BAD`. In each copy another token is wrong, so that the loss tells which batch it is of. Checkpoints are saved after
-every 36 steps.
+every 24 steps.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ train: {{steps: 48, global_batch_size: 2, micro_batch_size: 1, precision: fp32}}
 optim: {{lr: 5.0e-3, schedule: constant}}
 guards: {{spike_window: 16, spike_min_history: 12, skip_batches: 2}}
 eval: {{at_start: false}}
-checkpoint: {{every_steps: 36}}
+checkpoint: {{every_steps: 24}}
 runtime: {{device: cpu, threads_per_rank: 1, timeout_s: 60}}
 """
 

@@ -19,7 +19,7 @@ from cptron.data.audit import audit
 from cptron.testing import run_ranks
 
 STEPS = 48
-SAVED = 36
+SAVED = 24
 """The checkpoint before the bad batch."""
 TOKENS = 2 * SEQ
 """Of a global batch."""
@@ -142,6 +142,10 @@ def test_killed_at_an_action_and_resumed(
     if policy == "skip":
         guarded.trained(run, after, "guards.on_spike=skip", "guards.spike_z=0.01", f"train.steps={BAD - 1}")
         assert journal(run) == journal(whole)
+        losses = [record["loss_nats_per_token"] for record in steps(run)]
+        assert (
+            state_of(run, BAD - 1)["spike_history"]["loss"] == losses[-16:]
+        )  # the first is the checkpoint's
     guarded.trained(run, after, f"guards.on_spike={policy}", "guards.spike_z=1e9")
     assert journal(run) == journal(whole)
     if after == ONE:
@@ -247,30 +251,31 @@ def faulty(
 
 
 @pytest.mark.parametrize(
-    ("layout", "rank", "place"),
+    ("layout", "rank", "layer", "place"),
     [
-        (Layout(2, tp=2), 1, "rank 1: tp 1, pp 0, dp 0"),
-        (Layout(2, pp=2), 1, "rank 1: tp 0, pp 1, dp 0"),
-        (Layout(2), 1, "rank 1: tp 0, pp 0, dp 1"),
+        (Layout(2, tp=2), 1, 2, "rank 1: tp 1, pp 0, dp 0"),
+        (Layout(2, pp=2), 0, 1, "rank 0: tp 0, pp 0, dp 0"),  # the stage after it has bad outputs too
+        (Layout(2, pp=2), 1, 2, "rank 1: tp 0, pp 1, dp 0"),
+        (Layout(2), 1, 2, "rank 1: tp 0, pp 0, dp 1"),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("value", [math.nan, 3e38], ids=["nan", "overflow"])
 def test_the_first_bad_tensor_is_named(
-    value: float, layout: Layout, rank: int, place: str, guarded: GuardWorld, tmp_path: Path
+    value: float, layout: Layout, rank: int, layer: int, place: str, guarded: GuardWorld, tmp_path: Path
 ) -> None:
     """A weight that is NaN by its own name; one that is finite and too large by the output that it spoils, with the
     sample. Every rank says the same, and no step is taken."""
-    run = tmp_path / "run"
-    errors = faulty(guarded, run, layout, ("weight", f"{FC1}.weight", rank, 3, value))
+    run, name = tmp_path / "run", f"decoder.layers.{layer}.mlp.linear_fc1"
+    errors = faulty(guarded, run, layout, ("weight", f"{name}.weight", rank, 3, value))
     assert len(set(errors)) == 1
     assert errors[0].startswith(
         "TrainingError: training loss is nan at step 3, batch 3; no weight was changed."
     )
     if math.isnan(value):
-        assert f"First bad tensor: weight {FC1}.weight (32 element(s) NaN or Inf, on {place})" in errors[0]
+        assert f"First bad tensor: weight {name}.weight (32 element(s) NaN or Inf, on {place})" in errors[0]
     else:
-        assert f"First bad tensor: output of {FC1} (on {place}), micro-batch 0, sample " in errors[0]
+        assert f"First bad tensor: output of {name} (on {place}), micro-batch 0, sample " in errors[0]
         number = 4 + (rank if layout == Layout(2) else 0)  # the second row is the second rank's
         assert f"sample {number} of source lines. " in errors[0]
     assert [record["step"] for record in steps(run)] == [1, 2]
