@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cptron.errors import CheckpointError
@@ -176,7 +176,7 @@ class Machine:
                     return
                 if verdict == "rollback":
                     self.drawn, self.trained = at, list(weights)
-            elif len(self.trained) % 4 == 0:
+            if verdict in ("train", "log") and len(self.trained) % 4 == 0:
                 self.saved.append((self.drawn, list(self.trained)))
 
     def resume(self) -> None:
@@ -188,6 +188,7 @@ class Machine:
     st.lists(st.sampled_from(["train"] * 6 + ["log", "skip", "rollback"]), min_size=1, max_size=60),
     st.integers(1, 8),
 )
+@example(["train", "log", "log", "log", "rollback"], 3)
 def test_a_run_that_was_killed_at_any_action_trains_on_the_same_batches(
     verdicts: list[str], kill_after: int
 ) -> None:
