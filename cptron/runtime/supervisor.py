@@ -75,13 +75,17 @@ class RankAgent(LocalElasticAgent):
         self._ended: dict[int, int] = {}
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        """Start the ranks. The base class takes the signals; from here on they are ours: they go to the ranks."""
+        """Start the ranks. The base class takes some signals meanwhile; from here on all go to the ranks."""
+        self._listen()
         started: dict[int, Any] = super()._start_workers(worker_group)
+        self._listen()
+        return started
+
+    def _listen(self) -> None:
         for number in STOP_SIGNALS:
             signal.signal(number, self._ask)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
             signal.signal(signal.SIGHUP, self._ask)
-        return started
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         """A signal came to this process. Ranks know no SIGHUP."""

@@ -45,6 +45,7 @@ def test_convert_verifies(world: World, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "hugging_face",
         "manifest.json",
+        "manifest.sha256",
         "shards",
     ]
 
@@ -131,7 +132,7 @@ def test_a_changed_model_is_another_run(world: World, tmp_path: Path) -> None:
     tensors["model.norm.weight"] *= 1.5
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
     (outcome,) = world.train(tmp_path / "run", ONE, *direct)
-    assert "holds another run (start is hugging_fa" in outcome.error
+    assert "start hugging_fa" in outcome.error and "run.accept_changes=[start]" in outcome.error
     (model / "model.safetensors").unlink()
     for outcome in world.train(tmp_path / "new", Layout(2, tp=2), *direct):
         assert outcome.error.startswith("ConversionError")

@@ -225,7 +225,7 @@ def test_a_run_opens_its_validation_sets_in_the_same_way(
 
     words = [f"run.dir={tmp_path / 'run'}", f"data.eod_mask_loss={eod_mask_loss}"]
     config = load_config(world.config, words).config
-    plan = SimpleNamespace(resume_from=None, arch=SimpleNamespace(vocab_size=0))
+    plan = SimpleNamespace(resume_from=None, accepted=(), arch=SimpleNamespace(vocab_size=0))
     session: Any = SimpleNamespace(dp_rank=0, topology=SimpleNamespace(dp=1))
     found = data._find(config, plan, session)  # type: ignore[arg-type]
     for item, valid_set in zip(config.data.valid, found.valid_sets, strict=True):

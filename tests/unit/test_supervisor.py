@@ -40,7 +40,7 @@ CASES = {
     "killed": ("0 os.kill(me, signal.SIGKILL) if rank else time.sleep(1)", 1, 1),
     "killed once": ("1 os.kill(me, signal.SIGKILL) if rank and not again else None", 0, 2),
     "asked before there is a handler": (
-        "2 os.kill(parent, signal.SIGUSR1) if rank == 0 else None; time.sleep(60)",
+        "2 time.sleep(1); os.kill(parent, signal.SIGUSR1) if rank == 0 else None; time.sleep(60)",
         75,
         1,
     ),
@@ -50,7 +50,11 @@ CASES = {
         1,
         1,
     ),
-    "hung up on": ("2 os.kill(parent, signal.SIGHUP) if rank == 0 else None; time.sleep(60)", 75, 1),
+    "hung up on": (
+        "2 time.sleep(1); os.kill(parent, signal.SIGHUP) if rank == 0 else None; time.sleep(60)",
+        75,
+        1,
+    ),
     "asked, finished": (
         "2 signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(1); os.kill(parent, signal.SIGINT);"
         " time.sleep(0.5)",
