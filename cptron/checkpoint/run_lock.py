@@ -39,11 +39,10 @@ def sole_writer(run: Path) -> Iterator[list[str]]:
     The file is removed at the end, and so are directories made for it that nothing else came into. Raises
     `ConfigError` where another process writes the run, and where the directory cannot be written.
     """
-    made = [path for path in (run, *run.parents) if not path.exists()]
+    made: list[Path] = []
     try:
         try:
-            run.mkdir(parents=True, exist_ok=True)
-            descriptor, lacking = _take(run / LOCK, PATIENCE_S)
+            descriptor, lacking = _make_and_take(run, made)
         except OSError as error:
             raise ConfigError(
                 f"run.dir={run} cannot be written ({error}); make it writable or choose another run.dir"
@@ -98,6 +97,22 @@ def refuse_other_writer(run: Path) -> None:
     holder = other_writer(run)
     if holder:
         raise _taken(run, holder)
+
+
+def _make_and_take(run: Path, made: list[Path]) -> tuple[int, str]:
+    """What `_take` returns for the lock of `run`; `made` becomes the directories made for it, inner ones first."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        made[:] = [path for path in (run, *run.parents) if not path.exists()]
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            return _take(run / LOCK, PATIENCE_S)
+        except (FileNotFoundError, FileExistsError):
+            if (
+                time.monotonic() > deadline
+            ):  # else a start that wrote nothing is removing the directory it made
+                raise
+            time.sleep(0.01)
 
 
 def _take(path: Path, patience_s: float) -> tuple[int, str]:

@@ -144,6 +144,38 @@ def test_nothing_is_left_of_a_start_that_wrote_nothing(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "a" / "run").iterdir()] == ["metrics"]
 
 
+def test_a_directory_that_another_start_removes_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had made it, and ends between our look and our lock; when that does not end, it is an error."""
+    run, take, calls = tmp_path / "a" / "run", run_lock._take, 0
+
+    def removed(path: Path, patience_s: float) -> tuple[int, str]:
+        nonlocal calls
+        calls += 1
+        if calls < 3:
+            path.parent.rmdir()
+            path.parent.parent.rmdir()
+        return take(path, patience_s)
+
+    mkdir = Path.mkdir
+
+    def just_there(path: Path, *words: object, **named: object) -> None:
+        """As `mkdir` when the directory is there for its system call and gone for the look that follows."""
+        monkeypatch.setattr(Path, "mkdir", mkdir)
+        raise FileExistsError(17, "File exists", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", just_there)
+    monkeypatch.setattr(run_lock, "_take", removed)
+    with sole_writer(run):
+        assert calls == 3 and (run / LOCK).exists()
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(run_lock, "PATIENCE_S", 0.1)
+    calls = -(10**9)
+    with pytest.raises(ConfigError, match=r"cannot be written .*No such file"), sole_writer(run):
+        pass
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
 def test_a_file_system_without_locks_is_said(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
