@@ -36,7 +36,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test test-more check test-newest-mcore sanitize bench-peers bench-data bench-convert bench-checkpoint bench-engine bench-gpu-peers \
-	bench-gpu bench-fp8-curve faults test-gpu clean
+	bench-gpu bench-fp8-curve faults fuzz test-gpu clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 28
@@ -69,6 +69,9 @@ endif
 
 faults: $(READY) ## inject every fault by the dozen or hundred: benchmarks/results/faults.json (about an hour on 2 cores)
 	HF_HUB_OFFLINE=1 PYTHONPATH=tests $(VENV)/bin/python -m faults.injection $(FAULTS_ARGS)
+
+fuzz: $(READY) ## damaged files of every format that is read: benchmarks/results/fuzz.json (about 10 minutes on 2 cores)
+	PYTHONPATH=$(CURDIR):tests:tests/fuzz $(VENV)/bin/python tests/fuzz/fuzz_run.py $(FUZZ_ARGS)
 
 bench-peers: $(READY) ## fetch the peers of bench-data: tokenizers, Megatron-LM
 	$(VENV)/bin/python -m benchmarks.data.get_tokenizers

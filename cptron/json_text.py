@@ -1,7 +1,7 @@
 """JSON that comes from outside, parsed so that it can fail in one way only.
 
-Place in the flow: under every reader of a JSON file. Invariant: whatever the text is, a value is returned or `ValueError`
-is raised; Python's own parser runs out of stack on brackets within brackets, which is no `ValueError`.
+Place in the flow: under every reader of a JSON file. Invariant: whatever the text is, a value is returned or
+`ValueError` is raised; Python's own parser runs out of stack on brackets within brackets, which is no `ValueError`.
 """
 
 from __future__ import annotations

@@ -134,6 +134,9 @@ def _inspect(path: Path, source: str, chat_date: date | None) -> tuple[set[str],
 
     try:
         tree = environment.parse(source)
+        environment.compile(source)
+    except RecursionError:
+        raise DataError(f"{path} has blocks within blocks without end; copy the file again") from None
     except TemplateSyntaxError as error:
         raise DataError(
             f"{path} must be a jinja2 chat template (line {error.lineno}: {error.message}); copy the file again"

@@ -161,8 +161,8 @@ def _blocks(
 
 
 def _with_bytes(kind: Any) -> Any:
-    """`kind` with bytes for its texts. pyarrow takes the places of values from the file as they are, and reads outside of
-    it where they are wrong; its full check finds that, but would also refuse all rows for one that is not UTF-8."""
+    """`kind` with bytes for its texts. pyarrow takes the places of values from the file as they are, and reads outside
+    of it where they are wrong; its full check finds that, but would also refuse all rows for one that is not UTF-8."""
     arrow = _pyarrow()
     types = arrow.types
     if types.is_string(kind):

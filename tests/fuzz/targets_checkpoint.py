@@ -32,16 +32,42 @@ from cptron.inspect_run import describe_checkpoint
 from cptron.model.architecture import RopeScaling
 from cptron.train.state import TrainState, random_state, read_state, set_random_state
 
-ARCH = replace(SMALL, rope_scaling=RopeScaling(factor=2.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8))
-VALUES = {"w": torch.arange(24.0).view(4, 6), "b": torch.arange(6, dtype=torch.bfloat16), "s": torch.tensor([1.5])}
+ARCH = replace(
+    SMALL,
+    rope_scaling=RopeScaling(
+        factor=2.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8
+    ),
+)
+VALUES = {
+    "w": torch.arange(24.0).view(4, 6),
+    "b": torch.arange(6, dtype=torch.bfloat16),
+    "s": torch.tensor([1.5]),
+}
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-LEDGER = {"entries": {"one": {"identity": "ab" * 32, "share": 0.5, "cursor": 8, "since_mix": 8, "tokens": 256, "documents": 3, "epochs": 0.25}}}
+LEDGER = {
+    "entries": {
+        "one": {
+            "identity": "ab" * 32,
+            "share": 0.5,
+            "cursor": 8,
+            "since_mix": 8,
+            "tokens": 256,
+            "documents": 3,
+            "epochs": 0.25,
+        }
+    }
+}
 
 
 def write_shards(directory: Path) -> None:
     """By the product's writer: a tensor in two blocks, the others in one."""
     with BlockFile(directory, "__0_0.distcp") as file:
-        for key, first, tensor in (("w", (0, 0), VALUES["w"][:2]), ("w", (2, 0), VALUES["w"][2:]), ("b", (0,), VALUES["b"]), ("s", (0,), VALUES["s"])):
+        for key, first, tensor in (
+            ("w", (0, 0), VALUES["w"][:2]),
+            ("w", (2, 0), VALUES["w"][2:]),
+            ("b", (0,), VALUES["b"]),
+            ("s", (0,), VALUES["s"]),
+        ):
             data = tensor.contiguous().view(torch.uint8).numpy().reshape(-1).data
             file.write(key, first, tuple(tensor.shape), NAMES[tensor.dtype], data)
     tensors = {key: TensorRecord(tuple(value.shape), NAMES[value.dtype]) for key, value in VALUES.items()}
@@ -56,13 +82,25 @@ def make_checkpoint(root: Path) -> Path:
     write_shards(working / layout.SHARDS)
     (working / layout.HUGGING_FACE).mkdir()
     (working / layout.HUGGING_FACE / "config.json").write_text("{}")
-    state = TrainState(step=3, tokens_total=300).to_dict() | {"ledger": LEDGER, "random_states": [random_state()]}
+    state = TrainState(step=3, tokens_total=300).to_dict() | {
+        "ledger": LEDGER,
+        "random_states": [random_state()],
+    }
     layout.write_json(working / layout.STATE, state)
     manifest = layout.Manifest(
-        kind="training", step=3, tokens_total=300, architecture=ARCH.to_dict(), hugging_face_model="tiny",
-        tokenizer_fingerprint="f" * 64, weights_fingerprint="e" * 64, probe=layout.Probe(token_ids=[1, 2], loss_nats_per_token=2.5),
-        config={"run": {"dir": "x"}}, ledger=LEDGER, metrics={"valid/one/loss_nats_per_token": 2.0}, versions={"torch": "1"},
-    )  # fmt: skip
+        kind="training",
+        step=3,
+        tokens_total=300,
+        architecture=ARCH.to_dict(),
+        hugging_face_model="tiny",
+        tokenizer_fingerprint="f" * 64,
+        weights_fingerprint="e" * 64,
+        probe=layout.Probe(token_ids=[1, 2], loss_nats_per_token=2.5),
+        config={"run": {"dir": "x"}},
+        ledger=LEDGER,
+        metrics={"valid/one/loss_nats_per_token": 2.0},
+        versions={"torch": "1"},
+    )
     layout.publish(final, manifest)
     return final
 
@@ -74,7 +112,11 @@ def _seed(file: str) -> Any:
 def read_checkpoint(directory: Path) -> Any:
     """The manifest and what people are told of it."""
     manifest = layout.read_manifest(directory)
-    return json.dumps(asdict(manifest)), json.dumps(describe_checkpoint(directory)), layout.read_hugging_face(directory)
+    return (
+        json.dumps(asdict(manifest)),
+        json.dumps(describe_checkpoint(directory)),
+        layout.read_hugging_face(directory),
+    )
 
 
 def read_signed(directory: Path) -> Any:
@@ -118,7 +160,11 @@ def check_training_state(directory: Path, value: Any) -> str | None:
     """What was read is what the JSON says."""
     content = json.loads((directory / layout.STATE).read_text())
     found = json.loads(value)
-    return None if all(found[key] == content[key] for key in found if key != "ledger") else "other values than the JSON has"
+    return (
+        None
+        if all(found[key] == content[key] for key in found if key != "ledger")
+        else "other values than the JSON has"
+    )
 
 
 def make_shards(root: Path) -> list[Seed]:
@@ -140,7 +186,9 @@ def _all(reader: Any) -> Any:
         found[key] = repr(reader.read(key).tolist())
         shape = reader.shape(key)
         if shape and shape[0] > 1:
-            found[f"{key} last row"] = repr(reader.read(key, (shape[0] - 1, *[0] * (len(shape) - 1)), (1, *shape[1:])).tolist())
+            found[f"{key} last row"] = repr(
+                reader.read(key, (shape[0] - 1, *[0] * (len(shape) - 1)), (1, *shape[1:])).tolist()
+            )
     return found
 
 
@@ -239,48 +287,118 @@ def mutate_state(draw: random.Random, content: bytes, others: Sequence[bytes]) -
 _REFUSED = frozenset(calls(b".")) | frozenset(name for name in archives(b"") if name.startswith("code"))
 TARGETS = [
     Target(
-        format="checkpoint manifest", name="manifest", reader="cptron.checkpoint.layout.read_manifest", make=_seed(layout.MANIFEST),
-        read=read_checkpoint, mutate=mutate_json, check=nothing_passes,
+        format="checkpoint manifest",
+        name="manifest",
+        reader="cptron.checkpoint.layout.read_manifest",
+        make=_seed(layout.MANIFEST),
+        read=read_checkpoint,
+        mutate=mutate_json,
+        check=nothing_passes,
     ),
     Target(
-        format="checkpoint manifest", name="manifest-digest", reader="cptron.checkpoint.layout.read_manifest", make=_seed(layout.DIGEST),
-        read=read_checkpoint, mutate=mutate_bytes, check=manifest_passes, budget=0.5,
+        format="checkpoint manifest",
+        name="manifest-digest",
+        reader="cptron.checkpoint.layout.read_manifest",
+        make=_seed(layout.DIGEST),
+        read=read_checkpoint,
+        mutate=mutate_bytes,
+        check=manifest_passes,
+        budget=0.5,
     ),
     Target(
-        format="checkpoint manifest", name="manifest-signed", reader="cptron.checkpoint.layout, cptron.inspect_run.describe_checkpoint",
-        make=make_signed, read=read_signed, mutate=mutate_json, budget=3,
+        format="checkpoint manifest",
+        name="manifest-signed",
+        reader="cptron.checkpoint.layout, cptron.inspect_run.describe_checkpoint",
+        make=make_signed,
+        read=read_signed,
+        mutate=mutate_json,
+        budget=3,
     ),
     Target(
-        format="checkpoint files", name="checkpoint-file", reader="cptron.checkpoint.verify.damage", make=_seed(f"{layout.SHARDS}/__0_0.distcp"),
-        read=proven, mutate=mutate_bytes, check=nothing_passes,
+        format="checkpoint files",
+        name="checkpoint-file",
+        reader="cptron.checkpoint.verify.damage",
+        make=_seed(f"{layout.SHARDS}/__0_0.distcp"),
+        read=proven,
+        mutate=mutate_bytes,
+        check=nothing_passes,
     ),
     Target(
-        format="checkpoint state", name="state", reader="cptron.train.state, cptron.data.ledger.Ledger", make=_seed(layout.STATE),
-        read=read_training_state, mutate=mutate_state, check=check_training_state, budget=2,
+        format="checkpoint state",
+        name="state",
+        reader="cptron.train.state, cptron.data.ledger.Ledger",
+        make=_seed(layout.STATE),
+        read=read_training_state,
+        mutate=mutate_state,
+        check=check_training_state,
+        budget=2,
     ),
     Target(
-        format="index of blocks", name="block-index", reader="cptron.checkpoint.blocks.read_index, cptron.checkpoint.reader.ShardReader",
-        make=make_shards, read=read_blocks, mutate=mutate_json, check=check_blocks, budget=3,
+        format="index of blocks",
+        name="block-index",
+        reader="cptron.checkpoint.blocks.read_index, cptron.checkpoint.reader.ShardReader",
+        make=make_shards,
+        read=read_blocks,
+        mutate=mutate_json,
+        check=check_blocks,
+        budget=3,
     ),
     Target(
-        format="file of blocks", name="block-file", reader="cptron.checkpoint.reader.ShardReader", make=make_block_file,
-        read=read_blocks, mutate=mutate_bytes, check=check_blocks,
+        format="file of blocks",
+        name="block-file",
+        reader="cptron.checkpoint.reader.ShardReader",
+        make=make_block_file,
+        read=read_blocks,
+        mutate=mutate_bytes,
+        check=check_blocks,
     ),
     Target(
-        format="torch_dist index", name="torch-dist-index", reader="cptron.checkpoint.untrusted.read_index, cptron.checkpoint.torch_dist.TorchDistReader",
-        make=make_foreign, read=read_foreign, mutate=mutate_pickle, planted=planted_index, refused=_REFUSED, budget=3,
+        format="torch_dist index",
+        name="torch-dist-index",
+        reader="cptron.checkpoint.untrusted.read_index, cptron.checkpoint.torch_dist.TorchDistReader",
+        make=make_foreign,
+        read=read_foreign,
+        mutate=mutate_pickle,
+        planted=planted_index,
+        refused=_REFUSED,
+        budget=3,
     ),
     Target(
-        format="torch_dist chunks", name="torch-dist-chunks", reader="cptron.checkpoint.torch_dist.TorchDistReader", make=make_foreign_file,
-        read=read_foreign, mutate=mutate_archive, planted=planted_chunks, refused=_REFUSED,
+        format="torch_dist chunks",
+        name="torch-dist-chunks",
+        reader="cptron.checkpoint.torch_dist.TorchDistReader",
+        make=make_foreign_file,
+        read=read_foreign,
+        mutate=mutate_archive,
+        planted=planted_chunks,
+        refused=_REFUSED,
     ),
-    Target(format="marks", name="marks", reader="cptron.checkpoint.marks.read_marks", make=make_marks, read=read_marks, mutate=mutate_json, budget=0.5),
     Target(
-        format="proven files", name="proven", reader="cptron.checkpoint.verify.Proven", make=make_proven, read=read_proven,
-        mutate=mutate_json, check=lambda _, value: "an unproven file passes" if value else None, budget=0.5,
+        format="marks",
+        name="marks",
+        reader="cptron.checkpoint.marks.read_marks",
+        make=make_marks,
+        read=read_marks,
+        mutate=mutate_json,
+        budget=0.5,
     ),
     Target(
-        format="Megatron tracker", name="tracker", reader="cptron.convert.megatron.find_shards", make=make_tracker,
-        read=lambda directory: find_shards(directory).name, mutate=mutate_bytes, budget=0.3,
+        format="proven files",
+        name="proven",
+        reader="cptron.checkpoint.verify.Proven",
+        make=make_proven,
+        read=read_proven,
+        mutate=mutate_json,
+        check=lambda _, value: "an unproven file passes" if value else None,
+        budget=0.5,
     ),
-]  # fmt: skip
+    Target(
+        format="Megatron tracker",
+        name="tracker",
+        reader="cptron.convert.megatron.find_shards",
+        make=make_tracker,
+        read=lambda directory: find_shards(directory).name,
+        mutate=mutate_bytes,
+        budget=0.3,
+    ),
+]

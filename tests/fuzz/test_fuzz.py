@@ -1,0 +1,25 @@
+"""Every reader of files on a few damaged ones; `make fuzz` is the long form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fuzz_targets import ROOMS, targets_of
+from fuzz_worker import run_target
+
+INPUTS = 200
+"""Of a room, beside what is planted."""
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_clear_error_or_a_correct_result(room: str, tmp_path: Path) -> None:
+    """Never another exception, a crash, a hang, memory beyond the files' size, or values that are not those written."""
+    targets = targets_of(room)
+    share = INPUTS / sum(target.budget for target in targets)
+    for target in targets:
+        outcome = run_target(target, tmp_path, 0, max(1, round(share * target.budget)))
+        assert outcome.inputs > 0 and outcome.refused + outcome.read + len(outcome.findings) >= 1
+        assert not outcome.findings, "\n".join(
+            f"{target.name}: {f.where}: {f.what}" for f in outcome.findings
+        )
