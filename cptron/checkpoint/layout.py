@@ -184,12 +184,31 @@ def _parse(path: Path) -> Manifest:
                 f"{path} has format_version {values['format_version']}, this version reads {FORMAT_VERSION}; "
                 "use the version of cptron that wrote it"
             )
-        digest = path.with_name(DIGEST).read_text().split()[0]
-        if digest != hashlib.sha256(content).hexdigest():
+        digest = f"{hashlib.sha256(content).hexdigest()}  {MANIFEST}\n"
+        if path.with_name(DIGEST).read_bytes() != digest.encode():
             raise ValueError(f"its sha256 is not the one in {DIGEST}")
         return manifest_of(values)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); use another checkpoint") from None
+
+
+_TYPES: dict[type, tuple[str, ...]] = {
+    int: ("step", "tokens_total", "padded_vocab_size"),
+    str: (
+        "kind",
+        "hugging_face_model",
+        "tokenizer_fingerprint",
+        "weights_fingerprint",
+        "layout",
+        "precision",
+        "parent",
+        "base",
+        "base_fingerprint",
+    ),
+    dict: ("architecture", "checksums", "config", "ledger", "metrics", "versions", "files", "probe"),
+    list: ("lineage",),
+}
+"""What the values of a manifest must be."""
 
 
 def manifest_of(values: Mapping[str, Any]) -> Manifest:
@@ -199,6 +218,15 @@ def manifest_of(values: Mapping[str, Any]) -> Manifest:
         if Path(name).is_absolute() or ".." in Path(name).parts or type(record.size) is not int:
             raise ValueError(f"file {name!r:.80} is not one of a checkpoint")
     probe = Probe(**values["probe"])
+    for kind, names in _TYPES.items():
+        for name in names:
+            if type(values[name]) is not kind:
+                raise TypeError(f"{name} is {values[name]!r:.40}, must be of type {kind.__name__}")
+    adapter = values["adapter"]
+    if adapter is not None and not all(isinstance(target, str) for target in adapter["targets"]):
+        raise TypeError(f"adapter is {adapter!r:.80}, must name its targets")
+    if values["kind"] not in ("weights", "training", "adapter"):
+        raise ValueError(f"kind is {values['kind']!r:.40}, must be weights, training or adapter")
     manifest = Manifest(**{**values, "probe": probe, "files": files, "lineage": tuple(values["lineage"])})
     Architecture.from_dict(manifest.architecture)
     return manifest

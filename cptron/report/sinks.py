@@ -82,7 +82,8 @@ def read_records(path: Path) -> list[Record]:
             break
         try:
             record = parse_json(line)
-            record["kind"], record["step"]
+            if type(record["step"]) is not int or not isinstance(record["kind"], str):
+                raise TypeError("step and kind")
         except (ValueError, TypeError, KeyError):
             raise DataError(
                 f"{path}:{number}: not a metrics record; remove the line or restore the file"

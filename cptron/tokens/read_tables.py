@@ -148,11 +148,21 @@ def check_columns(path: str, wanted: Sequence[str], present: Sequence[str]) -> N
         )
 
 
+def _longest_shared(column: Any) -> int:
+    """Bytes of the longest text of a dictionary, which any number of rows may refer to."""
+    arrow = _pyarrow("compute")
+    if not _pyarrow().types.is_dictionary(column.type):
+        return 0
+    lengths = arrow.binary_length(column.dictionary)
+    return int(arrow.max(lengths).as_py() or 0)
+
+
 def _blocks(
     source: Input, rows: Any, first: int, start: Position, stored_bytes_read: int, max_record_bytes: int
 ) -> Iterator[TableBlock]:
     """`rows` from row `start.record` of the file on; `first` is the number of the batch's first row."""
-    size = max(1, rows.num_rows * _BLOCK_BYTES // max(1, rows.nbytes))
+    row_bytes = rows.nbytes / max(1, rows.num_rows) + sum(map(_longest_shared, rows.columns))
+    size = max(1, int(_BLOCK_BYTES / max(row_bytes, 1e-9)))
     size = min(size, _BLOCK_RECORDS)
     for begin in range(max(0, start.record - first), rows.num_rows, size):
         piece = rows.slice(begin, size)
@@ -269,6 +279,7 @@ def _damage_reported(source: Input, name: str) -> Iterator[None]:
 def _pyarrow(part: str | None = None) -> ModuleType:
     try:
         import pyarrow
+        import pyarrow.compute
         import pyarrow.ipc
         import pyarrow.parquet
         import pyarrow.types

@@ -224,13 +224,13 @@ def make_parquet(root: Path) -> list[Seed]:
 
 
 def planted_parquet(directory: Path) -> Mapping[str, bytes]:
-    """One long text in a dictionary, which a hundred thousand rows refer to; and a long run of nulls."""
+    """One long text in a dictionary, which many rows refer to; and a long run of nulls."""
     found = {}
     texts = pyarrow.array(["x" * MAX_RECORD_BYTES])
-    same = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 4000, pyarrow.int32()), texts)
+    same = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 400, pyarrow.int32()), texts)
     for name, column in (
         ("one text in all rows", same),
-        ("nulls", pyarrow.nulls(5_000_000, pyarrow.string())),
+        ("nulls", pyarrow.nulls(100_000, pyarrow.string())),
     ):
         path = directory / "planted.parquet"
         pyarrow.parquet.write_table(pyarrow.table({"text": column}), path, compression="zstd")

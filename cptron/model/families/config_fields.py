@@ -41,9 +41,26 @@ def require(config: Mapping[str, Any], family: str, values: Mapping[str, Any]) -
             )
 
 
+_COUNTS = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+)
+
+
 def sizes(config: Mapping[str, Any], *, tied: bool = False) -> dict[str, Any]:
     """Fields of `Architecture` that every family's config has; `tied`: what it means to say nothing of that."""
     heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
+    for name in _COUNTS:
+        if config.get(name) is not None and int(config[name]) < 1:
+            raise ConversionError(
+                f"config.json has {name}={config[name]!r}, must be at least 1; check the file"
+            )
     return {
         "num_layers": int(config["num_hidden_layers"]),
         "hidden_size": hidden,

@@ -33,8 +33,9 @@ from tiny_world import Layout
 
 from cptron.checkpoint.layout import step_directory
 
-OTHERS_END_S = 60.0
-"""A rank whose neighbour was killed has ended by then, on a loaded machine too; what it took is measured."""
+OTHERS_END_S = 150.0
+"""A rank whose neighbour was killed has ended by then, on a loaded machine too; what it took is measured. Ranks that
+have not met wait for each other for `runtime.timeout_s`, which no launcher ends here."""
 
 Instant = Callable[[Trial, Ranks, Path, Undisturbed], None]
 """Returns when the instant of the kill has come."""
