@@ -209,6 +209,16 @@ _TYPES: dict[type, tuple[str, ...]] = {
     list: ("lineage",),
 }
 """What the values of a manifest must be."""
+_COUNTS = (
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_kv_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+)
 
 
 def manifest_of(values: Mapping[str, Any]) -> Manifest:
@@ -228,7 +238,11 @@ def manifest_of(values: Mapping[str, Any]) -> Manifest:
     if values["kind"] not in ("weights", "training", "adapter"):
         raise ValueError(f"kind is {values['kind']!r:.40}, must be weights, training or adapter")
     manifest = Manifest(**{**values, "probe": probe, "files": files, "lineage": tuple(values["lineage"])})
-    Architecture.from_dict(manifest.architecture)
+    arch = Architecture.from_dict(manifest.architecture)
+    for name in _COUNTS:
+        count = getattr(arch, name)
+        if type(count) is not int or not 1 <= count < 2**31:
+            raise ValueError(f"architecture has {name} {count!r:.40}, must be a whole number from 1")
     return manifest
 
 

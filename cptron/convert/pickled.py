@@ -7,7 +7,7 @@ with `weights_only`, which admits tensors and plain containers; everything else 
 from __future__ import annotations
 
 import argparse
-import pickle
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from cptron.convert.small_files import carry_small_files
 from cptron.durable import new_directory, require_space
 from cptron.errors import ConversionError
 
+_MOST_SHARED = 16
+"""Tensors may share bytes, as tied weights do, but not without end."""
 PICKLED_INDEX = "pytorch_model.bin.index.json"
 
 
@@ -78,15 +80,30 @@ def _pickled_files(source: Path) -> list[Path]:
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
+        _require_stored(path)
         try:
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # files of before torch 1.6 cannot be mapped
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+    except ConversionError:
+        raise
+    except Exception as error:  # a damaged pickle fails in any way it likes
+        reason = (str(error).splitlines() or [repr(error)])[0]
         raise ConversionError(
             f"{path} is refused ({reason}); it holds more than tensors, or is damaged: ask for the model as safetensors"
         ) from None
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise ConversionError(f"{path} holds no dictionary of tensors; ask for the model as safetensors")
+    if sum(tensor.nbytes for tensor in found.values()) > _MOST_SHARED * (path.stat().st_size + 2**20):
+        raise ConversionError(f"{path} has tensors of far more bytes than it holds; download it again")
     return found
+
+
+def _require_stored(path: Path) -> None:
+    """torch packs nothing; a packed archive may grow to any size."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ConversionError(
+                    f"{path} is a packed archive, which torch does not write; download it again"
+                )

@@ -40,12 +40,21 @@ def write_report(run_dir: Path) -> Path:
         )
     config = load_config(run_dir / "config.yaml").config
     summary_path = run_dir / "summary.json"
-    summary = parse_json(summary_path.read_text(encoding="utf-8")) if summary_path.exists() else {}
+    summary = _read_summary(summary_path) if summary_path.exists() else {}
     text = render(config, read_records(metrics), summary)
     temporary = run_dir / (REPORT_FILE + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, run_dir / REPORT_FILE)
     return run_dir / REPORT_FILE
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    try:
+        return dict(parse_json(path.read_text(encoding="utf-8")).items())
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error}); remove it, and the report is made without it"
+        ) from None
 
 
 def render(config: Config, records: Sequence[Record], summary: dict[str, Any]) -> str:

@@ -84,6 +84,9 @@ def read_records(path: Path) -> list[Record]:
             record = parse_json(line)
             if type(record["step"]) is not int or not isinstance(record["kind"], str):
                 raise TypeError("step and kind")
+            for key, value in record.items():
+                if key.startswith("valid/"):
+                    float(value)
         except (ValueError, TypeError, KeyError):
             raise DataError(
                 f"{path}:{number}: not a metrics record; remove the line or restore the file"

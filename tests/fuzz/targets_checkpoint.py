@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def read_checkpoint(directory: Path) -> Any:
     """The manifest and what people are told of it."""
     manifest = layout.read_manifest(directory)
     return (
-        json.dumps(asdict(manifest)),
+        manifest,
         json.dumps(describe_checkpoint(directory)),
         layout.read_hugging_face(directory),
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def fill_disk(trial: Trial) -> Told:
                     files.callback(fill(disk, leave_bytes).unlink)
                 codes = ranks.wait(FAILURE_S)
                 if set(codes) != {0}:
-                    check_failure(ranks, codes, "No space left")
+                    check_failure(ranks, codes, "No space left", "make room or choose another")
                     where = unfinished(run)
                     break
             shutil.rmtree(run)  # there was room enough
@@ -109,8 +109,8 @@ def _read_only_run(run: Path, step: int) -> ExitStack:
 
 
 def _removed_checkpoints(run: Path, step: int) -> ExitStack:
-    with suppress(FileNotFoundError):
-        shutil.rmtree(run / "checkpoints")
+    while (run / "checkpoints").exists():  # what is written meanwhile is in the way of its removal
+        shutil.rmtree(run / "checkpoints", ignore_errors=True)
     return ExitStack()
 
 

@@ -81,9 +81,12 @@ class Ground:
     def start(
         self, run: Path, layout: Layout, options: Sequence[str] = (), change: str = "", **given: object
     ) -> AbstractContextManager[Ranks]:
-        """Ranks that train into `run` and say what they do into the `logs` beside it."""
+        """Ranks that train into `run` and say what they do into the `logs` beside it, but on the ground's own disk."""
         words = self.words(run, layout, options)
-        return training(words, layout.world_size, run.parent / "logs", change, **given)
+        beside = run.parent
+        while beside.stat().st_dev != self.directory.stat().st_dev:
+            beside = beside.parent
+        return training(words, layout.world_size, beside / "logs", change, **given)
 
     def finish(self, run: Path, layout: Layout, options: Sequence[str] = ()) -> Ranks:
         """Train to the end; every rank must get there."""
