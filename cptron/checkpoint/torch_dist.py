@@ -104,6 +104,8 @@ class TorchDistReader:
         }
         self._chunks: dict[str, list[_Chunk]] = {key: [] for key in self._tensors}
         try:
+            for key in self._tensors:
+                _require_sized(self.shape(key), self.dtype(key))
             for place, info in places.items():
                 if place.fqn in self._tensors:
                     self._chunks[place.fqn].append(self._chunk(place, info))
@@ -172,6 +174,11 @@ class TorchDistReader:
                 f"{path} holds another block of {chunk.key} than its index says; it is damaged"
             )
         return tensor
+
+
+def _require_sized(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if not isinstance(dtype, torch.dtype) or not all(type(size) is int and size >= 0 for size in shape):
+        raise TypeError(f"a tensor of shape {shape!r:.80} and type {dtype!r:.40}")
 
 
 class _View(io.RawIOBase):

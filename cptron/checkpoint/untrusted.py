@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from cptron.errors import CheckpointError
 
@@ -38,7 +38,14 @@ DATA_ONLY = {
 """Every name that an index of tensors and plain objects needs."""
 
 
-class _DataOnlyUnpickler(pickle.Unpickler):
+class _DataOnlyUnpickler(pickle._Unpickler):
+    """In Python, not in C: there the index of a memo decides how much memory is taken."""
+
+    dispatch: ClassVar = {
+        code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]
+    }
+    """Without what makes an array of a size that is only announced."""
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in DATA_ONLY:
             raise CheckpointError(

@@ -110,14 +110,16 @@ def make_log(root: Path) -> list[Seed]:
     first = {
         "kind": "data",
         "step": 1,
+        "batch": 1,
         "cursors": {"a": 4, "b": 4},
         "shares": {"a": 0.5, "b": 0.5},
         "since_mix": {"a": 4, "b": 4},
     }
-    second = {"kind": "data", "step": 2, "cursors": {"a": 8, "b": 8}}
+    second = {"kind": "data", "step": 2, "batch": 2, "cursors": {"a": 8, "b": 8}}
     third = {
         "kind": "data",
         "step": 3,
+        "batch": 3,
         "cursors": {"a": 14, "b": 10},
         "shares": {"a": 0.75, "b": 0.25},
         "since_mix": {"a": 6, "b": 2},
