@@ -107,11 +107,20 @@ def publish(final: Path, manifest: Manifest, known: Mapping[str, FileRecord] | N
     """Write the manifest into the working directory of `final` and publish it. A `final` that exists is replaced: a
     run never saves the same step twice, so that only a damaged one can be in the way.
 
-    `known` has the records of files that were hashed as they were written; the others are hashed here.
+    `known` has the records of files that were hashed as they were written; the others are hashed here. Raises
+    `CheckpointError` unless all of them are here: other ranks may have written to disks of their own.
     """
     working = working_directory(final)
     known = known or {}
-    names = sorted(str(path.relative_to(working)) for path in working.rglob("*") if path.is_file())
+    found = {str(path.relative_to(working)) for path in working.rglob("*") if path.is_file()}
+    names = sorted(found | known.keys())  # a network file system may list late what is there
+    for name, record in known.items():
+        size = (working / name).stat().st_size if (working / name).is_file() else None
+        if size != record.size:
+            raise CheckpointError(
+                f"{working / name} was written with {record.size} bytes, and this machine sees {size}; put run.dir on a "
+                "file system that all ranks share"
+            )
     hashed = hash_files(working, [name for name in names if name not in known])
     complete = Manifest(
         **{**vars(manifest), "files": {name: known.get(name) or hashed[name] for name in names}}

@@ -119,6 +119,22 @@ def test_everything_is_on_disk_before_the_name_is_given(
     assert after == [tmp_path.stat().st_ino]
 
 
+@pytest.mark.parametrize("what", ["absent", "shorter"])
+def test_files_of_other_ranks_must_be_here(what: str, tmp_path: Path) -> None:
+    """Written to a disk that this machine does not see: an error, not a checkpoint without them."""
+    final = layout.step_directory(tmp_path, 3)
+    working = begin_directory(final)
+    fill(working)
+    known = {"shards/__0_0.distcp": hash_file(working / "shards" / "__0_0.distcp")}
+    if what == "absent":
+        known["shards/__1_0.distcp"] = known["shards/__0_0.distcp"]
+    else:
+        os.truncate(working / "shards" / "__0_0.distcp", 10)
+    with pytest.raises(CheckpointError, match="put run.dir on a file system that all ranks share"):
+        layout.publish(final, manifest(3), known)
+    assert not final.exists()
+
+
 def test_small_files_of_the_model_are_read_whole(tmp_path: Path) -> None:
     """By name; a model of random weights has none, and one that vanished is an error."""
     directory = save(tmp_path, 1)
