@@ -118,8 +118,8 @@ def publish(final: Path, manifest: Manifest, known: Mapping[str, FileRecord] | N
         size = (working / name).stat().st_size if (working / name).is_file() else None
         if size != record.size:
             raise CheckpointError(
-                f"{working / name} was written with {record.size} bytes, and this machine sees {size}; put run.dir on a "
-                "file system that all ranks share"
+                f"{working / name} was written with {record.size} bytes, and this machine sees {size}; put run.dir on "
+                "a file system that all ranks share"
             )
     hashed = hash_files(working, [name for name in names if name not in known])
     complete = Manifest(

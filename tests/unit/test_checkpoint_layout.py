@@ -130,7 +130,7 @@ def test_files_of_other_ranks_must_be_here(what: str, tmp_path: Path) -> None:
         known["shards/__1_0.distcp"] = known["shards/__0_0.distcp"]
     else:
         os.truncate(working / "shards" / "__0_0.distcp", 10)
-    with pytest.raises(CheckpointError, match="put run.dir on a file system that all ranks share"):
+    with pytest.raises(CheckpointError, match=r"put run\.dir on a file system that all ranks share"):
         layout.publish(final, manifest(3), known)
     assert not final.exists()
 
