@@ -26,8 +26,9 @@ from cptron.checkpoint.block_file import FileRecord
 from cptron.checkpoint.hashing import hash_files
 from cptron.durable import publish_directory, replace_text, working_directory
 from cptron.errors import CheckpointError
-from cptron.json_text import parse_json
+from cptron.json_text import is_file_name, parse_json
 from cptron.model.architecture import Architecture
+from cptron.typed import require_types
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
@@ -196,10 +197,12 @@ def manifest_of(values: Mapping[str, Any]) -> Manifest:
     """The manifest that `asdict` made `values` of. Raises what Python does where they are none."""
     files = {name: FileRecord(**record) for name, record in values["files"].items()}
     for name, record in files.items():
-        if Path(name).is_absolute() or ".." in Path(name).parts or type(record.size) is not int:
+        parts = Path(name).parts
+        if ".." in parts or not all(map(is_file_name, parts)) or type(record.size) is not int:
             raise ValueError(f"file {name!r:.80} is not one of a checkpoint")
     probe = Probe(**values["probe"])
     manifest = Manifest(**{**values, "probe": probe, "files": files, "lineage": tuple(values["lineage"])})
+    require_types(manifest)
     Architecture.from_dict(manifest.architecture)
     return manifest
 

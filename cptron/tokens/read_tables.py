@@ -161,8 +161,8 @@ def _blocks(
 
 
 def _with_bytes(kind: Any) -> Any:
-    """`kind` with bytes for its texts. pyarrow takes the places of values from the file as they are, and reads outside of
-    it where they are wrong; its full check finds that, but would also refuse all rows for one that is not UTF-8."""
+    """`kind` with bytes for its texts. pyarrow takes the places of values from the file as they are, and reads outside
+    of it where they are wrong; its full check finds that, but would also refuse all rows for one that is not UTF-8."""
     arrow = _pyarrow()
     types = arrow.types
     if types.is_string(kind):
@@ -261,7 +261,7 @@ def _damage_reported(source: Input, name: str) -> Iterator[None]:
     arrow = _pyarrow()
     try:
         yield
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         message = " ".join(str(error).split())[:200]
         raise DataError(f"{source.path} must be a sound {name} file ({message}); copy it again") from error
 

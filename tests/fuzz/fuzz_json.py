@@ -128,7 +128,7 @@ def mutate_json(draw: random.Random, content: bytes, others: Sequence[bytes]) ->
     try:
         value = parse(content)
         rest = [parse(other) for other in others[:3]]
-    except ValueError:
+    except (ValueError, RecursionError):
         return mutate_bytes(draw, content, others)
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         value = change(draw, value, rest)

@@ -43,9 +43,16 @@ PARTS: Mapping[str, bytes] = {
     "builtins.eval": call("builtins", "eval", SOURCE),
     "builtins.exec": stack_call("builtins", "exec", SOURCE),
     "builtins.open": call("builtins", "open", text(CANARY), text("w")),
-    "getattr chain": call("builtins", "getattr", call("importlib", "import_module", text("os")), text("system")) + b"(" + SHELL + b"tR",
+    "getattr chain": call(
+        "builtins", "getattr", call("importlib", "import_module", text("os")), text("system")
+    )
+    + b"("
+    + SHELL
+    + b"tR",
     "dotted name": stack_call("torch", "serialization.os.system", SHELL),
-    "dotted name of an allowed module": stack_call("torch.distributed.checkpoint.filesystem", "os.system", SHELL),
+    "dotted name of an allowed module": stack_call(
+        "torch.distributed.checkpoint.filesystem", "os.system", SHELL
+    ),
     "dunder of an allowed class": stack_call("torch", "Size.__class__.__base__.__subclasses__"),
     "pathlib.Path.touch": call("pathlib", "Path.touch", call("pathlib", "PosixPath", text(CANARY))),
     "torch.load": call("torch", "load", text(CANARY)),
@@ -64,7 +71,9 @@ PARTS: Mapping[str, bytes] = {
     "persistent id": text("storage") + b"Q",
     "persistent id of a call": call("os", "system", SHELL) + b"Q",
     "memo of a call": b"cos\nsystem\nq\x05" + b"0h\x05(" + SHELL + b"tR",
-    "pickle in a pickle": call("pickle", "loads", b"C" + bytes([24]) + b"cos\nsystem\n(X\x01\0\0\0xtR." + b" "),
+    "pickle in a pickle": call(
+        "pickle", "loads", b"C" + bytes([24]) + b"cos\nsystem\n(X\x01\0\0\0xtR." + b" "
+    ),
     "marshal": call("marshal", "loads", b"C\x02N."),
     "codecs": call("_codecs", "encode", text("x"), text("rot13")),
 }
@@ -82,7 +91,9 @@ def calls(inside: bytes = b"") -> dict[str, bytes]:
 def growing() -> dict[str, bytes]:
     """Pickles that ask for far more than they hold."""
     nest = b"".join(b"q%cK\1h%ch%c\x86" % (n % 256, n % 256, n % 256) for n in range(1, 60))
-    hashed = b"\x80\x02K\1" + b"".join(b"q" + bytes([n]) + b"0h" + bytes([n]) + b"h" + bytes([n]) + b"\x86" for n in range(60))
+    hashed = b"\x80\x02K\1" + b"".join(
+        b"q" + bytes([n]) + b"0h" + bytes([n]) + b"h" + bytes([n]) + b"\x86" for n in range(60)
+    )
     return {
         "memo at 2^32": b"\x80\x02}r\xff\xff\xff\xff.",
         "memo at 2^31": b"\x80\x02}r\xff\xff\xff\x7f.",
@@ -110,14 +121,27 @@ def mutate_pickle(draw: random.Random, content: bytes, others: Sequence[bytes]) 
         return mutate_bytes(draw, content, others)
     at = draw.randrange(len(content)) if content else 0
     if kind < 0.65:
-        return content[:at] + draw.choice(list(PARTS.values())) + draw.choice((b"", b"0", b".")) + content[at:]
+        return (
+            content[:at] + draw.choice(list(PARTS.values())) + draw.choice((b"", b"0", b".")) + content[at:]
+        )
     if kind < 0.75:
-        names = (b"TensorProperties", b"TensorStorageMetadata", b"ChunkStorageMetadata", b"MetadataIndex", b"Size", b"_StorageInfo")
+        names = (
+            b"TensorProperties",
+            b"TensorStorageMetadata",
+            b"ChunkStorageMetadata",
+            b"MetadataIndex",
+            b"Size",
+            b"_StorageInfo",
+        )
         old, new = draw.choice(names), draw.choice((*names, b"system", b"eval", b"Size.__class__"))
         return content.replace(old, new, draw.choice((1, -1)))
     if kind < 0.85:
         return put_number(draw, content)
-    return content[:at] + bytes([draw.choice(b"()Rb\x81\x85\x86\x87tlde012NQ}]\x94qhrj\x8cX")]) + content[at + draw.randrange(2) :]
+    return (
+        content[:at]
+        + bytes([draw.choice(b"()Rb\x81\x85\x86\x87tlde012NQ}]\x94qhrj\x8cX")])
+        + content[at + draw.randrange(2) :]
+    )
 
 
 def archive(members: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
@@ -129,12 +153,18 @@ def archive(members: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> b
     return stream.getvalue()
 
 
-def tensor_pickle(numel: int, sizes: Sequence[int], strides: Sequence[int], offset: int = 0, around: bytes = b"") -> bytes:
+def tensor_pickle(
+    numel: int, sizes: Sequence[int], strides: Sequence[int], offset: int = 0, around: bytes = b""
+) -> bytes:
     """torch's description of a float tensor in record `data/0`; `around` names it, in a dictionary."""
     number = lambda value: b"\x8a\x09" + int(value).to_bytes(9, "little", signed=True)  # noqa: E731
     numbers = lambda values: b"(" + b"".join(map(number, values)) + b"t"  # noqa: E731
-    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + number(numel) + b"tQ"
-    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(offset) + numbers(sizes) + numbers(strides)
+    storage = (
+        b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + number(numel) + b"tQ"
+    )
+    tensor = (
+        b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(offset) + numbers(sizes) + numbers(strides)
+    )
     tensor += b"\x89ccollections\nOrderedDict\n)RtR"
     return b"\x80\x02" + (b"}" + text("w") + tensor + b"s." if around else tensor + b".")
 

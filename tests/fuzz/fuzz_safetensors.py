@@ -48,19 +48,28 @@ def _field(draw: random.Random, header: Pairs) -> None:
         return
     fields = dict(entry)
     if kind == 1:
-        fields["dtype"] = draw.choice(("F64", "F32", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "F4", "C64", "U64", "x", ""))
+        fields["dtype"] = draw.choice(
+            ("F64", "F32", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "F4", "C64", "U64", "x", "")
+        )
     elif kind == 2:
         fields["shape"] = [draw.choice((*EDGES, 16, 40)) for _ in range(draw.randrange(4))]
     elif kind == 3:
         fields["shape"] = [2**32, 2**32, *fields.get("shape", [])]
     elif kind == 4:
-        fields["data_offsets"] = [draw.choice((*EDGES, 64, 128, 2560)) for _ in range(draw.choice((2, 2, 2, 1, 3)))]
+        fields["data_offsets"] = [
+            draw.choice((*EDGES, 64, 128, 2560)) for _ in range(draw.choice((2, 2, 2, 1, 3)))
+        ]
     elif kind == 5 and len(header) > 1:
         other = header[draw.randrange(len(header))][1]
-        fields["data_offsets"] = dict(other).get("data_offsets", [0, 0]) if isinstance(other, Pairs) else [0, 0]
+        fields["data_offsets"] = (
+            dict(other).get("data_offsets", [0, 0]) if isinstance(other, Pairs) else [0, 0]
+        )
     else:
         start, stop = (*fields.get("data_offsets", (0, 0)), 0, 0)[:2]
-        fields["data_offsets"] = [start + draw.choice((-8, -1, 0, 1, 8)), stop + draw.choice((-8, -1, 0, 1, 8))]
+        fields["data_offsets"] = [
+            start + draw.choice((-8, -1, 0, 1, 8)),
+            stop + draw.choice((-8, -1, 0, 1, 8)),
+        ]
     header[at] = (name, Pairs(fields.items()))
 
 
@@ -78,9 +87,16 @@ def planted_safetensors(data: bytes = bytes(64)) -> Mapping[str, bytes]:
         "overlap": pack({"a": tensor("F32", [16], 0, 64), "b": tensor("F32", [8], 0, 32)}, data),
         "hole": pack({"a": tensor("F32", [4], 0, 16), "b": tensor("F32", [4], 32, 48)}, data),
         "rest": pack({"a": tensor("F32", [4], 0, 16)}, data),
-        "name twice": pack(b'{"a":{"dtype":"F32","shape":[8],"data_offsets":[0,32]},"a":{"dtype":"F32","shape":[8],"data_offsets":[32,64]}}', data),
-        "field twice": pack(b'{"a":{"dtype":"U8","dtype":"F32","shape":[64],"shape":[16],"data_offsets":[0,64]}}', data),
-        "field twice, turned": pack(b'{"a":{"dtype":"F32","dtype":"U8","shape":[16],"shape":[64],"data_offsets":[0,64]}}', data),
+        "name twice": pack(
+            b'{"a":{"dtype":"F32","shape":[8],"data_offsets":[0,32]},"a":{"dtype":"F32","shape":[8],"data_offsets":[32,64]}}',
+            data,
+        ),
+        "field twice": pack(
+            b'{"a":{"dtype":"U8","dtype":"F32","shape":[64],"shape":[16],"data_offsets":[0,64]}}', data
+        ),
+        "field twice, turned": pack(
+            b'{"a":{"dtype":"F32","dtype":"U8","shape":[16],"shape":[64],"data_offsets":[0,64]}}', data
+        ),
         "metadata that is a tensor": pack({"__metadata__": tensor("F32", [16], 0, 64)}, data),
         "deep": pack(b'{"a":' + b"[" * 100_000, data),
         "many": pack({f"t{n}": tensor("F32", [0], 0, 0) for n in range(5000)}, b""),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ from fuzz_planted import archives, calls, growing, mutate_archive, mutate_pickle
 from fuzz_target import Seed, Target
 from shard_files import sign
 from small_arch import SMALL
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
 from cptron.checkpoint import layout
 from cptron.checkpoint.block_file import BlockFile
@@ -28,20 +37,47 @@ from cptron.checkpoint.verify import Proven, damage
 from cptron.convert.megatron import find_shards
 from cptron.durable import begin_directory
 from cptron.errors import CheckpointError
+from cptron.inspect import text_lines
 from cptron.inspect_run import describe_checkpoint
 from cptron.model.architecture import RopeScaling
 from cptron.train.state import TrainState, random_state, read_state, set_random_state
 
-ARCH = replace(SMALL, rope_scaling=RopeScaling(factor=2.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8))
-VALUES = {"w": torch.arange(24.0).view(4, 6), "b": torch.arange(6, dtype=torch.bfloat16), "s": torch.tensor([1.5])}
+ARCH = replace(
+    SMALL,
+    rope_scaling=RopeScaling(
+        factor=2.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8
+    ),
+)
+VALUES = {
+    "w": torch.arange(24.0).view(4, 6),
+    "b": torch.arange(6, dtype=torch.bfloat16),
+    "s": torch.tensor([1.5]),
+}
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-LEDGER = {"entries": {"one": {"identity": "ab" * 32, "share": 0.5, "cursor": 8, "since_mix": 8, "tokens": 256, "documents": 3, "epochs": 0.25}}}
+LEDGER = {
+    "entries": {
+        "one": {
+            "identity": "ab" * 32,
+            "share": 0.5,
+            "cursor": 8,
+            "since_mix": 8,
+            "tokens": 256,
+            "documents": 3,
+            "epochs": 0.25,
+        }
+    }
+}
 
 
 def write_shards(directory: Path) -> None:
     """By the product's writer: a tensor in two blocks, the others in one."""
     with BlockFile(directory, "__0_0.distcp") as file:
-        for key, first, tensor in (("w", (0, 0), VALUES["w"][:2]), ("w", (2, 0), VALUES["w"][2:]), ("b", (0,), VALUES["b"]), ("s", (0,), VALUES["s"])):
+        for key, first, tensor in (
+            ("w", (0, 0), VALUES["w"][:2]),
+            ("w", (2, 0), VALUES["w"][2:]),
+            ("b", (0,), VALUES["b"]),
+            ("s", (0,), VALUES["s"]),
+        ):
             data = tensor.contiguous().view(torch.uint8).numpy().reshape(-1).data
             file.write(key, first, tuple(tensor.shape), NAMES[tensor.dtype], data)
     tensors = {key: TensorRecord(tuple(value.shape), NAMES[value.dtype]) for key, value in VALUES.items()}
@@ -56,7 +92,10 @@ def make_checkpoint(root: Path) -> Path:
     write_shards(working / layout.SHARDS)
     (working / layout.HUGGING_FACE).mkdir()
     (working / layout.HUGGING_FACE / "config.json").write_text("{}")
-    state = TrainState(step=3, tokens_total=300).to_dict() | {"ledger": LEDGER, "random_states": [random_state()]}
+    state = TrainState(step=3, tokens_total=300).to_dict() | {
+        "ledger": LEDGER,
+        "random_states": [random_state()],
+    }
     layout.write_json(working / layout.STATE, state)
     manifest = layout.Manifest(
         kind="training", step=3, tokens_total=300, architecture=ARCH.to_dict(), hugging_face_model="tiny",
@@ -72,9 +111,9 @@ def _seed(file: str) -> Any:
 
 
 def read_checkpoint(directory: Path) -> Any:
-    """The manifest and what people are told of it."""
-    manifest = layout.read_manifest(directory)
-    return json.dumps(asdict(manifest)), json.dumps(describe_checkpoint(directory)), layout.read_hugging_face(directory)
+    """What people and programs are told of it, and its small files."""
+    facts = describe_checkpoint(directory)
+    return json.dumps(facts), text_lines(facts), layout.read_hugging_face(directory)
 
 
 def read_signed(directory: Path) -> Any:
@@ -118,7 +157,11 @@ def check_training_state(directory: Path, value: Any) -> str | None:
     """What was read is what the JSON says."""
     content = json.loads((directory / layout.STATE).read_text())
     found = json.loads(value)
-    return None if all(found[key] == content[key] for key in found if key != "ledger") else "other values than the JSON has"
+    return (
+        None
+        if all(found[key] == content[key] for key in found if key != "ledger")
+        else "other values than the JSON has"
+    )
 
 
 def make_shards(root: Path) -> list[Seed]:
@@ -140,7 +183,9 @@ def _all(reader: Any) -> Any:
         found[key] = repr(reader.read(key).tolist())
         shape = reader.shape(key)
         if shape and shape[0] > 1:
-            found[f"{key} last row"] = repr(reader.read(key, (shape[0] - 1, *[0] * (len(shape) - 1)), (1, *shape[1:])).tolist())
+            found[f"{key} last row"] = repr(
+                reader.read(key, (shape[0] - 1, *[0] * (len(shape) - 1)), (1, *shape[1:])).tolist()
+            )
     return found
 
 
@@ -182,6 +227,23 @@ def make_foreign_file(root: Path) -> list[Seed]:
 def read_foreign(directory: Path) -> Any:
     """Every tensor, whole and in part."""
     return _all(TorchDistReader(directory))
+
+
+def make_crafted(root: Path) -> list[Seed]:
+    """One tensor as torch saves it; the index is made to fit whatever the file becomes."""
+    torch.save(torch.arange(16.0), root / "__0_0.distcp")
+    return [Seed(root, "__0_0.distcp")]
+
+
+def read_crafted(directory: Path) -> Any:
+    """The tensor, by an index that believes the file."""
+    path = directory / "__0_0.distcp"
+    place = MetadataIndex("w", torch.Size([0]))
+    chunk = ChunkStorageMetadata(torch.Size([0]), torch.Size([16]))
+    tensor = TensorStorageMetadata(TensorProperties(dtype=torch.float32), torch.Size([16]), [chunk])
+    index = Metadata({"w": tensor}, storage_data={place: _StorageInfo(path.name, 0, path.stat().st_size)})
+    (directory / ".metadata").write_bytes(pickle.dumps(index))
+    return TorchDistReader(directory).read("w").tolist()
 
 
 def planted_index(directory: Path) -> Mapping[str, bytes]:
@@ -273,6 +335,10 @@ TARGETS = [
     Target(
         format="torch_dist chunks", name="torch-dist-chunks", reader="cptron.checkpoint.torch_dist.TorchDistReader", make=make_foreign_file,
         read=read_foreign, mutate=mutate_archive, planted=planted_chunks, refused=_REFUSED,
+    ),
+    Target(
+        format="torch_dist chunks", name="torch-dist-archive", reader="cptron.checkpoint.torch_dist.TorchDistReader", make=make_crafted,
+        read=read_crafted, mutate=mutate_archive, planted=planted_chunks, refused=_REFUSED,
     ),
     Target(format="marks", name="marks", reader="cptron.checkpoint.marks.read_marks", make=make_marks, read=read_marks, mutate=mutate_json, budget=0.5),
     Target(

@@ -226,11 +226,11 @@ def make_parquet(root: Path) -> list[Seed]:
 def planted_parquet(directory: Path) -> Mapping[str, bytes]:
     """One long text in a dictionary, which a hundred thousand rows refer to; and a long run of nulls."""
     found = {}
-    texts = pyarrow.array(["x" * MAX_RECORD_BYTES])
+    texts = pyarrow.array(["x" * (1 << 16)])
     same = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 4000, pyarrow.int32()), texts)
     for name, column in (
         ("one text in all rows", same),
-        ("nulls", pyarrow.nulls(5_000_000, pyarrow.string())),
+        ("nulls", pyarrow.nulls(200_000, pyarrow.string())),
     ):
         path = directory / "planted.parquet"
         pyarrow.parquet.write_table(pyarrow.table({"text": column}), path, compression="zstd")
@@ -312,7 +312,8 @@ TARGETS = [
     ),
     Target(
         format="JSONL in zstd", name="jsonl-zstd", reader="cptron.tokens.read_stored, cptron.tokens.read_lines",
-        make=make_zstd, read=read_texts, mutate=mutate_compressed, check=check_lines, planted=planted_zstd,
+        make=make_zstd, read=read_texts, mutate=mutate_compressed, check=check_lines, planted=planted_zstd, memory_bytes=128 << 20,  # 512 bytes become at most 16 MiB at once
+
         address_bytes=6 << 30,  # a window of 2 GiB is what `zstd --long=31` writes; what is not used costs nothing
     ),
     Target(
@@ -326,7 +327,8 @@ TARGETS = [
     ),
     Target(
         format="Parquet", name="parquet", reader="cptron.tokens.read_tables.read_parquet", make=make_parquet,
-        read=read_texts, mutate=mutate_bytes, check=check_table, planted=planted_parquet,
+        read=read_texts, mutate=mutate_bytes, check=check_table, planted=planted_parquet, memory_bytes=256 << 20,  # rows are read 1,024 at a time, however long one text is that all of them refer to
+
     ),
     Target(
         format="Arrow", name="arrow", reader="cptron.tokens.read_tables.read_arrow", make=make_arrow,

@@ -13,7 +13,6 @@ from fuzz_yaml import mutate_yaml
 from targets_checkpoint import make_checkpoint
 from targets_config import COMMENTED
 
-from cptron.config.load import load_config, resolved_yaml
 from cptron.data.log import read_log
 from cptron.inspect import describe, text_lines
 from cptron.report.html import write_report
@@ -33,15 +32,25 @@ def step(number: int) -> dict[str, Any]:
 def evaluation(number: int) -> dict[str, Any]:
     """A record of an evaluation."""
     names = {"loss_nats_per_token": 3.0, "perplexity": 20.1, "tokens": 100}
-    return {"kind": "eval", "step": number, "tokens_total": 64 * number, **{f"valid/one/{key}": value for key, value in names.items()}}
+    return {
+        "kind": "eval",
+        "step": number,
+        "tokens_total": 64 * number,
+        **{f"valid/one/{key}": value for key, value in names.items()},
+    }
 
 
 def make_run(root: Path) -> Path:
     """A run of four steps."""
-    records = [{"kind": "start", "step": 0, "world_size": 1}, evaluation(0), *map(step, range(1, 5)), evaluation(4), {"kind": "stop", "step": 4, "reason": "done"}]
+    records = [
+        {"kind": "start", "step": 0, "world_size": 1},
+        evaluation(0),
+        *map(step, range(1, 5)),
+        evaluation(4),
+        {"kind": "stop", "step": 4, "reason": "done"},
+    ]
     (root / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (root / "config.yaml").write_text(COMMENTED)
-    (root / "config.yaml").write_text(resolved_yaml(load_config(root / "config.yaml").config))
     (root / "run.json").write_text(json.dumps({"name": "a", "identity": {"start": "x", "tokenizer": "y"}}))
     (root / "summary.json").write_text(json.dumps({"steps": 4, "tokens": 256, "wall_s": 3.5}))
     make_checkpoint(root)
@@ -56,7 +65,11 @@ def read_run(directory: Path) -> Any:
     """What `inspect` says, for people and for programs; and what a resume finds."""
     facts = describe(str(directory))
     found = find_run(directory)
-    return json.dumps(facts), text_lines(facts), found and (str(found.checkpoint), json.dumps(dict(found.identity)))
+    return (
+        json.dumps(facts),
+        text_lines(facts),
+        found and (str(found.checkpoint), json.dumps(dict(found.identity))),
+    )
 
 
 def read_metrics(directory: Path) -> Any:
@@ -84,19 +97,59 @@ def read_page(directory: Path) -> str:
 
 def make_log(root: Path) -> list[Seed]:
     """Three steps of two sources, the shares changed once."""
-    first = {"kind": "data", "step": 1, "cursors": {"a": 4, "b": 4}, "shares": {"a": 0.5, "b": 0.5}, "since_mix": {"a": 4, "b": 4}}
-    second = {"kind": "data", "step": 2, "cursors": {"a": 8, "b": 8}}
-    third = {"kind": "data", "step": 3, "cursors": {"a": 14, "b": 10}, "shares": {"a": 0.75, "b": 0.25}, "since_mix": {"a": 6, "b": 2}}
-    (root / "data_log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in (first, second, third)))
+    first = {
+        "kind": "data",
+        "step": 1,
+        "batch": 1,
+        "cursors": {"a": 4, "b": 4},
+        "shares": {"a": 0.5, "b": 0.5},
+        "since_mix": {"a": 4, "b": 4},
+    }
+    second = {"kind": "data", "step": 2, "batch": 2, "cursors": {"a": 8, "b": 8}}
+    third = {
+        "kind": "data",
+        "step": 3,
+        "batch": 3,
+        "cursors": {"a": 14, "b": 10},
+        "shares": {"a": 0.75, "b": 0.25},
+        "since_mix": {"a": 6, "b": 2},
+    }
+    (root / "data_log.jsonl").write_text(
+        "".join(json.dumps(record) + "\n" for record in (first, second, third))
+    )
     return [Seed(root, "data_log.jsonl")]
 
 
 def make_journal(root: Path) -> list[Seed]:
     """Actions of each kind."""
-    entry = Entry(batch=7, step=6, action="skip", cause="spike", loss_nats_per_token=9.5, grad_norm=float("inf"), z_loss=8.0, z_grad_norm=0.5, first=7, data="d")
+    entry = Entry(
+        batch=7,
+        step=6,
+        action="skip",
+        cause="spike",
+        loss_nats_per_token=9.5,
+        grad_norm=float("inf"),
+        z_loss=8.0,
+        z_grad_norm=0.5,
+        first=7,
+        data="d",
+    )
     lines = [entry.to_line()]
-    lines.append(Entry(**{**asdict(entry), "batch": 12, "first": 9, "action": "rollback", "to_step": 6}).to_line())
-    lines.append(Entry(**{**asdict(entry), "batch": 20, "first": 20, "action": "log", "cause": "nonfinite", "found": "layer 3"}).to_line())
+    lines.append(
+        Entry(**{**asdict(entry), "batch": 12, "first": 9, "action": "rollback", "to_step": 6}).to_line()
+    )
+    lines.append(
+        Entry(
+            **{
+                **asdict(entry),
+                "batch": 20,
+                "first": 20,
+                "action": "log",
+                "cause": "nonfinite",
+                "found": "layer 3",
+            }
+        ).to_line()
+    )
     (root / "journal.jsonl").write_bytes(b"".join(lines))
     return [Seed(root, "journal.jsonl")]
 

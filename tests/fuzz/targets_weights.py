@@ -20,7 +20,7 @@ from weights_world import CONFIG, llama, save
 from cptron.convert.hf_import import content_identity, describe, stored_precision
 from cptron.convert.pickled import convert_pickled
 from cptron.convert.safetensors_io import ModelReader
-from cptron.convert.safetensors_write import ShardFile, plan_shards, write_index, TensorSpec
+from cptron.convert.safetensors_write import ShardFile, TensorSpec, plan_shards, write_index
 from cptron.inspect_run import num_parameters
 from cptron.model.architecture import Architecture
 from cptron.model.families import FAMILIES, family_of
@@ -74,7 +74,14 @@ def check_architecture(directory: Path, value: Any) -> str | None:
     family = family_of(arch.family)
     if family.read_config(family.write_config(arch)) != arch:
         return "an architecture that is another one when it is written and read again"
-    counts = (arch.num_layers, arch.hidden_size, arch.num_attention_heads, arch.num_kv_heads, arch.head_dim, arch.vocab_size)
+    counts = (
+        arch.num_layers,
+        arch.hidden_size,
+        arch.num_attention_heads,
+        arch.num_kv_heads,
+        arch.head_dim,
+        arch.vocab_size,
+    )
     return None if all(count > 0 for count in counts) else f"an architecture that no model can have: {counts}"
 
 
@@ -123,11 +130,19 @@ def check_model(directory: Path, value: Any) -> str | None:
     try:
         for path in directory.glob("*.safetensors"):
             for name, tensor in load_file(path).items():
-                data = tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+                data = (
+                    tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+                    if tensor.numel()
+                    else b""
+                )
                 expected[name] = (tuple(tensor.shape), str(tensor.dtype), hashlib.sha256(data).hexdigest())
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         return f"files that safetensors refuses were read: {error}"
-    return None if expected == value else f"other tensors than safetensors reads: {set(expected.items()) ^ set(value.items())}"
+    return (
+        None
+        if expected == value
+        else f"other tensors than safetensors reads: {set(expected.items()) ^ set(value.items())}"
+    )
 
 
 def read_import(directory: Path) -> Any:
@@ -135,7 +150,13 @@ def read_import(directory: Path) -> Any:
     reader = ModelReader(directory)
     family, arch = describe(reader)
     stream = WeightStream(directory)
-    return family.model_type, arch.to_dict(), stored_precision(reader), content_identity(reader), stream.headers_sha256()
+    return (
+        family.model_type,
+        arch.to_dict(),
+        stored_precision(reader),
+        content_identity(reader),
+        stream.headers_sha256(),
+    )
 
 
 def make_pickled(root: Path) -> list[Seed]:
@@ -145,7 +166,11 @@ def make_pickled(root: Path) -> list[Seed]:
         directory = root / name
         directory.mkdir()
         (directory / "config.json").write_text(json.dumps(CONFIG))
-        tensors = {"a": torch.arange(12.0).view(3, 4), "b": torch.ones(3, dtype=torch.bfloat16), "c": torch.arange(4.0).expand(2, 4)}
+        tensors = {
+            "a": torch.arange(12.0).view(3, 4),
+            "b": torch.ones(3, dtype=torch.bfloat16),
+            "c": torch.arange(4.0).expand(2, 4),
+        }
         torch.save(tensors, directory / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
         seeds.append(Seed(directory, "pytorch_model.bin"))
     return seeds
@@ -168,7 +193,10 @@ def read_pickled(directory: Path) -> Any:
     try:
         convert_pickled(directory, target)
         return {
-            f"{path.name} {name}": (str(tensor.dtype), repr(tensor.tolist()) if tensor.numel() < 10**5 else "")
+            f"{path.name} {name}": (
+                str(tensor.dtype),
+                repr(tensor.tolist()) if tensor.numel() < 10**5 else "",
+            )
             for path in sorted(target.glob("*.safetensors"))
             for name, tensor in load_file(path).items()
         }

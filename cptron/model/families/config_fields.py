@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cptron.errors import ConversionError
-from cptron.model.architecture import Architecture
+from cptron.model.architecture import MOST, Architecture
 
 NO_DROPOUT = {"attention_dropout": 0.0}
 NO_BIAS = {"attention_bias": False}
@@ -44,8 +44,11 @@ def require(config: Mapping[str, Any], family: str, values: Mapping[str, Any]) -
 def sizes(config: Mapping[str, Any], *, tied: bool = False) -> dict[str, Any]:
     """Fields of `Architecture` that every family's config has; `tied`: what it means to say nothing of that."""
     heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
+    layers = int(config["num_hidden_layers"])
+    if not 1 <= layers <= MOST["num_layers"]:  # before anything is made for each of them
+        raise ValueError(f"num_hidden_layers is {layers}, must be from 1 to {MOST['num_layers']}")
     return {
-        "num_layers": int(config["num_hidden_layers"]),
+        "num_layers": layers,
         "hidden_size": hidden,
         "ffn_hidden_size": int(config["intermediate_size"]),
         "num_attention_heads": heads,
