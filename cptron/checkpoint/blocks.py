@@ -16,7 +16,7 @@ from typing import Any
 
 from cptron.durable import replace_text
 from cptron.errors import CheckpointError
-from cptron.json_text import parse_json
+from cptron.json_text import is_file_name, parse_json
 
 INDEX = "index.json"
 ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -117,7 +117,7 @@ def _check(block: Block, tensor: TensorRecord) -> None:
     ends = [first + size for first, size in zip(block.offsets, block.sizes, strict=True)]
     if not all(end <= size for end, size in zip(ends, tensor.shape, strict=True)):
         raise ValueError(f"a block of {block.key:.80} reaches beyond its tensor")
-    if Path(block.file).name != block.file:
+    if not is_file_name(block.file):
         raise ValueError(f"{block.file!r:.80} is outside of the checkpoint")
     num_bytes = math.prod(block.sizes) * ITEM_BYTES[tensor.dtype]
     if not block.start <= block.data <= block.data + num_bytes <= block.start + block.length:

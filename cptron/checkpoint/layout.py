@@ -26,8 +26,9 @@ from cptron.checkpoint.block_file import FileRecord
 from cptron.checkpoint.hashing import hash_files
 from cptron.durable import publish_directory, replace_text, working_directory
 from cptron.errors import CheckpointError
-from cptron.json_text import parse_json
+from cptron.json_text import is_file_name, parse_json
 from cptron.model.architecture import Architecture
+from cptron.typed import require_types
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
@@ -201,57 +202,17 @@ def _parse(path: Path) -> Manifest:
         raise CheckpointError(f"{path} is damaged ({error}); use another checkpoint") from None
 
 
-_TYPES: dict[type, tuple[str, ...]] = {
-    int: ("step", "tokens_total", "padded_vocab_size"),
-    str: (
-        "kind",
-        "hugging_face_model",
-        "tokenizer_fingerprint",
-        "weights_fingerprint",
-        "layout",
-        "precision",
-        "parent",
-        "base",
-        "base_fingerprint",
-    ),
-    dict: ("architecture", "checksums", "config", "ledger", "metrics", "versions", "files", "probe"),
-    list: ("lineage",),
-}
-"""What the values of a manifest must be."""
-_COUNTS = (
-    "num_layers",
-    "hidden_size",
-    "ffn_hidden_size",
-    "num_attention_heads",
-    "num_kv_heads",
-    "head_dim",
-    "vocab_size",
-    "max_position_embeddings",
-)
-
-
 def manifest_of(values: Mapping[str, Any]) -> Manifest:
     """The manifest that `asdict` made `values` of. Raises what Python does where they are none."""
     files = {name: FileRecord(**record) for name, record in values["files"].items()}
     for name, record in files.items():
-        if Path(name).is_absolute() or ".." in Path(name).parts or type(record.size) is not int:
+        parts = Path(name).parts
+        if ".." in parts or not all(map(is_file_name, parts)) or type(record.size) is not int:
             raise ValueError(f"file {name!r:.80} is not one of a checkpoint")
     probe = Probe(**values["probe"])
-    for kind, names in _TYPES.items():
-        for name in names:
-            if type(values[name]) is not kind:
-                raise TypeError(f"{name} is {values[name]!r:.40}, must be of type {kind.__name__}")
-    adapter = values["adapter"]
-    if adapter is not None and not all(isinstance(target, str) for target in adapter["targets"]):
-        raise TypeError(f"adapter is {adapter!r:.80}, must name its targets")
-    if values["kind"] not in ("weights", "training", "adapter"):
-        raise ValueError(f"kind is {values['kind']!r:.40}, must be weights, training or adapter")
     manifest = Manifest(**{**values, "probe": probe, "files": files, "lineage": tuple(values["lineage"])})
-    arch = Architecture.from_dict(manifest.architecture)
-    for name in _COUNTS:
-        count = getattr(arch, name)
-        if type(count) is not int or not 1 <= count < 2**31:
-            raise ValueError(f"architecture has {name} {count!r:.40}, must be a whole number from 1")
+    require_types(manifest)
+    Architecture.from_dict(manifest.architecture)
     return manifest
 
 

@@ -7,6 +7,7 @@ they are in.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,6 +54,24 @@ class ShardReader:
         self._blocks: dict[str, list[Block]] = {key: [] for key in self._index.tensors}
         for block in self._index.blocks:
             self._blocks[block.key].append(block)
+        self._require_files()
+        self._elements = {
+            key: sum(math.prod(block.sizes) for block in blocks) for key, blocks in self._blocks.items()
+        }
+        """What the blocks of each tensor hold together."""
+
+    def _require_files(self) -> None:
+        """Raise unless every block lies within its file."""
+        ends: dict[str, int] = {}
+        for block in self._index.blocks:
+            ends[block.file] = max(ends.get(block.file, 0), block.start + block.length)
+        for name, end in ends.items():
+            path = self.directory / name
+            found = path.stat().st_size if path.is_file() else None
+            if found is None or found < end:
+                raise CheckpointError(
+                    f"{path} has {found} bytes, its index requires {end}; use another checkpoint"
+                )
 
     @property
     def keys(self) -> set[str]:
@@ -73,6 +92,8 @@ class ShardReader:
         """The block of `sizes` that begins at `offsets`; without them the whole tensor."""
         offsets = [0] * len(self.shape(key)) if offsets is None else offsets
         sizes = self.shape(key) if sizes is None else sizes
+        if math.prod(sizes) > self._elements[key]:  # before memory is taken for them
+            require_filled(self.directory, key, offsets, self._elements[key], math.prod(sizes))
         box = torch.empty(tuple(sizes), dtype=self.dtype(key))
         self.read_into(key, offsets, box)
         return box

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,8 +31,9 @@ from torch.distributed.checkpoint.metadata import (
 from cptron.checkpoint.blocks import Block, TensorRecord
 from cptron.checkpoint.reader import Slices, overlap, require_apart, require_filled
 from cptron.checkpoint.tensor_bytes import DTYPES
-from cptron.checkpoint.untrusted import read_index
+from cptron.checkpoint.untrusted import read_index, require_stored
 from cptron.errors import CheckpointError
+from cptron.json_text import is_file_name
 
 INDEX = ".metadata"
 FORMAT = {
@@ -104,20 +106,19 @@ class TorchDistReader:
         }
         self._chunks: dict[str, list[_Chunk]] = {key: [] for key in self._tensors}
         try:
-            for key in self._tensors:
-                _require_sized(self.shape(key), self.dtype(key))
+            self._facts = {key: _facts(value) for key, value in self._tensors.items()}
             for place, info in places.items():
                 if place.fqn in self._tensors:
                     self._chunks[place.fqn].append(self._chunk(place, info))
-        except (AttributeError, TypeError) as error:
+        except (AttributeError, TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(
-                f"{directory / INDEX} is damaged ({error}); use another checkpoint"
+                f"{directory / INDEX} is damaged ({error!r:.200}); use another checkpoint"
             ) from None
 
     def _chunk(self, place: Any, info: Any) -> _Chunk:
         sizes = {tuple(chunk.offsets): tuple(chunk.sizes) for chunk in self._tensors[place.fqn].chunks}
         offsets = tuple(place.offset or ())
-        if Path(info.relative_path).name != info.relative_path:
+        if not is_file_name(info.relative_path):
             raise CheckpointError(
                 f"{self.directory / INDEX} refers to {info.relative_path!r}, outside of the checkpoint; do not use it"
             )
@@ -134,11 +135,11 @@ class TorchDistReader:
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of a stored tensor."""
-        return tuple(self._tensors[key].size)
+        return self._facts[key][0]
 
     def dtype(self, key: str) -> torch.dtype:
         """Type of a stored tensor."""
-        return self._tensors[key].properties.dtype
+        return self._facts[key][1]
 
     def read(
         self, key: str, offsets: Sequence[int] | None = None, sizes: Sequence[int] | None = None
@@ -146,6 +147,7 @@ class TorchDistReader:
         """The block of `sizes` that begins at `offsets`; without them the whole tensor."""
         offsets = [0] * len(self.shape(key)) if offsets is None else offsets
         sizes = self.shape(key) if sizes is None else sizes
+        self._require_room(key)
         block = torch.empty(tuple(sizes), dtype=self.dtype(key))
         filled = 0
         targets: list[Slices] = []
@@ -160,12 +162,24 @@ class TorchDistReader:
         require_filled(self.directory, key, offsets, filled, block.numel())
         return block
 
+    def _require_room(self, key: str) -> None:
+        """Raise unless the files of a tensor's chunks can hold it: memory is taken for what there is alone."""
+        shape, dtype = self._facts[key]
+        paths = {self.directory / chunk.file for chunk in self._chunks[key]}
+        held = sum(path.stat().st_size for path in paths if path.is_file())
+        if math.prod(shape) * dtype.itemsize > held:
+            raise CheckpointError(
+                f"{self.directory / INDEX} says that {key!r:.80} has the shape {list(shape)}, its files {held} bytes; "
+                "it is damaged: use another checkpoint"
+            )
+
     def _load(self, chunk: _Chunk) -> torch.Tensor:
         path = self.directory / chunk.file
         try:
             with path.open("rb") as stream:
-                stream.seek(chunk.start)
                 view: Any = _View(stream, chunk.start, chunk.length)
+                require_stored(view)
+                view.seek(0)
                 tensor = torch.load(view, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged archive fails in any way it likes
             raise CheckpointError(f"{path} cannot be read ({error!r:.200}); use another checkpoint") from None
@@ -176,9 +190,12 @@ class TorchDistReader:
         return tensor
 
 
-def _require_sized(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def _facts(tensor: TensorStorageMetadata) -> tuple[tuple[int, ...], torch.dtype]:
+    """Shape and type. Raises TypeError or AttributeError where these are something else."""
+    shape, dtype = tuple(tensor.size), tensor.properties.dtype
     if not isinstance(dtype, torch.dtype) or not all(type(size) is int and size >= 0 for size in shape):
         raise TypeError(f"a tensor of shape {shape!r:.80} and type {dtype!r:.40}")
+    return shape, dtype
 
 
 class _View(io.RawIOBase):
@@ -205,6 +222,11 @@ class _View(io.RawIOBase):
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self._length}[whence]
         self._stream.seek(self._start + max(base + offset, 0))
         return self.tell()
+
+    def read(self, size: int | None = -1, /) -> bytes | None:
+        """No more than is left: memory is taken for what is asked."""
+        left = max(self._length - self.tell(), 0)
+        return super().read(left if size is None or size < 0 else min(size, left))
 
     def readinto(self, buffer: Any) -> int:
         """Fill `buffer`, no further than the end of the stretch."""

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import io
 import pickle
+import zipfile
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any
 
+from cptron.checkpoint.pickle_scan import require_bounded
 from cptron.errors import CheckpointError
 
 _DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -38,14 +41,7 @@ DATA_ONLY = {
 """Every name that an index of tensors and plain objects needs."""
 
 
-class _DataOnlyUnpickler(pickle._Unpickler):
-    """In Python, not in C: there the index of a memo decides how much memory is taken."""
-
-    dispatch: ClassVar = {
-        code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]
-    }
-    """Without what makes an array of a size that is only announced."""
-
+class _DataOnlyUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in DATA_ONLY:
             raise CheckpointError(
@@ -58,8 +54,22 @@ def read_index(shards: Path) -> Any:
     """The index in `shards`. Raises `CheckpointError` unless it holds plain data about tensors only."""
     path = shards / ".metadata"
     try:
-        return _DataOnlyUnpickler(io.BytesIO(path.read_bytes())).load()
+        content = path.read_bytes()
+        require_bounded(content)
+        return _DataOnlyUnpickler(io.BytesIO(content)).load()
     except CheckpointError:
         raise
     except Exception as error:  # a damaged pickle fails in any way it likes
-        raise CheckpointError(f"{path} cannot be read ({error!r}); use another checkpoint") from None
+        raise CheckpointError(f"{path} cannot be read ({error!r:.200}); use another checkpoint") from None
+
+
+def require_stored(archive: Path | IO[bytes]) -> None:
+    """Raise ValueError where a zip archive, as torch saves tensors in, has packed members: torch packs none, and reads
+    into memory whatever they become."""
+    with archive.open("rb") if isinstance(archive, Path) else nullcontext(archive) as stream:
+        if not zipfile.is_zipfile(stream):
+            return
+        with zipfile.ZipFile(stream) as members:
+            for member in members.infolist():
+                if member.compress_type != zipfile.ZIP_STORED or member.file_size > member.compress_size:
+                    raise ValueError(f"its member {member.filename!r:.80} is packed")

@@ -25,6 +25,7 @@ from cptron.model.architecture import Architecture
 from cptron.model.families import family_of
 from cptron.model.vocab import padded_vocab_size
 
+MOST_DIGITS = 18
 TRACKER = "latest_checkpointed_iteration.txt"
 """Beside the iterations of a Megatron-LM run: which of them is the newest."""
 
@@ -34,8 +35,8 @@ def find_shards(directory: Path) -> Path:
     tracker = directory / TRACKER
     candidates = [directory]
     if tracker.is_file():
-        word = tracker.read_text().strip()
-        if word != "release" and not word.isdigit():
+        word = tracker.read_text(encoding="utf-8", errors="replace").strip()
+        if word != "release" and not (word.isascii() and word.isdigit() and len(word) <= MOST_DIGITS):
             raise ConversionError(f"{tracker} has {word!r}, which is no iteration; give the directory of one")
         candidates = [directory / ("release" if word == "release" else f"iter_{int(word):07d}")]
     candidates += [candidate / name for candidate in candidates for name in (layout.SHARDS, "weights")]

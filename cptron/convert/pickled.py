@@ -7,20 +7,20 @@ with `weights_only`, which admits tensors and plain containers; everything else 
 from __future__ import annotations
 
 import argparse
-import zipfile
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from cptron.convert.safetensors_io import read_json
+from cptron.checkpoint.untrusted import require_stored
+from cptron.convert.safetensors_io import CODES, read_json
 from cptron.convert.safetensors_write import ShardFile, ShardPlan, TensorSpec, write_index
 from cptron.convert.small_files import carry_small_files
 from cptron.durable import new_directory, require_space
 from cptron.errors import ConversionError
+from cptron.json_text import is_file_name
 
-_MOST_SHARED = 16
-"""Tensors may share bytes, as tied weights do, but not without end."""
 PICKLED_INDEX = "pytorch_model.bin.index.json"
 
 
@@ -46,14 +46,14 @@ def convert_pickled(source: Path, target: Path) -> int:
         carry_small_files(source, working)
         plans = []
         for number, path in enumerate(files, 1):
-            tensors = {name: tensor.contiguous() for name, tensor in sorted(_read(path).items())}
+            tensors = dict(sorted(_read(path).items()))
             specs = tuple(TensorSpec(name, tuple(t.shape), t.dtype) for name, t in tensors.items())
             single = len(files) == 1
             name = "model.safetensors" if single else f"model-{number:05d}-of-{len(files):05d}.safetensors"
             plans.append(ShardPlan(name, specs))
             with ShardFile(working, plans[-1]) as file:
                 for name, tensor in tensors.items():
-                    file.write(name, tensor)
+                    file.write(name, tensor.contiguous())
         write_index(working, plans)
     return sum(len(plan.specs) for plan in plans)
 
@@ -62,7 +62,7 @@ def _pickled_files(source: Path) -> list[Path]:
     if (source / PICKLED_INDEX).is_file():
         weight_map = read_json(source / PICKLED_INDEX).get("weight_map")
         names = list(weight_map.values()) if isinstance(weight_map, dict) else []
-        if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        if not names or not all(map(is_file_name, names)):
             raise ConversionError(
                 f"{source / PICKLED_INDEX} has no weight_map of files beside it; download it again"
             )
@@ -78,32 +78,41 @@ def _pickled_files(source: Path) -> list[Path]:
     return files
 
 
+class _Bounded(io.FileIO):
+    """A file of which no more is asked than it has: Python takes memory for what is asked."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._num_bytes = path.stat().st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(self._num_bytes - self.tell(), 0)
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
 def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
-        _require_stored(path)
+        require_stored(path)
         try:
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # files of before torch 1.6 cannot be mapped
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except ConversionError:
-        raise
+            with _Bounded(path) as stream:
+                found = torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle fails in any way it likes
-        reason = (str(error).splitlines() or [repr(error)])[0]
+        reason = next(iter(str(error).splitlines()), "") or repr(error)
         raise ConversionError(
             f"{path} is refused ({reason}); it holds more than tensors, or is damaged: ask for the model as safetensors"
         ) from None
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise ConversionError(f"{path} holds no dictionary of tensors; ask for the model as safetensors")
-    if sum(tensor.nbytes for tensor in found.values()) > _MOST_SHARED * (path.stat().st_size + 2**20):
-        raise ConversionError(f"{path} has tensors of far more bytes than it holds; download it again")
+    for name, tensor in found.items():
+        if not isinstance(name, str) or tensor.dtype not in CODES or tensor.layout != torch.strided:
+            raise ConversionError(
+                f"{path} has {name!r:.80} of type {tensor.dtype}; only plain tensors with a name can be written"
+            )
+        if tensor.numel() * tensor.itemsize > path.stat().st_size:
+            raise ConversionError(
+                f"{path} says that {name:.80} has the shape {list(tensor.shape)}, more than the file can hold; it is "
+                "damaged: download it again"
+            )
     return found
-
-
-def _require_stored(path: Path) -> None:
-    """torch packs nothing; a packed archive may grow to any size."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise ConversionError(
-                    f"{path} is a packed archive, which torch does not write; download it again"
-                )

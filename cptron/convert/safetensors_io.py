@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from cptron.errors import ConversionError
-from cptron.json_text import parse_json
+from cptron.json_text import is_file_name, parse_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -80,7 +80,7 @@ class ModelReader:
                 )
             files: dict[Path, set[str]] = {}
             for name, file in weight_map.items():
-                if not isinstance(file, str) or Path(file).name != file:
+                if not is_file_name(file):
                     raise ConversionError(
                         f"{index} has {file!r} for {name}, not a file beside it; download it again"
                     )

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from cptron.typed import require_types
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RopeScaling:
@@ -57,6 +59,15 @@ class LongRopeScaling:
     """Multiplies cosines and sines of both; always a number, also where the config leaves it to a rule."""
 
 
+MOST = {
+    "num_layers": 10_000,
+    **dict.fromkeys(
+        ("hidden_size", "ffn_hidden_size", "head_dim", "num_attention_heads", "num_kv_heads"), 2**24
+    ),
+    **dict.fromkeys(("vocab_size", "max_position_embeddings"), 2**31 - 1),
+}
+"""Far beyond any model; what a damaged file says beyond it would only fill a memory."""
+
 Scaling = RopeScaling | YarnScaling | LinearScaling | LongRopeScaling
 
 
@@ -102,6 +113,13 @@ class Architecture:
     """Channels of a head that are rotated, the first ones; None: all."""
     rotation_in_fp32: bool = False
     """Cosines and sines are not rounded to the dtype of the weights."""
+
+    def __post_init__(self) -> None:
+        """Raises TypeError or ValueError on what no model has."""
+        require_types(self)
+        for name, most in MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)}, must be from 1 to {most}")
 
     @property
     def rotated_channels(self) -> int:

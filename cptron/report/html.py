@@ -39,22 +39,28 @@ def write_report(run_dir: Path) -> Path:
             f"{metrics} does not exist, so there is nothing to report; name the directory of a run"
         )
     config = load_config(run_dir / "config.yaml").config
-    summary_path = run_dir / "summary.json"
-    summary = _read_summary(summary_path) if summary_path.exists() else {}
-    text = render(config, read_records(metrics), summary)
+    summary, records = _summary(run_dir / "summary.json"), read_records(metrics)
+    try:
+        text = render(config, records, summary)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{metrics} has records that the trainer does not write ({error!r:.200}); restore the file"
+        ) from error
     temporary = run_dir / (REPORT_FILE + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(temporary, run_dir / REPORT_FILE)
     return run_dir / REPORT_FILE
 
 
-def _read_summary(path: Path) -> dict[str, Any]:
+def _summary(path: Path) -> dict[str, Any]:
+    """Empty where there is none."""
     try:
-        return dict(parse_json(path.read_text(encoding="utf-8")).items())
-    except (OSError, ValueError, AttributeError) as error:
-        raise DataError(
-            f"{path} cannot be read ({error}); remove it, and the report is made without it"
-        ) from None
+        summary = parse_json(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if not isinstance(summary, dict):
+            raise ValueError("it holds no object")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}); restore it or remove it") from None
+    return summary
 
 
 def render(config: Config, records: Sequence[Record], summary: dict[str, Any]) -> str:

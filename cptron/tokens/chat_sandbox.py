@@ -7,11 +7,15 @@ Invariant: a template finds here what transformers gives it, so that both render
 from __future__ import annotations
 
 import json
+import re
 from datetime import date, datetime, time
 from typing import Any
 
 from cptron.errors import DataError
 
+_MOST_RESULT = 1 << 24
+"""Characters, elements or bits."""
+_WIDE = re.compile(r"%[^a-zA-Z%]*(\d{5}|\*)")
 _MIN_JINJA = (3, 1, 6)  # older ones let a template out of its sandbox
 
 
@@ -67,7 +71,15 @@ def sandbox(chat_date: date | None, *, mark: str) -> Any:
         assert chat_date is not None, "ChatTemplate.load refuses such a template without a date"
         return datetime.combine(chat_date, time()).strftime(form)
 
-    environment = ImmutableSandboxedEnvironment(
+    class Environment(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset(("*", "**", "%"))
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            if _grows(operator, left, right):
+                raise jinja2.exceptions.SecurityError(f"the result of {operator} is too large")
+            return super().call_binop(context, operator, left, right)
+
+    environment = Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = tojson
@@ -75,6 +87,18 @@ def sandbox(chat_date: date | None, *, mark: str) -> Any:
         raise_exception=raise_exception, strftime_now=strftime_now, dict=SafeDict(), namespace=_namespace()
     )
     return environment
+
+
+def _grows(operator: str, left: Any, right: Any) -> bool:
+    """Whether a few characters of a template would become more than any chat has."""
+    if operator == "**":
+        return isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > _MOST_RESULT
+    if operator == "%":
+        return isinstance(left, str) and bool(_WIDE.search(left))
+    return any(
+        isinstance(times, int) and hasattr(sequence, "__len__") and len(sequence) * times > _MOST_RESULT
+        for sequence, times in ((left, right), (right, left))
+    )
 
 
 def _namespace() -> Any:

@@ -58,8 +58,8 @@ class ChatTemplate:
             path=path,
             sha256=hashlib.sha256(identity.encode()).hexdigest(),
             has_generation=has_generation,
-            _plain=sandbox(chat_date, mark="").from_string(source),
-            _marked=sandbox(chat_date, mark=MARK).from_string(source),
+            _plain=_compiled(path, source, sandbox(chat_date, mark="")),
+            _marked=_compiled(path, source, sandbox(chat_date, mark=MARK)),
             _variables=variables,
         )
 
@@ -126,6 +126,16 @@ def _find(directory: Path, config: dict[str, Any]) -> tuple[Path, str]:
     return path, found
 
 
+def _compiled(path: Path, source: str, environment: Any) -> Any:
+    """The template as a program. Raises DataError where what is written cannot be one."""
+    from jinja2 import TemplateError
+
+    try:
+        return environment.from_string(source)
+    except (TemplateError, SyntaxError, RecursionError, ValueError, ArithmeticError) as error:
+        raise DataError(f"{path} must be a jinja2 chat template ({error}); copy the file again") from error
+
+
 def _inspect(path: Path, source: str, chat_date: date | None) -> tuple[set[str], bool]:
     """Names the template reads, and whether it has generation blocks. Raises DataError when it is no template, or
     its text would change from one run to the next."""
@@ -134,9 +144,8 @@ def _inspect(path: Path, source: str, chat_date: date | None) -> tuple[set[str],
 
     try:
         tree = environment.parse(source)
-        environment.compile(source)
     except RecursionError:
-        raise DataError(f"{path} has blocks within blocks without end; copy the file again") from None
+        raise DataError(f"{path} is nested too deeply to be a chat template; copy the file again") from None
     except TemplateSyntaxError as error:
         raise DataError(
             f"{path} must be a jinja2 chat template (line {error.lineno}: {error.message}); copy the file again"

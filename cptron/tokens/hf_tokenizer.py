@@ -103,7 +103,8 @@ def _require_sound(config: dict[str, Any], path: Path) -> None:
         if not isinstance(config.get(key) or [], list | dict):
             raise DataError(f"{path} has {key} {config[key]!r}, must be a list; copy the file again")
     for token in (*stated.values(), *_special_tokens(config)):
-        if not isinstance(token.get("content") if isinstance(token, dict) else token, str):
+        text = token.get("content") if isinstance(token, dict) else token
+        if not isinstance(text, str) or any("\ud800" <= character <= "\udfff" for character in text):
             raise DataError(f"{path} has the token {token!r}, must be a text; copy the file again")
 
 

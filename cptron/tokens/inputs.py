@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from cptron.errors import DataError
-from cptron.json_text import parse_json
+from cptron.json_text import is_file_name, parse_json
 
 Kind = Literal["jsonl", "text", "parquet", "arrow"]
 Compression = Literal["none", "gzip", "zstd"]
@@ -164,7 +164,7 @@ def _hugging_face_dataset(directory: Path) -> Iterator[Input]:
     for entry in _read_json(state, "_data_files"):
         name = entry.get("filename") if isinstance(entry, dict) else None
         path = directory / str(name)
-        if not isinstance(name, str) or Path(name).name != name or not path.is_file():
+        if not is_file_name(name) or not path.is_file():
             raise DataError(f"{state} names the data file {name!r}, must be a file beside it; save it again")
         yield Input(path, "arrow")
 

@@ -271,7 +271,7 @@ def _damage_reported(source: Input, name: str) -> Iterator[None]:
     arrow = _pyarrow()
     try:
         yield
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         message = " ".join(str(error).split())[:200]
         raise DataError(f"{source.path} must be a sound {name} file ({message}); copy it again") from error
 

@@ -138,6 +138,7 @@ class TiktokenTokenizer:
             ) from None
         ranks = _read_ranks(path, config)
         pattern = PATTERNS.get(config.pattern, config.pattern)
+        _require_words(path, pattern)
         special = dict(config.special_tokens)
         try:
             self._encoding = tiktoken.Encoding(
@@ -182,6 +183,20 @@ class TiktokenTokenizer:
         """None: other libraries' formats do not hold the ranks of all bytes exactly."""
         del form
         return None
+
+
+def _require_words(path: Path, pattern: str) -> None:
+    """Raise DataError where a pattern finds words of no characters, at which tiktoken aborts."""
+    import regex  # tiktoken brings it
+
+    try:
+        is_empty = regex.compile(pattern).fullmatch("") is not None
+    except regex.error as error:
+        raise DataError(
+            f"{path} has the pattern {pattern!r:.200} ({error}), must be a regular expression; correct it"
+        ) from None
+    if is_empty:
+        raise DataError(f"{path} has the pattern {pattern!r:.200}, must not match an empty text; correct it")
 
 
 def _read_ranks(path: Path, config: TiktokenConfig) -> dict[bytes, int]:

@@ -152,13 +152,11 @@ def read_journal(path: Path) -> list[Entry]:
     """All entries, oldest first; none where there is no file. A last line that was cut off has had no effect and is
     left out. Raises `CheckpointError` on any other line that is no entry."""
     try:
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error}); restore it") from None
     entries = []
     for number, line in enumerate(lines, start=1):
-        if not line.endswith(b"\n"):
-            break
         try:
             entries.append(Entry.from_line(line))
         except (ValueError, TypeError, RecursionError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +18,14 @@ from fuzz_planted import archives, calls, growing, mutate_archive, mutate_pickle
 from fuzz_target import Seed, Target
 from shard_files import sign
 from small_arch import SMALL
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
 from cptron.checkpoint import layout
 from cptron.checkpoint.block_file import BlockFile
@@ -28,6 +37,7 @@ from cptron.checkpoint.verify import Proven, damage
 from cptron.convert.megatron import find_shards
 from cptron.durable import begin_directory
 from cptron.errors import CheckpointError
+from cptron.inspect import text_lines
 from cptron.inspect_run import describe_checkpoint
 from cptron.model.architecture import RopeScaling
 from cptron.train.state import TrainState, random_state, read_state, set_random_state
@@ -110,13 +120,9 @@ def _seed(file: str) -> Any:
 
 
 def read_checkpoint(directory: Path) -> Any:
-    """The manifest and what people are told of it."""
-    manifest = layout.read_manifest(directory)
-    return (
-        manifest,
-        json.dumps(describe_checkpoint(directory)),
-        layout.read_hugging_face(directory),
-    )
+    """What people and programs are told of it, and its small files."""
+    facts = describe_checkpoint(directory)
+    return json.dumps(facts), text_lines(facts), layout.read_hugging_face(directory)
 
 
 def read_signed(directory: Path) -> Any:
@@ -232,11 +238,26 @@ def read_foreign(directory: Path) -> Any:
     return _all(TorchDistReader(directory))
 
 
+def make_crafted(root: Path) -> list[Seed]:
+    """One tensor as torch saves it; the index is made to fit whatever the file becomes."""
+    torch.save(torch.arange(16.0), root / "__0_0.distcp")
+    return [Seed(root, "__0_0.distcp")]
+
+
+def read_crafted(directory: Path) -> Any:
+    """The tensor, by an index that believes the file."""
+    path = directory / "__0_0.distcp"
+    place = MetadataIndex("w", torch.Size([0]))
+    chunk = ChunkStorageMetadata(torch.Size([0]), torch.Size([16]))
+    tensor = TensorStorageMetadata(TensorProperties(dtype=torch.float32), torch.Size([16]), [chunk])
+    index = Metadata({"w": tensor}, storage_data={place: _StorageInfo(path.name, 0, path.stat().st_size)})
+    (directory / ".metadata").write_bytes(pickle.dumps(index))
+    return TorchDistReader(directory).read("w").tolist()
+
+
 def planted_index(directory: Path) -> Mapping[str, bytes]:
-    """Code in torch's index, alone and within a valid one; and pickles that grow. How long the hash of a key takes that
-    has itself in it over and over is not bounded: such an index is of others, and read once, by a conversion."""
-    grown = {name: content for name, content in growing().items() if "key that doubles" not in name}
-    return {**calls((directory / "shards" / ".metadata").read_bytes()), **grown}
+    """Code in torch's index, alone and within a valid one; and pickles that grow."""
+    return {**calls((directory / "shards" / ".metadata").read_bytes()), **growing()}
 
 
 def planted_chunks(directory: Path) -> Mapping[str, bytes]:
@@ -371,6 +392,16 @@ TARGETS = [
         reader="cptron.checkpoint.torch_dist.TorchDistReader",
         make=make_foreign_file,
         read=read_foreign,
+        mutate=mutate_archive,
+        planted=planted_chunks,
+        refused=_REFUSED,
+    ),
+    Target(
+        format="torch_dist chunks",
+        name="torch-dist-archive",
+        reader="cptron.checkpoint.torch_dist.TorchDistReader",
+        make=make_crafted,
+        read=read_crafted,
         mutate=mutate_archive,
         planted=planted_chunks,
         refused=_REFUSED,

@@ -13,7 +13,6 @@ from fuzz_yaml import mutate_yaml
 from targets_checkpoint import make_checkpoint
 from targets_config import COMMENTED
 
-from cptron.config.load import load_config, resolved_yaml
 from cptron.data.log import read_log
 from cptron.inspect import describe, text_lines
 from cptron.report.html import write_report
@@ -60,7 +59,6 @@ def make_run(root: Path) -> Path:
     ]
     (root / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (root / "config.yaml").write_text(COMMENTED)
-    (root / "config.yaml").write_text(resolved_yaml(load_config(root / "config.yaml").config))
     (root / "run.json").write_text(json.dumps({"name": "a", "identity": {"start": "x", "tokenizer": "y"}}))
     (root / "summary.json").write_text(json.dumps({"steps": 4, "tokens": 256, "wall_s": 3.5}))
     make_checkpoint(root)

@@ -173,10 +173,9 @@ def mutate_template(draw: random.Random, content: bytes, others: Sequence[bytes]
                 "{{ 9 ** 9 ** 9 }}",
                 "{{ [0] * 10 ** 10 }}",
                 "{{ '%1000000000d' % 1 }}",
+                "{{ '%3d' % 1 }}",
             ),
             *(
-                "{{ 'a'.ljust(10 ** 10) }}",
-                "{{ '{:>9999999999}'.format(1) }}",
                 "{{ strftime_now('%Y') }}",
                 "{{ lipsum() }}",
             ),
@@ -193,8 +192,12 @@ def planted_templates(_: Path) -> Mapping[str, bytes]:
         "format": "{{ '{0.__class__}'.format(messages) }}",
         "format_map": "{{ '{a.__init__.__globals__}'.format_map({'a': namespace()}) }}",
         "attr": "{{ messages | attr('__class__') }}",
-        # what a template may compute is not bounded: it is a program, and runs as long as it likes
         "namespace": "{% set n = namespace() %}{% set n.__class__ = 1 %}",
+        "product of text": "{{ 'x' * 10 ** 10 }}",
+        "product of list": "{{ ([0] * 10 ** 9) | length }}",
+        "power": "{{ 9 ** 9 ** 9 }}",
+        "width": "{{ '%10000000000d' % 1 }}",
+        "endless macro": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         "deep": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
         "deep blocks": "{% if 1 %}" * 2000 + "{% endif %}" * 2000,
     }

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cptron.errors import ConversionError
-from cptron.model.architecture import Architecture
+from cptron.model.architecture import MOST, Architecture
 
 NO_DROPOUT = {"attention_dropout": 0.0}
 NO_BIAS = {"attention_bias": False}
@@ -41,28 +41,14 @@ def require(config: Mapping[str, Any], family: str, values: Mapping[str, Any]) -
             )
 
 
-_COUNTS = (
-    "num_hidden_layers",
-    "hidden_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-    "max_position_embeddings",
-)
-
-
 def sizes(config: Mapping[str, Any], *, tied: bool = False) -> dict[str, Any]:
     """Fields of `Architecture` that every family's config has; `tied`: what it means to say nothing of that."""
     heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
-    for name in _COUNTS:
-        if config.get(name) is not None and int(config[name]) < 1:
-            raise ConversionError(
-                f"config.json has {name}={config[name]!r}, must be at least 1; check the file"
-            )
+    layers = int(config["num_hidden_layers"])
+    if not 1 <= layers <= MOST["num_layers"]:  # before anything is made for each of them
+        raise ValueError(f"num_hidden_layers is {layers}, must be from 1 to {MOST['num_layers']}")
     return {
-        "num_layers": int(config["num_hidden_layers"]),
+        "num_layers": layers,
         "hidden_size": hidden,
         "ffn_hidden_size": int(config["intermediate_size"]),
         "num_attention_heads": heads,
