@@ -380,7 +380,7 @@ TARGETS = [
         mutate=mutate_bytes,
         check=check_table,
         planted=planted_parquet,
-        memory_bytes=256
+        memory_bytes=320
         << 20,  # rows are read 1,024 at a time, however long one text is that all of them refer to
     ),
     Target(
