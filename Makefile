@@ -11,6 +11,7 @@ PYTEST_ARGS ?=
 WORKERS ?= 2
 BENCH_ARGS ?=
 FAULTS_ARGS ?=
+FUZZ_ARGS ?=
 PY ?= $(VENV)/bin/python
 
 VENV := .venv
@@ -36,7 +37,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test test-more check test-newest-mcore sanitize bench-peers bench-data bench-convert bench-checkpoint bench-engine bench-gpu-peers \
-	bench-gpu bench-fp8-curve faults test-gpu clean
+	bench-gpu bench-fp8-curve faults fuzz test-gpu clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 28
@@ -66,6 +67,9 @@ ifdef NEWEST_READY
 else
 	@echo "megatron-core $(NEWEST) has no wheel for $$(uname -sm): its tests run on Linux x86_64 only"
 endif
+
+fuzz: $(READY) ## every reader on 40,000 damaged files: benchmarks/results/fuzz.json (minutes)
+	HF_HUB_OFFLINE=1 PYTHONPATH=$(CURDIR):tests:tests/fuzz $(VENV)/bin/python tests/fuzz/fuzz_run.py $(FUZZ_ARGS)
 
 faults: $(READY) ## inject every fault by the dozen or hundred: benchmarks/results/faults.json (about an hour on 2 cores)
 	HF_HUB_OFFLINE=1 PYTHONPATH=tests $(VENV)/bin/python -m faults.injection $(FAULTS_ARGS)
