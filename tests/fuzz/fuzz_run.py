@@ -102,7 +102,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     most = {"slowest_input_cpu_s": max(row["slowest_input_cpu_s"] for row in rows)}
     total |= most | {"peak_bytes": max(row["peak_bytes"] for row in rows), "format": "all", "target": ""}
     lines = [
-        f"{'format':<28}{'target':<26}{'inputs':>8}{'errors':>8}{'correct':>8}{'found':>6}{'slowest s':>10}{'peak MiB':>9}"
+        f"{'format':<28}{'target':<26}{'inputs':>8}{'errors':>8}{'correct':>8}{'found':>6}"
+        f"{'slowest s':>10}{'peak MiB':>9}"
     ]
     for row in [*rows, total]:
         lines.append(

@@ -149,7 +149,7 @@ def _in_fork(plan: _Plan, first: int, total: int, outcome: Outcome) -> int:
     os.close(writer)
     with open(reader, encoding="utf-8") as stream:
         lines = stream.read().splitlines()
-    _, status, usage = os.wait4(pid, 0)
+    _, status = os.waitpid(pid, 0)
     number, inputs, refused, read, peak, slowest = _COUNTS.unpack(counts[:])
     outcome.inputs += inputs
     outcome.refused += refused

@@ -83,11 +83,23 @@ def read_dotted(directory: Path) -> dict[str, str]:
 
 TARGETS = [
     Target(
-        format="config (YAML)", name="config", reader="cptron.config.load, cptron.config.nodes, cptron.config.check",
-        make=make_configs, read=read_config, mutate=mutate_yaml, check=check_config_again, planted=planted_yaml, budget=3,
+        format="config (YAML)",
+        name="config",
+        reader="cptron.config.load, cptron.config.nodes, cptron.config.check",
+        make=make_configs,
+        read=read_config,
+        mutate=mutate_yaml,
+        check=check_config_again,
+        planted=planted_yaml,
+        budget=3,
     ),
     Target(
-        format="config (YAML)", name="config-of-a-run", reader="cptron.config.stored.read_stored", make=make_resolved,
-        read=read_dotted, mutate=mutate_yaml, planted=planted_yaml,
+        format="config (YAML)",
+        name="config-of-a-run",
+        reader="cptron.config.stored.read_stored",
+        make=make_resolved,
+        read=read_dotted,
+        mutate=mutate_yaml,
+        planted=planted_yaml,
     ),
-]  # fmt: skip
+]

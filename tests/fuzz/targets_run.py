@@ -24,9 +24,17 @@ from cptron.train.resume import find_run
 def step(number: int) -> dict[str, Any]:
     """A record of a step."""
     return {
-        "kind": "step", "step": number, "tokens_total": 64 * number, "loss_nats_per_token": 3.5 / number, "grad_norm": 0.5,
-        "lr": 1e-4, "step_time_s": 0.2, "tokens_per_s": 900.0, "tokens/one": 32 * number, "loss_nats_per_token/one": "nan",
-    }  # fmt: skip
+        "kind": "step",
+        "step": number,
+        "tokens_total": 64 * number,
+        "loss_nats_per_token": 3.5 / number,
+        "grad_norm": 0.5,
+        "lr": 1e-4,
+        "step_time_s": 0.2,
+        "tokens_per_s": 900.0,
+        "tokens/one": 32 * number,
+        "loss_nats_per_token/one": "nan",
+    }
 
 
 def evaluation(number: int) -> dict[str, Any]:
@@ -165,16 +173,84 @@ def check_journal(directory: Path, value: Any) -> str | None:
 
 _INSPECT = "cptron.inspect, cptron.inspect_run, cptron.checkpoint.listing, cptron.train.resume.find_run"
 TARGETS = [
-    Target(format="run.json", name="run-file", reader=_INSPECT, make=_seed("run.json"), read=read_run, mutate=mutate_json),
-    Target(format="run.json", name="run-metrics-inspected", reader=_INSPECT, make=_seed("metrics.jsonl"), read=read_run, mutate=mutate_lines, budget=0.5),
-    Target(format="run.json", name="run-config-inspected", reader=_INSPECT, make=_seed("config.yaml"), read=read_run, mutate=mutate_yaml, budget=0.5),
-    Target(format="run.json", name="run-manifest-inspected", reader=_INSPECT, make=_seed("checkpoints/step_00000003/manifest.json"), read=read_run, mutate=mutate_json, budget=0.5),
-    Target(format="metrics.jsonl", name="metrics", reader="cptron.report.sinks", make=_seed("metrics.jsonl"), read=read_metrics, mutate=mutate_lines, check=check_metrics),
-    Target(format="metrics.jsonl", name="metrics-reported", reader="cptron.report.html.write_report", make=_seed("metrics.jsonl"), read=read_page, mutate=mutate_lines),
-    Target(format="summary.json", name="summary", reader="cptron.report.html.write_report", make=_seed("summary.json"), read=read_page, mutate=mutate_json, budget=0.5),
-    Target(format="data log", name="data-log", reader="cptron.data.log.read_log", make=make_log, read=lambda directory: repr(list(read_log(directory / "data_log.jsonl"))), mutate=mutate_lines),
     Target(
-        format="guards' journal", name="guards-journal", reader="cptron.train.journal.read_journal", make=make_journal,
-        read=lambda directory: [entry.to_line().decode() for entry in read_journal(directory / "journal.jsonl")], mutate=mutate_lines, check=check_journal,
+        format="run.json",
+        name="run-file",
+        reader=_INSPECT,
+        make=_seed("run.json"),
+        read=read_run,
+        mutate=mutate_json,
     ),
-]  # fmt: skip
+    Target(
+        format="run.json",
+        name="run-metrics-inspected",
+        reader=_INSPECT,
+        make=_seed("metrics.jsonl"),
+        read=read_run,
+        mutate=mutate_lines,
+        budget=0.5,
+    ),
+    Target(
+        format="run.json",
+        name="run-config-inspected",
+        reader=_INSPECT,
+        make=_seed("config.yaml"),
+        read=read_run,
+        mutate=mutate_yaml,
+        budget=0.5,
+    ),
+    Target(
+        format="run.json",
+        name="run-manifest-inspected",
+        reader=_INSPECT,
+        make=_seed("checkpoints/step_00000003/manifest.json"),
+        read=read_run,
+        mutate=mutate_json,
+        budget=0.5,
+    ),
+    Target(
+        format="metrics.jsonl",
+        name="metrics",
+        reader="cptron.report.sinks",
+        make=_seed("metrics.jsonl"),
+        read=read_metrics,
+        mutate=mutate_lines,
+        check=check_metrics,
+    ),
+    Target(
+        format="metrics.jsonl",
+        name="metrics-reported",
+        reader="cptron.report.html.write_report",
+        make=_seed("metrics.jsonl"),
+        read=read_page,
+        mutate=mutate_lines,
+    ),
+    Target(
+        format="summary.json",
+        name="summary",
+        reader="cptron.report.html.write_report",
+        make=_seed("summary.json"),
+        read=read_page,
+        mutate=mutate_json,
+        budget=0.5,
+    ),
+    Target(
+        format="data log",
+        name="data-log",
+        reader="cptron.data.log.read_log",
+        make=make_log,
+        read=lambda directory: repr(list(read_log(directory / "data_log.jsonl"))),
+        mutate=mutate_lines,
+    ),
+    Target(
+        format="guards' journal",
+        name="guards-journal",
+        reader="cptron.train.journal.read_journal",
+        make=make_journal,
+        read=lambda directory: [
+            entry.to_line().decode() for entry in read_journal(directory / "journal.jsonl")
+        ],
+        mutate=mutate_lines,
+        check=check_journal,
+    ),
+]

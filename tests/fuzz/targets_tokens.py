@@ -6,6 +6,7 @@ format that shares no code with the product.
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import struct
@@ -142,9 +143,11 @@ def independent(directory: Path) -> list[list[int]] | None:
         at += width * length
     if at != len(ids) or not bounds or bounds[0] != 0 or bounds[-1] != num_sequences:
         return None
-    if any(first > second for first, second in zip(bounds, bounds[1:], strict=False)):
+    if any(first > second for first, second in itertools.pairwise(bounds)):
         return None
-    documents = [sum(sequences[first:second], []) for first, second in zip(bounds, bounds[1:], strict=False)]
+    documents = [
+        list(itertools.chain(*sequences[first:second])) for first, second in itertools.pairwise(bounds)
+    ]
     return documents
 
 
@@ -290,48 +293,98 @@ def read_journal(directory: Path) -> Any:
 _INDEXED = "cptron.tokens.index_layout.Index, cptron.tokens.indexed.IndexedTokens"
 TARGETS = [
     Target(
-        format=".idx", name="idx-scanned", reader=_INDEXED, make=_seeds(".idx"), read=scan_tokens, mutate=mutate_index,
-        check=check_documents, planted=planted_index, budget=3,
+        format=".idx",
+        name="idx-scanned",
+        reader=_INDEXED,
+        make=_seeds(".idx"),
+        read=scan_tokens,
+        mutate=mutate_index,
+        check=check_documents,
+        planted=planted_index,
+        budget=3,
     ),
     Target(
-        format=".idx", name="idx-with-manifest", reader="cptron.data.content.open_content", make=_seeds(".idx"),
-        read=read_tokens, mutate=mutate_index, check=check_trusted, planted=planted_index, budget=2,
+        format=".idx",
+        name="idx-with-manifest",
+        reader="cptron.data.content.open_content",
+        make=_seeds(".idx"),
+        read=read_tokens,
+        mutate=mutate_index,
+        check=check_trusted,
+        planted=planted_index,
+        budget=2,
     ),
     Target(
-        format=".idx", name="idx-walked", reader="cptron.tokens.token_files.TokenFiles, cptron.inspect_tokens",
-        make=_seeds(".idx"), read=walk_tokens, mutate=mutate_index, check=check_walk, planted=planted_index, budget=2,
+        format=".idx",
+        name="idx-walked",
+        reader="cptron.tokens.token_files.TokenFiles, cptron.inspect_tokens",
+        make=_seeds(".idx"),
+        read=walk_tokens,
+        mutate=mutate_index,
+        check=check_walk,
+        planted=planted_index,
+        budget=2,
     ),
     Target(
-        format=".idx", name="idx-sampled", reader="cptron.data.source.TokenSource, csrc", make=_seeds(".idx"),
-        read=sample_tokens, mutate=mutate_index, planted=planted_index, budget=2,
+        format=".idx",
+        name="idx-sampled",
+        reader="cptron.data.source.TokenSource, csrc",
+        make=_seeds(".idx"),
+        read=sample_tokens,
+        mutate=mutate_index,
+        planted=planted_index,
+        budget=2,
     ),
     Target(
-        format=".bin", name="bin-sampled", reader="cptron.data.source.TokenSource, csrc",
-        make=_seeds(".bin", ".loss_mask.bin"), read=sample_tokens, mutate=mutate_bytes,
-    ),
-    Target(
-        format=".bin", name="bin", reader=f"{_INDEXED}, cptron.tokens.token_files.TokenFiles",
+        format=".bin",
+        name="bin-sampled",
+        reader="cptron.data.source.TokenSource, csrc",
         make=_seeds(".bin", ".loss_mask.bin"),
-        read=lambda directory: (read_tokens(directory), walk_tokens(directory)), mutate=mutate_bytes,
+        read=sample_tokens,
+        mutate=mutate_bytes,
+    ),
+    Target(
+        format=".bin",
+        name="bin",
+        reader=f"{_INDEXED}, cptron.tokens.token_files.TokenFiles",
+        make=_seeds(".bin", ".loss_mask.bin"),
+        read=lambda directory: (read_tokens(directory), walk_tokens(directory)),
+        mutate=mutate_bytes,
         check=lambda directory, value: check_trusted(directory, value[0]) or check_walk(directory, value[1]),
     ),
     Target(
-        format="token manifest", name="token-manifest", reader="cptron.tokens.manifest.load_manifest",
-        make=_seeds(".manifest.json"), read=lambda directory: asdict(load_manifest(directory / "t")),
-        mutate=mutate_manifest, check=check_manifest, budget=2,
+        format="token manifest",
+        name="token-manifest",
+        reader="cptron.tokens.manifest.load_manifest",
+        make=_seeds(".manifest.json"),
+        read=lambda directory: asdict(load_manifest(directory / "t")),
+        mutate=mutate_manifest,
+        check=check_manifest,
+        budget=2,
     ),
     Target(
-        format="token manifest", name="token-manifest-opened",
+        format="token manifest",
+        name="token-manifest-opened",
         reader="cptron.data.content.open_content, cptron.inspect_tokens.describe_tokens",
-        make=_seeds(".manifest.json"), read=lambda directory: (read_tokens(directory), walk_tokens(directory)),
+        make=_seeds(".manifest.json"),
+        read=lambda directory: (read_tokens(directory), walk_tokens(directory)),
         mutate=mutate_manifest,
     ),
     Target(
-        format="index cache", name="index-cache", reader="cptron.data.cache.IndexCache", make=make_cache,
-        read=read_cache, mutate=mutate_bytes, check=check_cache,
+        format="index cache",
+        name="index-cache",
+        reader="cptron.data.cache.IndexCache",
+        make=make_cache,
+        read=read_cache,
+        mutate=mutate_bytes,
+        check=check_cache,
     ),
     Target(
-        format="preprocess journal", name="journal", reader="cptron.tokens.journal.Journal", make=make_journal,
-        read=read_journal, mutate=mutate_json,
+        format="preprocess journal",
+        name="journal",
+        reader="cptron.tokens.journal.Journal",
+        make=make_journal,
+        read=read_journal,
+        mutate=mutate_json,
     ),
-]  # fmt: skip
+]

@@ -14,7 +14,7 @@ from fuzz_planted import archives, calls, growing, mutate_archive, mutate_pickle
 from fuzz_safetensors import mutate_safetensors, planted_safetensors
 from fuzz_target import Seed, Target
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from weights_world import CONFIG, llama, save
 
 from cptron.convert.hf_import import content_identity, describe, stored_precision
@@ -27,20 +27,64 @@ from cptron.model.families import FAMILIES, family_of
 from cptron.weights.tensors import WeightStream
 
 SIZES = {
-    "num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": 100, "max_position_embeddings": 256, "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0, "tie_word_embeddings": False, "attention_dropout": 0.0,
-}  # fmt: skip
+    "num_hidden_layers": 4,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 100,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "attention_dropout": 0.0,
+}
 OF_FAMILY: dict[str, dict[str, Any]] = {
-    "llama": {"hidden_act": "silu", "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}},
+    "llama": {
+        "hidden_act": "silu",
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    },
     "mistral": {"hidden_act": "silu", "sliding_window": 32, "head_dim": 16},
     "qwen2": {"hidden_act": "silu", "sliding_window": 32, "use_sliding_window": True, "max_window_layers": 2},
-    "qwen3": {"hidden_act": "silu", "head_dim": 16, "attention_bias": False, "use_sliding_window": False, "sliding_window": None, "max_window_layers": 4},
-    "gemma3_text": {"head_dim": 16, "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 16, "rope_local_base_freq": 10000.0, "sliding_window": 32, "sliding_window_pattern": 2, "tie_word_embeddings": True},
-    "phi3": {"hidden_act": "silu", "original_max_position_embeddings": 64, "sliding_window": None, "partial_rotary_factor": 1.0},
-    "smollm3": {"hidden_act": "silu", "no_rope_layers": [1, 1, 1, 0], "no_rope_layer_interval": 4, "use_sliding_window": False, "sliding_window": None, "pad_token_id": 0},
+    "qwen3": {
+        "hidden_act": "silu",
+        "head_dim": 16,
+        "attention_bias": False,
+        "use_sliding_window": False,
+        "sliding_window": None,
+        "max_window_layers": 4,
+    },
+    "gemma3_text": {
+        "head_dim": 16,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": 16,
+        "rope_local_base_freq": 10000.0,
+        "sliding_window": 32,
+        "sliding_window_pattern": 2,
+        "tie_word_embeddings": True,
+    },
+    "phi3": {
+        "hidden_act": "silu",
+        "original_max_position_embeddings": 64,
+        "sliding_window": None,
+        "partial_rotary_factor": 1.0,
+    },
+    "smollm3": {
+        "hidden_act": "silu",
+        "no_rope_layers": [1, 1, 1, 0],
+        "no_rope_layer_interval": 4,
+        "use_sliding_window": False,
+        "sliding_window": None,
+        "pad_token_id": 0,
+    },
     "olmo2": {"hidden_act": "silu", "attention_bias": False},
-}  # fmt: skip
+}
 
 
 def make_configs(root: Path) -> list[Seed]:
@@ -213,31 +257,71 @@ REFUSED = frozenset(name for name in (*calls(b"."), *archives(b"w")) if "code" i
 _MODEL = "cptron.convert.safetensors_io.ModelReader"
 TARGETS = [
     Target(
-        format="Hugging Face config.json", name="hf-config", reader="cptron.model.families", make=make_configs,
-        read=read_architecture, mutate=mutate_json, check=check_architecture, budget=4,
+        format="Hugging Face config.json",
+        name="hf-config",
+        reader="cptron.model.families",
+        make=make_configs,
+        read=read_architecture,
+        mutate=mutate_json,
+        check=check_architecture,
+        budget=4,
     ),
     Target(
-        format="Hugging Face config.json", name="hf-config-with-weights", reader="cptron.convert.hf_import.describe, cptron.weights.tensors.WeightStream",
-        make=make_model_configs, read=read_import, mutate=mutate_json,
+        format="Hugging Face config.json",
+        name="hf-config-with-weights",
+        reader="cptron.convert.hf_import.describe, cptron.weights.tensors.WeightStream",
+        make=make_model_configs,
+        read=read_import,
+        mutate=mutate_json,
     ),
     Target(
-        format="safetensors", name="safetensors", reader=_MODEL, make=make_model, read=read_model,
-        mutate=mutate_safetensors, check=check_model, planted=lambda _: planted_safetensors(), budget=4,
+        format="safetensors",
+        name="safetensors",
+        reader=_MODEL,
+        make=make_model,
+        read=read_model,
+        mutate=mutate_safetensors,
+        check=check_model,
+        planted=lambda _: planted_safetensors(),
+        budget=4,
     ),
     Target(
-        format="safetensors", name="safetensors-imported", reader="cptron.convert.hf_import.describe, cptron.weights.tensors.WeightStream",
-        make=make_model, read=read_import, mutate=mutate_safetensors, planted=lambda _: planted_safetensors(),
+        format="safetensors",
+        name="safetensors-imported",
+        reader="cptron.convert.hf_import.describe, cptron.weights.tensors.WeightStream",
+        make=make_model,
+        read=read_import,
+        mutate=mutate_safetensors,
+        planted=lambda _: planted_safetensors(),
     ),
     Target(
-        format="safetensors index", name="safetensors-index", reader=_MODEL, make=make_index, read=read_model, mutate=mutate_json,
+        format="safetensors index",
+        name="safetensors-index",
+        reader=_MODEL,
+        make=make_index,
+        read=read_model,
+        mutate=mutate_json,
     ),
     Target(
-        format="pickled weights (.bin)", name="pickled", reader="cptron.convert.pickled", make=make_pickled,
-        read=read_pickled, mutate=lambda draw, content, others: (mutate_archive if content[:2] == b"PK" else mutate_pickle)(draw, content, others),
-        planted=planted_pickled, refused=REFUSED, budget=2,
+        format="pickled weights (.bin)",
+        name="pickled",
+        reader="cptron.convert.pickled",
+        make=make_pickled,
+        read=read_pickled,
+        mutate=lambda draw, content, others: (mutate_archive if content[:2] == b"PK" else mutate_pickle)(
+            draw, content, others
+        ),
+        planted=planted_pickled,
+        refused=REFUSED,
+        budget=2,
     ),
     Target(
-        format="pickled weights (.bin)", name="pickled-index", reader="cptron.convert.pickled", make=make_pickled_index,
-        read=read_pickled, mutate=mutate_json, budget=0.5,
+        format="pickled weights (.bin)",
+        name="pickled-index",
+        reader="cptron.convert.pickled",
+        make=make_pickled_index,
+        read=read_pickled,
+        mutate=mutate_json,
+        budget=0.5,
     ),
-]  # fmt: skip
+]

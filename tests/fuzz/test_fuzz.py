@@ -14,7 +14,15 @@ import pytest
 from commands import environment
 from fuzz_targets import ROOMS
 
-INPUTS = {"tokens": 300, "config": 80, "corpus": 200, "tokenizer": 150, "weights": 250, "checkpoint": 250, "run": 120}
+INPUTS = {
+    "tokens": 300,
+    "config": 80,
+    "corpus": 200,
+    "tokenizer": 150,
+    "weights": 250,
+    "checkpoint": 250,
+    "run": 120,
+}
 """Mutated inputs; planted ones come on top."""
 HERE = Path(__file__).parent
 
@@ -27,9 +35,15 @@ def test_damaged_files_are_an_error_of_one_line_or_are_read_right(room: str, tmp
     words += ["--kept", str(tmp_path / "kept")]
     env = environment(PYTHONPATH=f"{HERE.parents[1]}:{HERE.parent}:{HERE}")
     done = subprocess.run(
-        [sys.executable, str(HERE / "fuzz_run.py"), *words], capture_output=True, text=True, env=env, timeout=600
+        [sys.executable, str(HERE / "fuzz_run.py"), *words],
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=600,
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     result = json.loads(rows.read_text())
     assert result["inputs"] >= INPUTS[room] and result["findings"] == 0
-    assert sum(row["errors"] for row in result["rows"]) > 0 and sum(row["correct"] for row in result["rows"]) > 0
+    assert (
+        sum(row["errors"] for row in result["rows"]) > 0 and sum(row["correct"] for row in result["rows"]) > 0
+    )

@@ -35,7 +35,13 @@ def outcome(tmp_path: Path, read: Callable[[bytes], Any], count: int = 3, **fiel
         content = (directory / "f").read_bytes()
         return content if content == WHOLE else read(content)
 
-    facts: dict[str, Any] = {"format": "f", "name": "f", "reader": "here", "make": make, "mutate": lambda *_: b"damaged"}
+    facts: dict[str, Any] = {
+        "format": "f",
+        "name": "f",
+        "reader": "here",
+        "make": make,
+        "mutate": lambda *_: b"damaged",
+    }
     return run_target(Target(read=careful, **{**facts, **fields}), tmp_path, 0, count)
 
 
@@ -98,10 +104,17 @@ def test_each_failure_is_a_finding(
 
 
 def test_a_wrong_value_and_a_planted_one_that_passes_are_findings(tmp_path: Path) -> None:
-    wrong = outcome(tmp_path / "wrong", lambda content: content, check=lambda _, value: "wrong" if value != WHOLE else None)
+    wrong = outcome(
+        tmp_path / "wrong",
+        lambda content: content,
+        check=lambda _, value: "wrong" if value != WHOLE else None,
+    )
     assert {finding.kind for finding in wrong.findings} == {"wrong value"}
     planted = outcome(
-        tmp_path / "planted", lambda content: content, planted=lambda _: {"code": b"x"}, refused=frozenset({"code"})
+        tmp_path / "planted",
+        lambda content: content,
+        planted=lambda _: {"code": b"x"},
+        refused=frozenset({"code"}),
     )
     assert "accepted" in {finding.kind for finding in planted.findings}
 
