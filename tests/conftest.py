@@ -19,7 +19,7 @@ leave_amx_alone()  # before the first matrix product of this process
 __all__ = ["whole_runs", "world"]
 
 TESTS_DIR = Path(__file__).parent
-MARKED_FOLDERS = ("ranks", "e2e", "faults")
+MARKED_FOLDERS = ("ranks", "e2e", "faults", "fuzz")
 
 # a loaded machine is no reason to fail
 settings.register_profile("cptron", deadline=None)

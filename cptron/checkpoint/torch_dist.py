@@ -165,6 +165,8 @@ class TorchDistReader:
     def _require_room(self, key: str) -> None:
         """Raise unless the files of a tensor's chunks can hold it: memory is taken for what there is alone."""
         shape, dtype = self._facts[key]
+        if not self._chunks[key]:
+            require_filled(self.directory, key, [0] * len(shape), 0, math.prod(shape))
         paths = {self.directory / chunk.file for chunk in self._chunks[key]}
         held = sum(path.stat().st_size for path in paths if path.is_file())
         if math.prod(shape) * dtype.itemsize > held:

@@ -1,7 +1,7 @@
 """Pickles that would do more than hold data, were they read without restriction; and archives that grow.
 
-Place in the flow: planted in every file that is a pickle or holds one. All that could run would create the file
-`canary` in the working directory or start a program; the worker watches for both.
+Place in the flow: planted in every file that is a pickle or holds one. All that could run would create a file in
+the working directory or start a program; the worker watches for both.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [_row(target, *done[target.name]) for target in targets]
     for outcome, _ in done.values():
         for finding in outcome.findings:
-            _keep(finding)
+            _keep(finding, args.kept)
     print(table(rows))
     if not args.no_results:
         _record(rows, args)
@@ -113,13 +113,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _keep(finding: Finding) -> None:
+def _keep(finding: Finding, kept: Path) -> None:
     """Write the input beside what it did."""
-    KEPT.mkdir(parents=True, exist_ok=True)
+    kept.mkdir(parents=True, exist_ok=True)
     name = f"{finding.target}-{hashlib.sha256(finding.where.encode()).hexdigest()[:8]}"
-    (KEPT / f"{name}.input").write_bytes(finding.content)
+    (kept / f"{name}.input").write_bytes(finding.content)
     facts = {"target": finding.target, "file": finding.file, "number": finding.number, "kind": finding.kind}
-    (KEPT / f"{name}.json").write_text(
+    (kept / f"{name}.json").write_text(
         json.dumps(facts | {"where": finding.where, "what": finding.what}, indent=1)
     )
     shown = finding.what.strip().splitlines()[-1][:300]
@@ -141,7 +141,7 @@ def _record(rows: Sequence[dict[str, Any]], args: argparse.Namespace) -> None:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "load_average": round(os.getloadavg()[0], 2),
     }
-    replace_text(RESULTS, json.dumps(result, indent=1) + "\n")
+    replace_text(args.results, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -227,7 +227,7 @@ def planted_parquet(directory: Path) -> Mapping[str, bytes]:
     """One long text in a dictionary, which a hundred thousand rows refer to; and a long run of nulls."""
     found = {}
     texts = pyarrow.array(["x" * (1 << 16)])
-    same = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 4000, pyarrow.int32()), texts)
+    same = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 1200, pyarrow.int32()), texts)
     for name, column in (
         ("one text in all rows", same),
         ("nulls", pyarrow.nulls(200_000, pyarrow.string())),
@@ -380,7 +380,7 @@ TARGETS = [
         mutate=mutate_bytes,
         check=check_table,
         planted=planted_parquet,
-        memory_bytes=320
+        memory_bytes=256
         << 20,  # rows are read 1,024 at a time, however long one text is that all of them refer to
     ),
     Target(

@@ -98,14 +98,9 @@ def make_sentencepiece(root: Path) -> list[Seed]:
         directory = root / kind
         directory.mkdir()
         sentencepiece.SentencePieceTrainer.train(
-            input=str(corpus),
-            model_prefix=str(directory / "tokenizer"),
-            vocab_size=60,
-            model_type=kind,
-            minloglevel=2,
-            hard_vocab_limit=False,
-            num_threads=1,
-        )
+            input=str(corpus), model_prefix=str(directory / "tokenizer"), vocab_size=60, model_type=kind, minloglevel=2,
+            hard_vocab_limit=False, num_threads=1,
+        )  # fmt: skip
         (directory / "tokenizer.vocab").unlink()
         seeds.append(Seed(directory, "tokenizer.model"))
     return seeds

@@ -145,10 +145,10 @@ def independent(directory: Path) -> list[list[int]] | None:
         return None
     if any(first > second for first, second in itertools.pairwise(bounds)):
         return None
-    return [
-        [token for sequence in sequences[first:second] for token in sequence]
-        for first, second in itertools.pairwise(bounds)
+    documents = [
+        list(itertools.chain(*sequences[first:second])) for first, second in itertools.pairwise(bounds)
     ]
+    return documents
 
 
 def check_documents(directory: Path, value: list[list[int]]) -> str | None:
