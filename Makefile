@@ -74,9 +74,6 @@ fuzz: $(READY) ## every reader on 40,000 damaged files: benchmarks/results/fuzz.
 faults: $(READY) ## inject every fault by the dozen or hundred: benchmarks/results/faults.json (about an hour on 2 cores)
 	HF_HUB_OFFLINE=1 PYTHONPATH=tests $(VENV)/bin/python -m faults.injection $(FAULTS_ARGS)
 
-fuzz: $(READY) ## damaged files of every format that is read: benchmarks/results/fuzz.json (about 10 minutes on 2 cores)
-	PYTHONPATH=$(CURDIR):tests:tests/fuzz $(VENV)/bin/python tests/fuzz/fuzz_run.py $(FUZZ_ARGS)
-
 bench-peers: $(READY) ## fetch the peers of bench-data: tokenizers, Megatron-LM
 	$(VENV)/bin/python -m benchmarks.data.get_tokenizers
 	$(VENV)/bin/python -m benchmarks.data.get_peers
