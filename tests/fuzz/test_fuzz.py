@@ -1,49 +1,23 @@
-"""Every reader on some damaged files; `make fuzz` has many more of them.
-
-A process of its own runs a room of readers: what other tests have started in this one would not survive the forks.
-"""
+"""Every reader of files on a few damaged ones; `make fuzz` is the long form."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from commands import environment
-from fuzz_targets import ROOMS
+from fuzz_targets import ROOMS, targets_of
+from fuzz_worker import run_target
 
-INPUTS = {
-    "tokens": 300,
-    "config": 80,
-    "corpus": 200,
-    "tokenizer": 150,
-    "weights": 250,
-    "checkpoint": 250,
-    "run": 120,
-}
-"""Mutated inputs; planted ones come on top."""
-HERE = Path(__file__).parent
+INPUTS = 200
+"""Of a room, beside what is planted."""
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_damaged_files_are_an_error_of_one_line_or_are_read_right(room: str, tmp_path: Path) -> None:
-    """No other exception, crash, hang, program, or memory beyond what the files' size allows."""
-    rows = tmp_path / "rows.json"
-    words = ["--room", room, "--inputs", str(INPUTS[room]), "--workers", "1", "--results", str(rows)]
-    words += ["--kept", str(tmp_path / "kept")]
-    env = environment(PYTHONPATH=f"{HERE.parents[1]}:{HERE.parent}:{HERE}")
-    done = subprocess.run(
-        [sys.executable, str(HERE / "fuzz_run.py"), *words],
-        capture_output=True,
-        text=True,
-        env=env,
-        timeout=600,
-    )
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    result = json.loads(rows.read_text())
-    assert result["inputs"] >= INPUTS[room] and result["findings"] == 0
-    assert (
-        sum(row["errors"] for row in result["rows"]) > 0 and sum(row["correct"] for row in result["rows"]) > 0
-    )
+def test_a_clear_error_or_a_correct_result(room: str, tmp_path: Path) -> None:
+    """Never another exception, a crash, a hang, memory beyond the files' size, or values that are not those written."""
+    targets = targets_of(room)
+    share = INPUTS / sum(target.budget for target in targets)
+    for target in targets:
+        outcome = run_target(target, tmp_path, 0, max(1, round(share * target.budget)))
+        assert outcome.inputs > 0
+        assert not outcome.findings, "\n".join(f"{target.name}: {f.where}: {f.what}" for f in outcome.findings)
