@@ -20,4 +20,6 @@ def test_a_clear_error_or_a_correct_result(room: str, tmp_path: Path) -> None:
     for target in targets:
         outcome = run_target(target, tmp_path, 0, max(1, round(share * target.budget)))
         assert outcome.inputs > 0
-        assert not outcome.findings, "\n".join(f"{target.name}: {f.where}: {f.what}" for f in outcome.findings)
+        assert not outcome.findings, "\n".join(
+            f"{target.name}: {f.where}: {f.what}" for f in outcome.findings
+        )
