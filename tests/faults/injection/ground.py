@@ -84,6 +84,7 @@ class Ground:
         """Ranks that train into `run` and say what they do into the `logs` beside it, but on the ground's own disk."""
         words = self.words(run, layout, options)
         beside = run.parent
+        beside.mkdir(parents=True, exist_ok=True)
         while beside.stat().st_dev != self.directory.stat().st_dev:
             beside = beside.parent
         return training(words, layout.world_size, beside / "logs", change, **given)
