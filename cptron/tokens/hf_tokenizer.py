@@ -7,6 +7,7 @@ may only add whole tokens to it, under the ids they state, and name the special 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from cptron.tokens.tokenizer import DefinitionFormat, one_line, tokenizer_name
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _EXTRA = ("additional_special_tokens", "extra_special_tokens")
+_LONG_NUMBER = re.compile(rb'(?<!\\)":\s*([0-9]{6,4000})')
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -30,6 +32,7 @@ class HfTokenizer:
 
     def __init__(self, path: Path) -> None:
         """Load `path`. Raises DataError when a file is damaged or the files contradict one another."""
+        _require_ids(path)
         try:
             self._backend = Backend.from_file(str(path))
         except Exception as error:  # the Rust library raises plain Exception
@@ -83,6 +86,18 @@ class HfTokenizer:
             if isinstance(token_id, int) and 0 <= token_id < self.vocab_size:
                 return token_id
         return None
+
+
+def _require_ids(path: Path) -> None:
+    """Raise DataError where an id is larger than any that so many tokens can have: the library takes memory for all ids
+    below it, and ends the process where there is not so much."""
+    text = path.read_bytes()
+    for match in _LONG_NUMBER.finditer(text):
+        if int(match[1]) > len(text):
+            raise DataError(
+                f"{path} has the number {match[1][:40].decode()}, no id in a file of {len(text)} bytes; "
+                "copy the file again"
+            )
 
 
 def _tokenizer_config(directory: Path) -> dict[str, Any]:

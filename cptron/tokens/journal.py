@@ -82,7 +82,7 @@ class Journal:
                 int(point["quarantine_bytes"]),
             )
             return Entry(dict(content["identity"]), checkpoint, list(content["publishing"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise DataError(f"{self.path} is damaged ({error!r}); {_RESTART}") from error
 
     def remove(self) -> None:

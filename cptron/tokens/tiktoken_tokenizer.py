@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from cptron.errors import DataError
+from cptron.json_text import parse_json
 from cptron.tokens.tokenizer import DefinitionFormat, one_line
 
 # The two that Megatron names.
@@ -36,6 +37,8 @@ _WANTED = {
     **dict.fromkeys(_MEGATRON_KEYS, "a whole number"),
 }
 _MAX_ID = (1 << 32) - 1
+MOST_IDS = 10_000_000
+"""Of Megatron's vocabulary, whose special tokens are named one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,10 @@ def megatron_config(
     missing = [token for token in MEGATRON_SPECIAL_TOKENS if token not in named]
     if missing or len(set(named)) != len(named):
         raise DataError(f"tiktoken special tokens {named} must be distinct and hold {missing}; add them")
+    if vocab_size > MOST_IDS:
+        raise DataError(
+            f"the tiktoken vocabulary size is {vocab_size}, must be at most {MOST_IDS}; change it"
+        )
     if not len(named) <= num_special_tokens < vocab_size:
         raise DataError(
             f"the number of tiktoken special tokens is {num_special_tokens}, must be at least the {len(named)} "
@@ -85,13 +92,13 @@ def read_tiktoken_config(path: Path) -> TiktokenConfig:
     (`megatron_config`). Raises DataError when it is missing, damaged, or states both.
     """
     try:
-        content = orjson.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise DataError(
             f"{path} is missing, must state the pattern and the special tokens of the tiktoken ranks beside it; "
             'write {"pattern": "v2", "special_tokens": {"<|endoftext|>": 100257}, "eos_token": "<|endoftext|>"}'
         ) from None
-    except orjson.JSONDecodeError as error:
+    except ValueError as error:
         raise DataError(f"{path} must be JSON ({one_line(error)}); correct it") from error
     if not isinstance(content, dict) or "pattern" not in content or content.keys() - _KEYS:
         raise DataError(

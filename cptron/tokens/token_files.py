@@ -87,7 +87,8 @@ class TokenFiles:
             part = bounds[first : first + DOCUMENTS_AT_ONCE + 1]
             counts = np.diff(part)
             # A fall would be hidden by a later rise, and a value past the end leaves the array.
-            self._require_cover(bool((counts >= 0).all()) and int(part[-1]) <= self.num_sequences)
+            # The values are compared, not their differences, which may be beyond 64 bits.
+            self._require_cover(bool((part[1:] >= part[:-1]).all()) and int(part[-1]) <= self.num_sequences)
             lengths = index.lengths[part[0] : part[-1]]
             ends = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))[part - part[0]]
             yield Piece(first, lengths, counts, np.diff(ends))

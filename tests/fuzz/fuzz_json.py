@@ -5,6 +5,7 @@ Place in the flow: mutator of all formats that are JSON or hold JSON.
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Sequence
@@ -132,7 +133,10 @@ def mutate_json(draw: random.Random, content: bytes, others: Sequence[bytes]) ->
         return mutate_bytes(draw, content, others)
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         value = change(draw, value, rest)
-    text = dump(value)
+    try:
+        text = dump(value)
+    except RecursionError:  # a part was put into itself
+        return mutate_bytes(draw, content, others)
     if chance < 0.9:
         return text.encode("utf-8", "surrogatepass")
     if chance < 0.94:
@@ -145,7 +149,7 @@ def change(draw: random.Random, value: Any, others: Sequence[Any]) -> Any:
     """`value` with one change at a random place of it."""
     places = list(_places(value))
     if not places or draw.random() < 0.03:
-        return deep(draw) if draw.random() < 0.3 else draw.choice(VALUES)
+        return deep(draw) if draw.random() < 0.3 else copy.deepcopy(draw.choice(VALUES))
     holder, at = draw.choice(places)
     is_object = isinstance(holder, Pairs)
     old = holder[at][1] if is_object else holder[at]
@@ -176,7 +180,7 @@ def change(draw: random.Random, value: Any, others: Sequence[Any]) -> Any:
 def _other(draw: random.Random, old: Any, others: Sequence[Any]) -> Any:
     kind = draw.randrange(10)
     if kind < 4:
-        return draw.choice(VALUES)
+        return copy.deepcopy(draw.choice(VALUES))
     if kind == 4:
         return deep(draw)
     if kind == 5 and others:
@@ -188,11 +192,18 @@ def _other(draw: random.Random, old: Any, others: Sequence[Any]) -> Any:
     if kind == 6:
         return draw.choice(([old], Pairs([("a", old)]), [old] * 3, str(old), [old] * 300))
     if isinstance(old, bool) or old is None or isinstance(old, list):
-        return draw.choice(VALUES)
+        return copy.deepcopy(draw.choice(VALUES))
     if isinstance(old, int | float):
-        return draw.choice(
-            (old + 1, old - 1, -old, old * 2, old * 2**32, old + 0.5, float(old), str(old), old // 2)
+        ways = (
+            old + 1,
+            old - 1,
+            -old,
+            old * 2,
+            old * 2**32 if abs(old) < 2**100 else 0,
+            old // 2,
+            f"{old:.0f}",
         )
+        return draw.choice((*ways, float(old), old + 0.5)) if abs(old) < 2**100 else draw.choice((0, 1, -1))
     text = str(old)
     at = draw.randrange(len(text) + 1)
     return draw.choice(

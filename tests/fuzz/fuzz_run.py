@@ -41,8 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--room", choices=ROOMS, help="targets of this room alone")
     parser.add_argument("--only", nargs="*", default=[], help="names of targets")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the rows are written")
+    parser.add_argument("--no-results", action="store_true", help="write none")
     parser.add_argument(
-        "--no-results", action="store_true", help="leave benchmarks/results/fuzz.json as it is"
+        "--kept", type=Path, default=KEPT, help="directory for inputs on which a reader failed"
     )
     args = parser.parse_args(argv)
     targets = targets_of(args.room) if args.room else all_targets()
@@ -54,27 +56,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         get_context("fork").Pool(args.workers, maxtasksperchild=1) as pool,
     ):
         jobs = [
-            (args.room, target.name, root, args.seed, round(share * target.budget))
+            (args.room, target.name, root, args.seed, round(share * target.budget), args.kept)
             for target in sorted(targets, key=lambda target: -target.budget)
         ]
         done = {
             outcome.target: (outcome, seconds) for outcome, seconds in pool.starmap(_run, jobs, chunksize=1)
         }
     rows = [_row(target, *done[target.name]) for target in targets]
-    for outcome, _ in done.values():
-        for finding in outcome.findings:
-            _keep(finding, args.kept)
     print(table(rows))
     if not args.no_results:
         _record(rows, args)
     return 1 if any(row["findings"] for row in rows) else 0
 
 
-def _run(room: str | None, name: str, root: str, seed: int, count: int) -> tuple[Outcome, float]:
+def _run(room: str | None, name: str, root: str, seed: int, count: int, kept: Path) -> tuple[Outcome, float]:
     started = time.monotonic()
     (target,) = [target for target in (targets_of(room) if room else all_targets()) if target.name == name]
     outcome = run_target(target, Path(root), seed, count)
     shutil.rmtree(Path(root) / name)
+    for finding in outcome.findings:
+        _keep(finding, kept)
     print(f"  {name}: {outcome.inputs} inputs, {len(outcome.findings)} findings", file=sys.stderr, flush=True)
     return outcome, time.monotonic() - started
 
