@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from cptron.checkpoint.block_file import FileRecord
 from cptron.checkpoint.hashing import hash_files
+from cptron.config.schema import AdapterConfig
 from cptron.durable import publish_directory, replace_text, working_directory
 from cptron.errors import CheckpointError
 from cptron.json_text import is_file_name, parse_json
@@ -212,6 +213,8 @@ def manifest_of(values: Mapping[str, Any]) -> Manifest:
     probe = Probe(**values["probe"])
     manifest = Manifest(**{**values, "probe": probe, "files": files, "lineage": tuple(values["lineage"])})
     require_types(manifest)
+    if manifest.adapter is not None:
+        require_types(AdapterConfig(**{**manifest.adapter, "targets": tuple(manifest.adapter["targets"])}))
     Architecture.from_dict(manifest.architecture)
     return manifest
 

@@ -117,12 +117,12 @@ class JsonlSink:
         if position > 0 and path.exists():
             kept = [record for record in read_records(path) if record[self._key] <= position]
         temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(_line(record) for record in kept)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        return path.open("a", encoding="utf-8", buffering=1)
+        return path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
 
     def rewind(self, position: int) -> None:
         """Cut off what came after `position`."""

@@ -104,7 +104,7 @@ def read_parquet(
             num_rows = metadata.row_group(group).num_rows
             if first + num_rows > start.record:
                 batches = file.iter_batches(
-                    _rows_per_read(metadata.row_group(group), keys),
+                    _rows_per_read(metadata.row_group(group)),
                     row_groups=[group],
                     columns=[*keys, *chat_columns(keys, names)] if keys else names,
                     use_threads=False,
@@ -196,14 +196,9 @@ def _batches(reader: Any) -> Iterator[Any]:
         yield from reader
 
 
-def _rows_per_read(group: Any, keys: Sequence[str] | None) -> int:
-    columns = [group.column(number) for number in range(group.num_columns)]
-    num_bytes = sum(
-        column.total_uncompressed_size
-        for column in columns
-        if keys is None or column.path_in_schema.split(".")[0] in keys
-    )
-    return int(min(max(1, group.num_rows * _BLOCK_BYTES // max(1, num_bytes)), _READ_ROWS))
+def _rows_per_read(group: Any) -> int:
+    """Rows of about a block, by the size of all columns: of a damaged file pyarrow aborts when it is asked for one."""
+    return int(min(max(1, group.num_rows * _BLOCK_BYTES // max(1, group.total_byte_size)), _READ_ROWS))
 
 
 def _to_list(path: str, key: str, column: Any, chat: bool) -> list[Any]:

@@ -27,7 +27,7 @@ def read_windows(config: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     num_layers = int(config["num_hidden_layers"])
     listed = config.get("layer_types") is not None
-    default = () if listed else range(min(int(config["max_window_layers"]), num_layers), num_layers)
+    default = () if listed else range(max(0, min(int(config["max_window_layers"]), num_layers)), num_layers)
     return window(config["sliding_window"], windowed_layers(config, default))
 
 
