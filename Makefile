@@ -68,7 +68,7 @@ else
 	@echo "megatron-core $(NEWEST) has no wheel for $$(uname -sm): its tests run on Linux x86_64 only"
 endif
 
-fuzz: $(READY) ## every reader on 40,000 damaged files: benchmarks/results/fuzz.json (minutes)
+fuzz: $(READY) ## every reader on 100,000 damaged files: benchmarks/results/fuzz.json (minutes)
 	HF_HUB_OFFLINE=1 PYTHONPATH=$(CURDIR):tests:tests/fuzz $(VENV)/bin/python tests/fuzz/fuzz_run.py $(FUZZ_ARGS)
 
 faults: $(READY) ## inject every fault by the dozen or hundred: benchmarks/results/faults.json (about an hour on 2 cores)

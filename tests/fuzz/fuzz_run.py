@@ -1,6 +1,6 @@
 """`make fuzz`: every reader on thousands of damaged files; a table, and `benchmarks/results/fuzz.json`.
 
-    python tests/fuzz/fuzz_run.py [--inputs 40000] [--seed 0] [--workers 2] [--only NAME ...] [--no-results]
+    python tests/fuzz/fuzz_run.py [--inputs 100000] [--seed 0] [--workers 2] [--only NAME ...] [--no-results]
 
 Place in the flow: the long form of `test_fuzz.py`. Invariant: the same seed gives the same inputs; each finding is kept
 as a file under `.cache/fuzz`, so that it can be read again.
@@ -36,7 +36,7 @@ KEPT = ROOT / ".cache" / "fuzz"
 def main(argv: Sequence[str] | None = None) -> int:
     """Fuzz, show and record; 1 when there is a finding."""
     parser = argparse.ArgumentParser(description="Fuzz every reader of files.")
-    parser.add_argument("--inputs", type=int, default=40_000, help="mutated inputs over all targets")
+    parser.add_argument("--inputs", type=int, default=100_000, help="mutated inputs over all targets")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--room", choices=ROOMS, help="targets of this room alone")

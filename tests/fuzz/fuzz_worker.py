@@ -304,7 +304,10 @@ class _Judge:
         else:
             limit = sys.getrecursionlimit()
             sys.setrecursionlimit(8000)  # a check may read what was read with a parser that goes less deep
-            wrong = self._target.check(seed.directory, value)
+            try:
+                wrong = self._target.check(seed.directory, value)
+            except Exception as error:
+                wrong = f"the check cannot follow: {error!r:.200}"
             sys.setrecursionlimit(limit)
         if wrong:
             return "failed", "wrong value", wrong.split(":")[0], wrong

@@ -183,13 +183,13 @@ def make_zstd(root: Path) -> list[Seed]:
 
 def _zeros(compressor: Any) -> bytes:
     piece, out = bytes(1 << 20), []
-    for _ in range(256):
+    for _ in range(192):
         out.append(compressor.compress(piece))
     return b"".join([*out, compressor.flush()])
 
 
 def planted_gzip(_: Path) -> Mapping[str, bytes]:
-    """256 MiB of zeros in one line, and gzip within gzip."""
+    """192 MiB of zeros in one line, and gzip within gzip."""
     bomb = _zeros(zlib.compressobj(9, zlib.DEFLATED, 31))
     return {
         "bomb": bomb,
