@@ -74,7 +74,7 @@ def text_lines(facts: Mapping[str, Any], indent: str = "") -> list[str]:
     for name, value in facts.items():
         if isinstance(value, Mapping) and value:
             lines += [f"{indent}{name}", *text_lines(value, indent + "  ")]
-        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+        elif _is_table(value):
             rows = table(list(value[0]), [[_shown(cell) for cell in row.values()] for row in value])
             lines += [f"{indent}{name}", *(f"{indent}  {row}" for row in rows.splitlines())]
         elif isinstance(value, list) and value:
@@ -82,6 +82,13 @@ def text_lines(facts: Mapping[str, Any], indent: str = "") -> list[str]:
         else:
             lines.append(f"{indent}{name:<{width}}  {_shown(value)}")
     return lines
+
+
+def _is_table(value: object) -> bool:
+    """Records with the same fields; what a damaged file holds may be less."""
+    if not isinstance(value, list) or not value or not all(isinstance(item, Mapping) for item in value):
+        return False
+    return len({tuple(item) for item in value}) == 1
 
 
 def _shown(value: object) -> str:

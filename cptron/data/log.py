@@ -68,7 +68,7 @@ def read_log(path: Path) -> Iterator[LoggedStep]:
                     return
                 try:
                     step = _parsed(parse_json(line), before)
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
                     raise DataError(
                         f"{path}:{number} must be a record of a step ({error!r}); restore it"
                     ) from None

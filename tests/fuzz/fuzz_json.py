@@ -188,7 +188,7 @@ def _other(draw: random.Random, old: Any, others: Sequence[Any]) -> Any:
         places = list(_places(other))
         if places:
             holder, at = draw.choice(places)
-            return holder[at][1] if isinstance(holder, Pairs) else holder[at]
+            return copy.deepcopy(holder[at][1] if isinstance(holder, Pairs) else holder[at])
     if kind == 6:
         return draw.choice(([old], Pairs([("a", old)]), [old] * 3, str(old), [old] * 300))
     if isinstance(old, bool) or old is None or isinstance(old, list):
