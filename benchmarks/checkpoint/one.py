@@ -83,6 +83,7 @@ def main(argv: Sequence[str]) -> None:
     """Do one measurement and print it from the first rank."""
     what, run_dir, work, *overrides = argv
     directory = f"{run_dir}_empty" if what == "load" else run_dir  # nothing is loaded from there
+    Path(directory).mkdir(exist_ok=True)
     config = load_config(Path(work) / "run.yaml", [f"run.dir={directory}", *overrides]).config
     ranks = launched_ranks() or Ranks(0, 1, 0, 1, "single")
     plan = preflight(config, ranks.world_size)
