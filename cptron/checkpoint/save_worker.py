@@ -18,15 +18,13 @@ from typing import Any
 
 from cptron.checkpoint.block_writer import BlockSpec, write_blocks
 
-NICE = 10
-"""Gives way to training where both want the same processor."""
 _PR_SET_PDEATHSIG = 1
 
 
 def main(descriptor: int, parent: int) -> None:
     """Serve the rank `parent`, whose memory is in the file `descriptor`, until it closes the pipe."""
     die_with(parent)
-    os.nice(NICE)
+    give_way()
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # the keyboard's signal is for the rank, which stops this one
@@ -44,6 +42,14 @@ def die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before that
         os._exit(1)
+
+
+def give_way() -> None:
+    """Run when training leaves a processor idle: ranks wait for the slowest, so what is taken from one is from all.
+
+    While training waits for this process, at the next save or at the end, it has what it needs.
+    """
+    os.nice(19)
 
 
 def serve(descriptor: int, request: dict[str, Any]) -> dict[str, Any]:
