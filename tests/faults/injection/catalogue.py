@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from faults.injection.corruption import corrupt
 from faults.injection.disk import fill_disk, obstruct
-from faults.injection.interruptions import jump_clock, make_nan, preempt, reshard, two_writers
+from faults.injection.interruptions import jump_clock, preempt, reshard, two_writers
 from faults.injection.kills import kill_all, kill_one
 from faults.injection.matrix import PAIRS, change_layout
 from faults.injection.trials import Fault
+from faults.injection.wrong_numbers import inflate, make_nan
 
 FAULTS = [
     Fault(
@@ -64,7 +65,14 @@ FAULTS = [
         full=24,
         short=(1,),
     ),
-    Fault("NaN", "a weight of one rank becomes NaN", make_nan, full=12, short=(1,)),
+    Fault("NaN", "a matrix of one rank becomes NaN", make_nan, full=12, short=(1,)),
+    Fault(
+        "spike",
+        "the last norm of one rank is suddenly 1,000 times too large; the policy is to roll back",
+        inflate,
+        full=12,
+        short=(1,),
+    ),
     Fault("reshard", "SIGKILL, then a resume under another layout", reshard, full=24, short=(1,)),
     Fault(
         "layouts",

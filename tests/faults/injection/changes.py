@@ -13,8 +13,8 @@ from typing import Any
 DAY_S = 86400.0
 
 
-def poison(rank: int, *, victim: int, step: int) -> None:
-    """Make one weight of rank `victim` NaN just before the step after `step`."""
+def poison(rank: int, *, victim: int, step: int, part: str, factor: float) -> None:
+    """Multiply a weight of rank `victim`, the first with `part` in its name, just before the step after `step`."""
     if rank != victim:
         return
     from cptron.train import loop
@@ -24,9 +24,8 @@ def poison(rank: int, *, victim: int, step: int) -> None:
     def poisoned(chunks: Any, *words: Any, **given: Any) -> Any:
         nonlocal done
         if done == step:
-            # a weight that every token uses; a row of the embedding might wait for its word
-            fc2 = next(weight for name, weight in chunks[0].named_parameters() if "linear_fc2" in name)
-            fc2.data.view(-1)[0] = float("nan")
+            named = [pair for chunk in chunks for pair in chunk.named_parameters()]
+            next(weight for name, weight in named if part in name).data.mul_(factor)
         done += 1
         return train_step(chunks, *words, **given)
 

@@ -1,5 +1,4 @@
-"""Interruptions that are not accidents: a scheduler's signal, a number that is none, another layout at the resume,
-clocks that jump, and a second writer.
+"""Interruptions that are not accidents: a scheduler's signal, another layout at the resume, clocks that jump, and a second writer.
 
 Place in the flow: faults of `catalogue`. Invariant: as for kills; and where the run had time to save, nothing is lost.
 """
@@ -14,7 +13,6 @@ from commands import assert_close
 from faults.injection.checks import (
     check_curve,
     check_failure,
-    check_kept,
     check_lost,
     check_resume,
     chosen_options,
@@ -69,22 +67,6 @@ def preempt(trial: Trial) -> Told:
     )
     check_resume(trial.ground, trial.run, layout, options, calm)
     return Told(f"{number.name} in {hit}", detected=True, lost_steps=0, measured={"save_and_end_s": seconds})
-
-
-def make_nan(trial: Trial) -> Told:
-    """A weight of one rank becomes NaN: no rank saves it, all say so, and the run goes on from before."""
-    layout = LAYOUTS[trial.number % len(LAYOUTS)]
-    options = chosen_options(trial)
-    calm = trial.ground.undisturbed(layout, options)
-    steps_before = trial.draw.randrange(len(calm.curve[0]))
-    victim = trial.draw.randrange(layout.world_size)
-    with trial.ground.start(trial.run, layout, options, "poison", victim=victim, step=steps_before) as ranks:
-        codes = ranks.wait()
-    check_failure(ranks, codes, "nan")
-    assert last_step(trial.run) == steps_before, f"{last_step(trial.run)} steps on record, not {steps_before}"
-    lost = check_kept(trial.run)
-    check_resume(trial.ground, trial.run, layout, options, calm)
-    return Told("NaN in a weight", detected=True, lost_steps=lost)
 
 
 def reshard(trial: Trial) -> Told:
