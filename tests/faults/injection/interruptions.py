@@ -1,4 +1,5 @@
-"""Interruptions that are not accidents: a scheduler's signal, another layout at the resume, clocks that jump, and a second writer.
+"""Interruptions that are not accidents: a scheduler's signal, another layout at the resume, clocks that jump, and a
+second writer.
 
 Place in the flow: faults of `catalogue`. Invariant: as for kills; and where the run had time to save, nothing is lost.
 """
