@@ -147,6 +147,8 @@ class SourceConfig:
     """Prefix of the token files: `PATH.bin`, `PATH.idx`, `PATH.manifest.json`."""
     token_share: float
     """Share of training *tokens* drawn from this source; shares are normalised to sum to 1."""
+    role: Literal["new", "replay"] = "new"
+    """`new`: what the model is to learn. `replay`: data like those it was trained on, so that it does not forget."""
     max_epochs: float = 0.0
     """Passes over this source after which `data.on_max_epochs` acts; 0 means no limit."""
 
@@ -159,6 +161,8 @@ class ValidSetConfig:
     """Name in metrics and reports."""
     path: str
     """Prefix of the token files, as for a source."""
+    suite: Literal["", "old", "new", "probe"] = ""
+    """What its loss tells: `old`, whether the model forgets; `new`, whether it learns; `probe`, neither alone."""
     max_tokens: int = 0
     """Evaluate at most this many tokens from the start of the set; 0 means all of them."""
 

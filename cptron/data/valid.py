@@ -109,6 +109,12 @@ class ValidSet:
         """Micro-batches of each rank."""
         return -(-self.num_windows // (self._micro_batch_size * self._dp_size))
 
+    def windows_of(self, first: int, num_micro_batches: int) -> tuple[int, int]:
+        """First window, and number of windows, of so many micro-batches from number `first` on over all ranks; windows
+        that only fill up are counted."""
+        of_each = self._micro_batch_size * self._dp_size
+        return first * of_each, num_micro_batches * of_each
+
     def __iter__(self) -> Iterator[MicroBatch]:
         for number in range(self.num_micro_batches):
             first = (number * self._dp_size + self._dp_rank) * self._micro_batch_size
@@ -120,7 +126,7 @@ class ValidSet:
             np.zeros(shape, dtype=np.int64),
             np.zeros(shape, dtype=np.int64),
             np.zeros(shape, dtype=np.float32),
-            np.zeros(len(windows), dtype=np.int64),
+            np.array(windows, dtype=np.int64),
             np.zeros(shape, dtype=np.int32),
         )
         for row, window in enumerate(windows):

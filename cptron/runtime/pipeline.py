@@ -153,13 +153,17 @@ def _from_first_tensor_rank(
     return packed_3BS[0], packed_3BS[1], packed_3BS[2].int().view(mask_BS.dtype)
 
 
-def evaluate(chunks: Sequence[Any], batches: Sequence[MicroBatch], device: torch.device) -> LossSums:
+def evaluate(
+    chunks: Sequence[Any], batches: Sequence[MicroBatch], device: torch.device, num_sources: int = 1
+) -> LossSums:
     """Forward only over this rank's micro-batches, without gradients and in evaluation mode."""
     for chunk in chunks:
         chunk.eval()
     try:
         with torch.no_grad(), without_offloading(chunks):
-            return run_schedule(chunks, _whole_groups(batches, len(chunks)), 1, device, forward_only=True)
+            return run_schedule(
+                chunks, _whole_groups(batches, len(chunks)), num_sources, device, forward_only=True
+            )
     finally:
         for chunk in chunks:
             chunk.train()

@@ -133,8 +133,8 @@ def evaluate_all(run: Run, hooks: Sequence[Hook]) -> Action:
     device = run.session.device.torch_device
     finish_param_gather(run.chunks)
     with run.session.pace.during(EVALUATION):
-        sums = {valid.name: evaluate_set(run.chunks, valid, device) for valid in run.valid_sets}
-    record = run.evaluated = eval_record(run, sums)
+        losses = {valid.name: evaluate_set(run.chunks, valid, device) for valid in run.valid_sets}
+    record = run.evaluated = eval_record(run, losses)
     return max((hook.on_eval(run, record) for hook in hooks), default=Action.CONTINUE)
 
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 import torch
 
+from cptron.evaluate.set_losses import SetLosses
 from cptron.model.flops import train_flops
-from cptron.runtime.pipeline import LossSums
 from cptron.train.hooks import Record
 from cptron.train.setup import Run
 from cptron.train.step import StepResult
@@ -51,14 +51,14 @@ def step_record(run: Run, result: StepResult, step_time_s: float) -> Record:
     return record
 
 
-def eval_record(run: Run, sums_by_set: Mapping[str, LossSums]) -> Record:
+def eval_record(run: Run, losses_by_set: Mapping[str, SetLosses]) -> Record:
     """Metrics of one evaluation of all validation sets. Perplexity is exp(nats per token)."""
     record: Record = {"kind": "eval", "step": run.state.step, "tokens_total": run.state.tokens_total}
-    for name, sums in sums_by_set.items():
-        loss = sums.loss_nats_per_token
+    for name, losses in losses_by_set.items():
+        loss = losses.loss_nats_per_token
         record[f"valid/{name}/loss_nats_per_token"] = loss
         record[f"valid/{name}/perplexity"] = math.exp(min(loss, 700.0))
-        record[f"valid/{name}/tokens"] = sums.tokens
+        record[f"valid/{name}/tokens"] = losses.tokens
     return record
 
 
