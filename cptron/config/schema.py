@@ -11,6 +11,33 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cptron.config.schema_data import DataConfig, EvalConfig, SourceConfig, ValidSetConfig
+from cptron.config.schema_outputs import CheckpointConfig, LogConfig, MilestoneConfig, RuntimeConfig
+
+__all__ = [
+    "AdapterConfig",
+    "AttentionConfig",
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "EvalConfig",
+    "Fp8Config",
+    "GuardsConfig",
+    "LogConfig",
+    "MemoryConfig",
+    "MilestoneConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "ParallelConfig",
+    "ParamGroupConfig",
+    "RunConfig",
+    "RuntimeConfig",
+    "SourceConfig",
+    "StartConfig",
+    "TrainConfig",
+    "ValidSetConfig",
+]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
@@ -138,70 +165,6 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SourceConfig:
-    """One training corpus and its share of the training tokens."""
-
-    name: str
-    """Name in metrics, ledger and reports; letters, digits, `_` and `-`."""
-    path: str
-    """Prefix of the token files: `PATH.bin`, `PATH.idx`, `PATH.manifest.json`."""
-    token_share: float
-    """Share of training *tokens* drawn from this source; shares are normalised to sum to 1."""
-    role: Literal["new", "replay"] = "new"
-    """`new`: what the model is to learn. `replay`: data like those it was trained on, so that it does not forget."""
-    max_epochs: float = 0.0
-    """Passes over this source after which `data.on_max_epochs` acts; 0 means no limit."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ValidSetConfig:
-    """One validation set, evaluated in file order without shuffling."""
-
-    name: str
-    """Name in metrics and reports."""
-    path: str
-    """Prefix of the token files, as for a source."""
-    suite: Literal["", "old", "new", "probe"] = ""
-    """What its loss tells: `old`, whether the model forgets; `new`, whether it learns; `probe`, neither alone."""
-    max_tokens: int = 0
-    """Evaluate at most this many tokens from the start of the set; 0 means all of them."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DataConfig:
-    """What is read and in which proportion."""
-
-    seq_length: int
-    """Tokens the model predicts in one sequence."""
-    sources: tuple[SourceConfig, ...]
-    """Training corpora; at least one."""
-    valid: tuple[ValidSetConfig, ...] = ()
-    """Validation sets; may be empty when `eval.every_steps` is 0 and `eval.at_start` is false."""
-    tokenizer: str = ""
-    """Tokenizer the data must have been made with; empty means the one in `start.checkpoint`."""
-    packing: Literal["joined", "best_fit"] = "joined"
-    """`joined`: documents one after the other, cut into samples. `best_fit`: no sample cuts a document that fits."""
-    on_max_epochs: Literal["warn", "stop", "redistribute"] = "warn"
-    """At a source's `max_epochs`: say so and repeat it, stop the run, or give its share to the other sources."""
-    cache_dir: str = ""
-    """Directory of index files that all ranks and runs may share (`cptron data prepare`); empty: each makes its own."""
-    workers: int = 2
-    """Threads of a reading rank that read micro-batches side by side."""
-    prefetch_steps: int = 2
-    """Global batches read ahead of the step; 0 reads each when it is needed."""
-    eod_mask_loss: bool = False
-    """Do not count the prediction of a document's first token from the end of the document before it."""
-    order: Literal["cptron", "megatron"] = "cptron"
-    """`megatron`: exactly the samples of a Megatron-LM run, which can be neither extended nor mixed anew."""
-    megatron_samples: int = 0
-    """With `order: megatron`: training samples of that run (train_samples, or train_iters * global_batch_size)."""
-    megatron_consumed_samples: int = 0
-    """With `order: megatron`: samples that run has consumed; a new run goes on after them."""
-    megatron_split: str = "100,0,0"
-    """With `order: megatron`: that run's `--split`; the training part is used."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """The size of a step and how long to go on."""
 
@@ -282,101 +245,6 @@ class GuardsConfig:
     """Global batches before the offending one that a rollback drops too."""
     max_actions: int = 8
     """Skips and rollbacks within `guards.spike_window` batches; one more stops the run."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvalConfig:
-    """When the validation sets are evaluated."""
-
-    at_start: bool = True
-    """Evaluate before any update: the baseline against which forgetting is measured."""
-    every_steps: int = 0
-    """Evaluate after every so many steps, and always after the last; 0 means only after the last."""
-    micro_batch_size: int = 0
-    """Sequences in one evaluation forward pass of one rank; 0 means `train.micro_batch_size`."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MilestoneConfig:
-    """A point of the run whose checkpoint is kept for ever."""
-
-    name: str
-    """Shown as the reason why the checkpoint is kept; letters, digits, `_` and `-`."""
-    tokens: int
-    """The first checkpoint at or past so many tokens is the milestone's."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CheckpointConfig:
-    """When the run's state is saved, as it always is after the last step, and which checkpoints stay."""
-
-    every_steps: int = 0
-    """Save after every so many steps; 0 means only after the last step."""
-    keep_last: int = 0
-    """Keep the newest so many checkpoints; 0 is no rule. With this rule or one of the next two, what no rule keeps is
-    deleted after a save; the newest good one is always kept."""
-    keep_every_tokens: int = 0
-    """Keep the first checkpoint at or past each multiple of so many tokens; 0 is no rule."""
-    keep_best: int = 0
-    """Keep the so many checkpoints with the lowest `best_metric`; 0 is no rule. `every_steps` is then a multiple of
-    `eval.every_steps`, so that every save is evaluated."""
-    best_metric: str = ""
-    """With `keep_best`: `valid/NAME/loss_nats_per_token` or `valid/NAME/perplexity` of a validation set."""
-    milestones: tuple[MilestoneConfig, ...] = ()
-    """Checkpoints kept for ever, whatever the other rules say."""
-    asynchronous: bool = False
-    """Training waits only for the copy to host memory (one more copy of what a rank holds, in its host's memory); a
-    process behind each rank writes it."""
-    verify: Literal["always", "once", "sizes"] = "always"
-    """What is proven of a checkpoint before it is loaded: the sha256 of every file; `once`: of files that this run has
-    not proven before; `sizes`: that every file has its size, and the checksums of the weights."""
-    on_damage: Literal["previous", "stop"] = "previous"
-    """When the newest checkpoint of the run is damaged: name it and go on from the newest good one, or stop."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LogConfig:
-    """Where metrics go. JSONL is always written; it is the record the others mirror."""
-
-    every_steps: int = 1
-    """Console and metric interval in steps."""
-    tensorboard: bool = False
-    """Also write TensorBoard event files to RUN_DIR/tensorboard (needs the `tensorboard` package)."""
-    wandb: Literal["off", "offline", "online"] = "off"
-    """Also log to Weights & Biases; `offline` needs no account and no network."""
-    wandb_project: str = "cptron"
-    """Weights & Biases project."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RuntimeConfig:
-    """Device, backend and patience."""
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto`: CUDA and NCCL where a GPU is visible, else CPU and gloo. The engine is the same."""
-    threads_per_rank: int = 0
-    """CPU threads per rank; 0 means the machine's cores divided by the ranks on it."""
-    timeout_s: int = 600
-    """A collective that waits longer than this stops the run instead of hanging."""
-    time_limit_minutes: float = 0.0
-    """The run stops and saves before it has lasted so long, and exits with 75; 0 means no limit."""
-    stop_before_job_end: bool = True
-    """Under SLURM: also before the end of the job's time, where the job knows it (`SLURM_JOB_END_TIME`)."""
-    stop_margin_s: int = 60
-    """Seconds that such a stop leaves at least; more once saves or steps have been seen to need more."""
-    stop_grace_s: int = 300
-    """Seconds that the ranks which `cptron train` started have to save after a signal, before it kills them."""
-    max_restarts: int = 0
-    """How often `cptron train` starts its ranks again after one was lost, failed or hung; not those that torchrun or
-    `srun` started."""
-    hang_factor: float = 20.0
-    """A step that takes so many times the median of the last ones is a hang: every rank shows its stacks and exits with
-    76. 0 turns this off."""
-    hang_min_s: int = 300
-    """No step of less seconds is a hang."""
-    hang_phase_s: int = 3600
-    """The start (with the first step), an evaluation or a save may take so many seconds, or `runtime.hang_factor` times
-    the longest one before, until it is a hang."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

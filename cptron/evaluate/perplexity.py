@@ -29,7 +29,8 @@ memory."""
 
 def evaluate_set(chunks: Sequence[Any], valid_set: ValidSet, device: torch.device) -> SetLosses:
     """Losses of the whole set by window; collective."""
-    nats, tokens = [], []
+    nats: list[np.ndarray] = []
+    tokens: list[np.ndarray] = []
     batches = iter(valid_set)
     while part := list(itertools.islice(batches, BATCHES_AT_ONCE)):
         # each window is a source of its own in the sums, which are over all ranks
