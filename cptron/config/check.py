@@ -12,6 +12,7 @@ import re
 from cptron.config.check_engine import check_engine
 from cptron.config.check_guards import check_guards
 from cptron.config.check_optim import check_optim_choices
+from cptron.config.check_regularise import check_regularise
 from cptron.config.check_retention import check_retention
 from cptron.config.resume_rules import check_accepted
 from cptron.config.schema import Config, OptimConfig
@@ -34,6 +35,7 @@ def check_config(config: Config, world_size: int) -> None:
     _check_names("checkpoint.milestones", [milestone.name for milestone in config.checkpoint.milestones])
     check_retention(config)
     check_guards(config)
+    check_regularise(config)
 
 
 def _check_counts(config: Config) -> None:

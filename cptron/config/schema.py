@@ -13,6 +13,7 @@ from typing import Literal
 
 from cptron.config.schema_data import DataConfig, EvalConfig, SourceConfig, ValidSetConfig
 from cptron.config.schema_outputs import CheckpointConfig, LogConfig, MilestoneConfig, RuntimeConfig
+from cptron.config.schema_regularise import FreezeConfig, RegulariseConfig
 
 __all__ = [
     "AdapterConfig",
@@ -22,6 +23,7 @@ __all__ = [
     "DataConfig",
     "EvalConfig",
     "Fp8Config",
+    "FreezeConfig",
     "GuardsConfig",
     "LogConfig",
     "MemoryConfig",
@@ -30,6 +32,7 @@ __all__ = [
     "OptimConfig",
     "ParallelConfig",
     "ParamGroupConfig",
+    "RegulariseConfig",
     "RunConfig",
     "RuntimeConfig",
     "SourceConfig",
@@ -221,6 +224,8 @@ class OptimConfig:
     """Parameters with a learning rate of their own; the first pattern that fits counts."""
     frozen: tuple[str, ...] = ()
     """Patterns of parameter names that are not trained."""
+    freeze: tuple[FreezeConfig, ...] = ()
+    """Parameters, or rows of a vocabulary matrix, that stand still for a while; see [regularisers](regularisers.md)."""
     clip_grad_norm: float = 1.0
     """Largest global L2 norm of the gradient; 0 means no clipping."""
 
@@ -262,6 +267,7 @@ class Config:
     data: DataConfig
     train: TrainConfig
     optim: OptimConfig
+    regularise: RegulariseConfig = field(default_factory=RegulariseConfig)
     guards: GuardsConfig = field(default_factory=GuardsConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

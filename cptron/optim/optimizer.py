@@ -8,7 +8,7 @@ weight changes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -154,9 +154,14 @@ def set_rates(optimizer: Any, lr: float, optim: OptimConfig) -> None:
                 group[key] = optim.momentum
 
 
-def gradient_norm(optimizer: Any) -> float:
-    """Global L2 norm of the gradient before clipping, the same on every rank; collective, and changes no weight."""
+def gradient_norm(optimizer: Any, change: Callable[[], None] = lambda: None) -> float:
+    """Global L2 norm of the gradient before clipping, the same on every rank; collective, and changes no weight.
+
+    `change` is called when the gradients are ready, reduced and divided, and may change them: the norm is of what it
+    leaves, and so is what is clipped.
+    """
     optimizer.prepare_grads()
+    change()
     return float(optimizer.get_grad_norm())
 
 

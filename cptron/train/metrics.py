@@ -24,7 +24,8 @@ def step_record(run: Run, result: StepResult, step_time_s: float) -> Record:
 
     `tokens_per_s` counts predicted tokens of the global batch over the wall time of the step; `grad_norm`
     is the global L2 norm before clipping; `tokens/NAME` counts the source's tokens since the start of the
-    run, of dropped batches too; these are `tokens_skipped`, and no part of `tokens_total`.
+    run, of dropped batches too; these are `tokens_skipped`, and no part of `tokens_total`. Every
+    `log.every_steps` steps there is what `regularise` measures: collective then.
     `model_tflop_per_s_per_rank` counts causal model FLOPs, forward and backward, without recomputation
     (`model.flops`), over the wall time of the step and all ranks.
     """
@@ -43,6 +44,8 @@ def step_record(run: Run, result: StepResult, step_time_s: float) -> Record:
         "model_tflop_per_s_per_rank": flops / step_time_s / run.session.ranks.world_size / 1e12,
         "mem_peak_gib": peak_memory_gib(),
     }
+    if run.state.step % run.config.log.every_steps == 0:
+        record |= run.regulariser.measures(run.session.device.torch_device)
     for index, name in enumerate(run.source_names):
         tokens = result.sums.tokens_by_source[index]
         if tokens:

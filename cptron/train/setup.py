@@ -28,6 +28,8 @@ from cptron.model.fp8 import hardware_has_fp8, resolve_fp8
 from cptron.model.linear_fp8 import without_fp8
 from cptron.model.options import ModelOptions
 from cptron.optim.optimizer import build_optimizer, finish_param_gather, freeze, wrap_chunks
+from cptron.regularise.open import open_regulariser
+from cptron.regularise.regulariser import Regulariser
 from cptron.runtime.dist import agree
 from cptron.runtime.pipeline import evaluate
 from cptron.runtime.session import Session
@@ -57,6 +59,7 @@ class Run:
     source_names: list[str]
     base: layout.Manifest | None
     """What this process loaded says of itself: a checkpoint, or a Hugging Face model; None for random weights."""
+    regulariser: Regulariser
     hugging_face: dict[str, bytes]
     """Small files that every save carries on for export, kept because `prune` may delete their source; main
     rank only."""
@@ -95,6 +98,7 @@ def prepare(config: Config, plan: Plan, session: Session) -> Run:
     chunks = wrap_chunks(bare, overlap, optimizer=config.optim.name)
     optimizer = build_optimizer(config.optim, chunks, config.train.precision)
     base, hugging_face = _load(plan, session, bare, optimizer)
+    regulariser = open_regulariser(config, plan.base, bare, optimizer)
     state, loader, valid_sets = open_data(config, plan, session)
     run = Run(
         config=config,
@@ -107,6 +111,7 @@ def prepare(config: Config, plan: Plan, session: Session) -> Run:
         valid_sets=valid_sets,
         source_names=[source.name for source in config.data.sources],
         base=base,
+        regulariser=regulariser,
         hugging_face=hugging_face,
     )
     _gate(run)

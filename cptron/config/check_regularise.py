@@ -1,0 +1,67 @@
+"""Rules of what holds a model near where it started.
+
+Place in the flow: called by `check` for every run, before any rank is started. Invariant: pure functions.
+"""
+
+from __future__ import annotations
+
+from cptron.config.schema import Config
+from cptron.errors import ConfigError
+
+
+def check_regularise(config: Config) -> None:
+    """Raises `ConfigError` on the first rule broken."""
+    _check_strengths(config)
+    if config.regularise.needs_base:
+        _check_anchor(config)
+    _check_fisher(config)
+
+
+def _check_strengths(config: Config) -> None:
+    wanted = config.regularise
+    for key, value in (("l2sp", wanted.l2sp), ("ewc", wanted.ewc)):
+        if value < 0:
+            raise ConfigError(f"regularise.{key}={value} must not be negative; use 0 to turn it off")
+    fastest = config.optim.lr * max([group.lr_mult for group in config.optim.groups] + [1.0])
+    if wanted.l2sp * fastest > 1:
+        raise ConfigError(
+            f"regularise.l2sp={wanted.l2sp} times the highest rate {fastest:g} must be at most 1, or a step would go "
+            f"beyond the starting weights; use at most {1 / fastest:g}"
+        )
+    if wanted.l2sp and config.optim.weight_decay:
+        raise ConfigError(
+            f"regularise.l2sp={wanted.l2sp} takes the place of weight decay, but optim.weight_decay="
+            f"{config.optim.weight_decay} pulls the same weights to 0; set optim.weight_decay=0"
+        )
+
+
+def _check_anchor(config: Config) -> None:
+    asked = "regularise.l2sp" if config.regularise.l2sp else "regularise.ewc"
+    if not config.start.checkpoint:
+        raise ConfigError(
+            f"{asked} holds weights near those of start.checkpoint, and start.checkpoint='' names none (a Hugging Face "
+            "model is made one by `cptron convert`); name it, or set the strength to 0"
+        )
+    if config.adapter.kind != "none":
+        raise ConfigError(
+            f"{asked} with adapter.kind={config.adapter.kind} would hold weights that do not move; train all weights, "
+            "or set the strength to 0"
+        )
+    if config.optim.name == "muon":
+        raise ConfigError(
+            f"{asked} works on the stretches of a distributed optimizer, and optim.name={config.optim.name} has none; "
+            "use optim.name=adamw or sgd, or set the strength to 0"
+        )
+
+
+def _check_fisher(config: Config) -> None:
+    wanted = config.regularise
+    if wanted.ewc and not wanted.fisher:
+        raise ConfigError(
+            f"regularise.ewc={wanted.ewc} weighs weights by their Fisher information, and regularise.fisher='' names "
+            "none; make it with `cptron fisher`, or use regularise.l2sp, which needs none"
+        )
+    if wanted.fisher and not wanted.ewc:
+        raise ConfigError(
+            f"regularise.fisher={wanted.fisher} would not be read with regularise.ewc=0; set a strength, or remove it"
+        )
