@@ -36,6 +36,10 @@ VERBS = {
         "cptron.weights.health_main",
         "dead embedding rows and bad values of a Hugging Face model; repair",
     ),
+    "fisher": (
+        "cptron.regularise.fisher_main",
+        "how much each weight of a checkpoint matters to old data (for EWC)",
+    ),
     "export": ("cptron.convert.export_main", "checkpoint -> Hugging Face model"),
     "verify": ("cptron.convert.verify_main", "prove that a checkpoint and a Hugging Face model are the same"),
     "inspect": ("cptron.inspect", "what a token file, a checkpoint or a run holds"),

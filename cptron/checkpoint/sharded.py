@@ -73,13 +73,19 @@ class Holdings:
         cls, chunks: Sequence[Any], optimizer: Any | None, vocab_size: int, holds: Holds = everything
     ) -> Holdings:
         """Of this rank; `chunks` are unwrapped modules."""
+        step = None if optimizer is None else step_of(optimizer)
+        return cls.of_parts(Parts(chunks, optimizer, holds).to_write(), vocab_size, step)
+
+    @classmethod
+    def of_parts(cls, parts: Iterable[Part], vocab_size: int, optimizer_step: int | None = None) -> Holdings:
+        """Of these parts."""
         records: dict[str, TensorRecord] = {}
         blocks: list[tuple[BlockSpec, torch.Tensor]] = []
-        for part in Parts(chunks, optimizer, holds).to_write():
+        for part in parts:
             dtype = dtype_name(part.tensor.dtype)
             records[part.key] = TensorRecord(part.shape, dtype)
             blocks.extend(_blocks(part, dtype, vocab_size))
-        return cls(records, blocks, None if optimizer is None else step_of(optimizer))
+        return cls(records, blocks, optimizer_step)
 
     def write(self, shards: Path, rank: int) -> Written:
         """Write all blocks now. Raises OSError."""

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from cptron.checkpoint import layout
+from cptron.checkpoint.checksum import Checksums
 from cptron.checkpoint.in_use import reading
 from cptron.checkpoint.parts import Parts
 from cptron.config.schema import Config
 from cptron.errors import CheckpointError
 from cptron.model.build import DTYPES
 from cptron.optim.stretch import Stretch, stretches_of
+from cptron.regularise.fisher_file import SHARDS, FisherRecord, damaged_files, read_record
 from cptron.regularise.regulariser import Anchor, Regulariser
 from cptron.regularise.stored import read_stretches
 from cptron.runtime.dist import agree
@@ -33,7 +36,8 @@ def open_regulariser(config: Config, base: Path | None, bare: Sequence[Any], opt
     assert base is not None, "checked with the configuration"
     stretches, parts = stretches_of(optimizer), Parts(bare, optimizer)
     starts = _starts(config, base, parts, stretches)
-    return Regulariser(wanted, stretches, Anchor(starts))
+    fishers = _fishers(config, base, parts, stretches) if wanted.ewc else []
+    return Regulariser(wanted, stretches, Anchor(starts, fishers))
 
 
 def _starts(config: Config, base: Path, parts: Parts, stretches: Sequence[Stretch]) -> list[torch.Tensor]:
@@ -50,10 +54,53 @@ def _starts(config: Config, base: Path, parts: Parts, stretches: Sequence[Stretc
             vocab_size=manifest.arch.vocab_size,
             stored=DTYPES.get(manifest.precision) if manifest.checksums else None,
         )
-    wrong = [name for name, checksum in found.items() if manifest.checksums.get(name) != checksum]
+    if found:
+        _require_recorded(base, found, manifest.checksums)
+    return starts
+
+
+def _fishers(config: Config, base: Path, parts: Parts, stretches: Sequence[Stretch]) -> list[torch.Tensor]:
+    """The Fisher information of the base, once it is proven to be that."""
+    directory = Path(config.regularise.fisher)
+    manifest, record = agree(lambda: (layout.read_manifest(base), read_record(directory)))
+    if record.weights_fingerprint != manifest.weights_fingerprint:
+        raise CheckpointError(
+            f"regularise.fisher={directory} is of weights {record.weights_fingerprint[:12]}, start.checkpoint={base} "
+            f"holds {manifest.weights_fingerprint[:12]}; make it of start.checkpoint with cptron fisher"
+        )
+    if config.checkpoint.verify != "sizes":
+        _require_undamaged(directory, record)
+    kept = DTYPES[config.regularise.fisher_precision]
+    fishers, found = read_stretches(
+        directory / SHARDS,
+        parts,
+        stretches,
+        lambda value: value.to(kept),
+        vocab_size=manifest.arch.vocab_size,
+        stored=torch.float32,
+    )
+    _require_recorded(directory, found, record.checksums)
+    return fishers
+
+
+def _require_undamaged(directory: Path, record: FisherRecord) -> None:
+    """Read every file, a part of them on each rank; raise on all of them where one is not what was written."""
+    part = dist.get_rank(), dist.get_world_size()
+    by_rank: list[list[str]] = [[] for _ in range(part[1])]
+    dist.all_gather_object(by_rank, damaged_files(directory, record, part))
+    wrong = sorted(name for names in by_rank for name in names)
     if wrong:
         raise CheckpointError(
-            f"{base} holds other weights than were recorded when it was written: {', '.join(sorted(wrong)[:3])} "
-            f"({len(wrong)} parameter(s) in all), and the run is held near them; use another start.checkpoint"
+            f"regularise.fisher={directory} is damaged: {', '.join(wrong[:3])} ({len(wrong)} file(s)) changed since "
+            "cptron fisher wrote it; make it again"
         )
-    return starts
+
+
+def _require_recorded(directory: Path, found: Checksums, recorded: Checksums) -> None:
+    """Raise unless what was read, in this layout, is what was written."""
+    wrong = sorted(name for name, checksum in found.items() if recorded.get(name) != checksum)
+    if wrong:
+        raise CheckpointError(
+            f"{directory} holds other numbers than were recorded when it was written: {', '.join(wrong[:3])} "
+            f"({len(wrong)} parameter(s) in all); use another, or make it again"
+        )

@@ -2,9 +2,9 @@
 
 Place in the flow: made by `train.setup`, called by `train.step`. `before_update` works on gradients that are reduced
 and ready, before their norm is taken: so the norm that is logged, watched by the guards and clipped is that of the
-gradient that the optimizer gets. `after_update` runs inside the optimizer's step, after the masters have moved and before they
-are copied to the weights: so bf16 weights follow. Invariant: element by element on this rank's stretches; nothing of it
-is state, so a resume needs none.
+gradient that the optimizer gets. `after_update` runs inside the optimizer's step, after the masters have moved and
+before they are copied to the weights: so bf16 weights follow. Invariant: element by element on this rank's stretches;
+nothing of it is state, so a resume needs none.
 """
 
 from __future__ import annotations

@@ -162,16 +162,20 @@ def evaluate(
     try:
         with torch.no_grad(), without_offloading(chunks):
             return run_schedule(
-                chunks, _whole_groups(batches, len(chunks)), num_sources, device, forward_only=True
+                chunks, whole_groups(batches, len(chunks)), num_sources, device, forward_only=True
             )
     finally:
         for chunk in chunks:
             chunk.train()
 
 
-def _whole_groups(batches: Sequence[MicroBatch], num_chunks: int) -> list[MicroBatch]:
+def whole_groups(batches: Sequence[MicroBatch], num_chunks: int) -> list[MicroBatch]:
     """Interleaved stages pass micro-batches on in groups of one for each stage: fill the last group up with
     micro-batches in which nothing counts."""
     missing = -len(batches) % parallel_state.get_pipeline_model_parallel_world_size() if num_chunks > 1 else 0
-    nothing = batches[-1]._replace(loss_mask_BS=np.zeros_like(batches[-1].loss_mask_BS))
-    return [*batches, *[nothing] * missing]
+    return [*batches, *[blank(batches[-1])] * missing]
+
+
+def blank(batch: MicroBatch) -> MicroBatch:
+    """The micro-batch with nothing in it that counts."""
+    return batch._replace(loss_mask_BS=np.zeros_like(batch.loss_mask_BS))
