@@ -5,6 +5,8 @@ Place in the flow: called by `check` for every run, before any rank is started. 
 
 from __future__ import annotations
 
+import re
+
 from cptron.config.schema import Config
 from cptron.errors import ConfigError
 
@@ -15,6 +17,8 @@ def check_regularise(config: Config) -> None:
     if config.regularise.needs_base:
         _check_anchor(config)
     _check_fisher(config)
+    _check_projection(config)
+    _check_freeze(config)
 
 
 def _check_strengths(config: Config) -> None:
@@ -47,11 +51,7 @@ def _check_anchor(config: Config) -> None:
             f"{asked} with adapter.kind={config.adapter.kind} would hold weights that do not move; train all weights, "
             "or set the strength to 0"
         )
-    if config.optim.name == "muon":
-        raise ConfigError(
-            f"{asked} works on the stretches of a distributed optimizer, and optim.name={config.optim.name} has none; "
-            "use optim.name=adamw or sgd, or set the strength to 0"
-        )
+    _refuse_muon(asked, config)
 
 
 def _check_fisher(config: Config) -> None:
@@ -64,4 +64,46 @@ def _check_fisher(config: Config) -> None:
     if wanted.fisher and not wanted.ewc:
         raise ConfigError(
             f"regularise.fisher={wanted.fisher} would not be read with regularise.ewc=0; set a strength, or remove it"
+        )
+
+
+def _check_projection(config: Config) -> None:
+    if not config.regularise.agem:
+        return
+    _refuse_muon("regularise.agem=true", config)
+    roles = {source.role for source in config.data.sources}
+    for role in ("new", "replay"):
+        if role not in roles:
+            raise ConfigError(
+                f"regularise.agem=true holds a gradient of new data against one of replay data, and no source has role="
+                f"{role}; set data.sources.*.role, or regularise.agem=false"
+            )
+
+
+def _check_freeze(config: Config) -> None:
+    if config.optim.freeze:
+        _refuse_muon("optim.freeze", config)
+    for number, rule in enumerate(config.optim.freeze):
+        key = f"optim.freeze.{number}"
+        try:
+            re.compile(rule.match)
+        except re.error as error:
+            raise ConfigError(
+                f"{key}.match={rule.match!r} is no regular expression ({error}); correct it"
+            ) from None
+        if not rule.match:
+            raise ConfigError(f"{key}.match='' would fit every parameter; name some, as word_embeddings")
+        if rule.until_tokens < 1:
+            raise ConfigError(
+                f"{key}.until_tokens={rule.until_tokens} must be at least 1; for the whole run use optim.frozen"
+            )
+        if rule.rows_below < 0:
+            raise ConfigError(f"{key}.rows_below={rule.rows_below} must not be negative; use 0 for all rows")
+
+
+def _refuse_muon(asked: str, config: Config) -> None:
+    if config.optim.name == "muon":
+        raise ConfigError(
+            f"{asked} works on the stretches of a distributed optimizer, and optim.name={config.optim.name} has none; "
+            "use optim.name=adamw or sgd, or leave it out"
         )

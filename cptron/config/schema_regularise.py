@@ -41,6 +41,9 @@ class RegulariseConfig:
     weight that a rank updates), `bf16` rounds them."""
     fisher_precision: Literal["fp32", "bf16"] = "fp32"
     """How the Fisher information is kept: 4 or 2 bytes for each weight that a rank updates."""
+    agem: bool = False
+    """Experimental. A-GEM: sources of role `replay` are not trained on; where a step would raise their loss, the part
+    of the gradient that does is taken away. Costs 4 bytes for each weight that a rank updates, and no further pass."""
 
     @property
     def needs_base(self) -> bool:

@@ -175,7 +175,12 @@ def apply_gradients(optimizer: Any, clip_grad_norm: float, grad_norm: float) -> 
             f"gradient norm is {grad_norm}; no weight was changed. {describe_nonfinite(optimizer.wrapped_chunks)}. "
             "Lower optim.lr or look at the batch of this step"
         )
-    parameters = [param for part in optimizer.chained_optimizers for param in part.get_parameters()]
+    parameters = [
+        param
+        for part in optimizer.chained_optimizers
+        for param in part.get_parameters()
+        if param.grad is not None
+    ]
     if clip_grad_norm > 0 and parameters:
         clip_grad_by_total_norm_fp32(parameters, max_norm=clip_grad_norm, total_norm=grad_norm)
     optimizer.step_with_ready_grads()

@@ -22,6 +22,8 @@ from cptron.errors import CheckpointError
 from cptron.model.build import DTYPES
 from cptron.optim.stretch import Stretch, stretches_of
 from cptron.regularise.fisher_file import SHARDS, FisherRecord, damaged_files, read_record
+from cptron.regularise.freeze import Freezer, check_rules
+from cptron.regularise.projection import Projection
 from cptron.regularise.regulariser import Anchor, Regulariser
 from cptron.regularise.stored import read_stretches
 from cptron.runtime.dist import agree
@@ -30,14 +32,24 @@ from cptron.runtime.dist import agree
 def open_regulariser(config: Config, base: Path | None, bare: Sequence[Any], optimizer: Any) -> Regulariser:
     """The regulariser that `config` asks for; `bare` are the chunks without their wrappers. Collective. Raises
     `CheckpointError` on every rank where what it needs is damaged or of another model."""
-    wanted = config.regularise
-    if not (wanted.l2sp or wanted.ewc):
+    wanted, rules = config.regularise, config.optim.freeze
+    if not (wanted.needs_base or wanted.agem or rules):
         return Regulariser()
-    assert base is not None, "checked with the configuration"
-    stretches, parts = stretches_of(optimizer), Parts(bare, optimizer)
-    starts = _starts(config, base, parts, stretches)
-    fishers = _fishers(config, base, parts, stretches) if wanted.ewc else []
-    return Regulariser(wanted, stretches, Anchor(starts, fishers))
+    stretches = stretches_of(optimizer)
+    anchor = freezer = projection = None
+    if wanted.needs_base:
+        assert base is not None, "checked with the configuration"
+        parts = Parts(bare, optimizer)
+        starts = _starts(config, base, parts, stretches)
+        anchor = Anchor(starts, _fishers(config, base, parts, stretches) if wanted.ewc else [])
+    if rules:
+        arch, first_row = bare[0].arch, bare[0].vocabulary.first_row
+        check_rules(rules, bare, arch.vocab_size)
+        freezer = Freezer(rules, stretches, first_row, arch.hidden_size)
+    if wanted.agem:
+        is_replay = [source.role == "replay" for source in config.data.sources]
+        projection = Projection(stretches, is_replay)
+    return Regulariser(wanted, stretches, anchor, freezer, projection)
 
 
 def _starts(config: Config, base: Path, parts: Parts, stretches: Sequence[Stretch]) -> list[torch.Tensor]:

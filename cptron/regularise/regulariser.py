@@ -11,13 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from cptron.config.schema_regularise import RegulariseConfig
+from cptron.data.batch import MicroBatch
 from cptron.optim.stretch import KINDS, Stretch, kind_of
 from cptron.regularise import pull
+from cptron.regularise.freeze import Freezer
+from cptron.regularise.projection import Projection, Run
+from cptron.runtime.pipeline import LossSums
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,26 +46,53 @@ class Regulariser:
     stretches: Sequence[Stretch] = ()
     anchor: Anchor | None = None
     """None where nothing is pulled."""
+    freezer: Freezer | None = None
+    projection: Projection | None = None
+    tokens_total: int = 0
+    """Tokens trained on before this step."""
 
     def __post_init__(self) -> None:
-        if self.anchor is None:
+        if self.anchor is None and self.freezer is None:
             return
         for inner in {id(stretch.inner): stretch.inner for stretch in self.stretches}.values():
             inner.register_step_post_hook(lambda *_: self.after_update())
 
+    def at(self, tokens_total: int) -> Regulariser:
+        """Itself, at a step that comes after so many tokens."""
+        self.tokens_total = tokens_total
+        return self
+
+    def forward_backward(self, run: Run, optimizer: Any, batches: Sequence[MicroBatch]) -> LossSums:
+        """Leave the step's gradients, reduced, in the buffers, by calls of `run`; returns the losses."""
+        if self.projection is None:
+            return run(batches)
+        return self.projection.forward_backward(run, optimizer, batches)
+
     def before_update(self) -> None:
         """Change the gradients that are ready, before their norm is taken."""
+        if self.freezer is not None:
+            self.freezer.stop_gradients(self.tokens_total)
+        if self.projection is not None:
+            self.projection.project()
         config = self.config
         if self.anchor is not None and config.ewc and config.ewc_form == "gradient":
             for number, stretch in enumerate(self.stretches):
                 if stretch.main.grad is not None:
                     start, fisher = self.anchor.starts[number], self.anchor.fishers[number]
                     pull.add_gradient(stretch.main, start, fisher, config.ewc)
+        if self.freezer is not None:
+            self.freezer.stop_gradients(self.tokens_total)  # rows have been pulled, too
+            self.freezer.keep(self.tokens_total)
 
     def after_update(self) -> None:
         """Change the masters that have just moved."""
-        config, anchor = self.config, self.anchor
-        assert anchor is not None
+        if self.anchor is not None:
+            self._pull_masters(self.anchor)
+        if self.freezer is not None:
+            self.freezer.put_back()
+
+    def _pull_masters(self, anchor: Anchor) -> None:
+        config = self.config
         for number, stretch in enumerate(self.stretches):
             if stretch.main.grad is None:
                 continue
@@ -71,15 +103,17 @@ class Regulariser:
                 pull.proximal(stretch.main, start, anchor.fishers[number], rate, config.ewc)
 
     def measures(self, device: torch.device) -> dict[str, float]:
-        """`drift/KIND`, the L2 distance from the start by kind of parameter, and the penalties; collective (one small
-        sum), so to be asked for when it is logged. Empty where nothing is pulled."""
-        if self.anchor is None:
-            return {}
+        """`drift/KIND`, the L2 distance from the start by kind of parameter, the penalties, and what the projection
+        did; collective where weights are pulled (one small sum), so to be asked for when it is logged."""
+        found = {} if self.projection is None else self.projection.measures()
+        return found if self.anchor is None else {**found, **self._drift(self.anchor, device)}
+
+    def _drift(self, anchor: Anchor, device: torch.device) -> dict[str, float]:
         sums_K3 = torch.zeros(len(KINDS), 3, dtype=torch.float64, device=device)
         for number, stretch in enumerate(self.stretches):
             if stretch.counts:
                 row = sums_K3[KINDS.index(kind_of(stretch.name))]
-                start, fisher = self.anchor.starts[number], self.anchor.fisher(number)
+                start, fisher = anchor.starts[number], anchor.fisher(number)
                 row[:2] += torch.stack(pull.squares(stretch.main, start, fisher))
                 row[2] += stretch.main.numel()
         dist.all_reduce(sums_K3)

@@ -173,7 +173,7 @@ def whole_groups(batches: Sequence[MicroBatch], num_chunks: int) -> list[MicroBa
     """Interleaved stages pass micro-batches on in groups of one for each stage: fill the last group up with
     micro-batches in which nothing counts."""
     missing = -len(batches) % parallel_state.get_pipeline_model_parallel_world_size() if num_chunks > 1 else 0
-    return [*batches, *[blank(batches[-1])] * missing]
+    return [*batches, *[blank(batches[-1])] * missing] if missing else list(batches)
 
 
 def blank(batch: MicroBatch) -> MicroBatch:

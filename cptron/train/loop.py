@@ -61,7 +61,7 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
                 device=run.session.device.torch_device,
                 accept=guards.accept,
                 before_update=saver.before_update,
-                regulariser=run.regulariser,
+                regulariser=run.regulariser.at(run.state.tokens_total),
             )
             if not guards.settle(batches, result.updated):
                 saved_step = min(saved_step, run.state.step)  # the batch is dropped, or the run rolled back

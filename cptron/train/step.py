@@ -18,7 +18,7 @@ from cptron.data.batch import MicroBatch
 from cptron.errors import TrainingError
 from cptron.optim.optimizer import apply_gradients, gradient_norm, set_rates
 from cptron.regularise.regulariser import NOTHING, Regulariser
-from cptron.runtime.pipeline import LossSums, run_schedule
+from cptron.runtime.pipeline import LossSums, run_schedule, whole_groups
 
 Accept = Callable[[float, float], bool]
 """Says of a loss (nats per token) and a global gradient norm whether the weights may follow; collective."""
@@ -63,10 +63,15 @@ def train_step(
 
     Raises `TrainingError` on every rank, with the weights unchanged, when an accepted gradient norm is not finite.
     """
-    for chunk in chunks:
-        chunk.zero_grad_buffer()
-    optimizer.zero_grad()
-    sums = run_schedule(chunks, batches, num_sources, device, forward_only=False)
+
+    def run(part: Sequence[MicroBatch]) -> LossSums:
+        for chunk in chunks:
+            chunk.zero_grad_buffer()
+        optimizer.zero_grad()
+        part = whole_groups(part, len(chunks))
+        return run_schedule(chunks, part, num_sources, device, forward_only=False)
+
+    sums = regulariser.forward_backward(run, optimizer, batches)
     grad_norm = gradient_norm(optimizer, regulariser.before_update)
     accepted = accept(sums.loss_nats_per_token, grad_norm)
     if accepted:
