@@ -40,6 +40,10 @@ VERBS = {
         "cptron.regularise.fisher_main",
         "how much each weight of a checkpoint matters to old data (for EWC)",
     ),
+    "teach": (
+        "cptron.regularise.teach",
+        "a model's most likely next tokens, beside token files (for distillation)",
+    ),
     "export": ("cptron.convert.export_main", "checkpoint -> Hugging Face model"),
     "verify": ("cptron.convert.verify_main", "prove that a checkpoint and a Hugging Face model are the same"),
     "inspect": ("cptron.inspect", "what a token file, a checkpoint or a run holds"),

@@ -14,10 +14,11 @@ from cptron.errors import ConfigError
 def check_regularise(config: Config) -> None:
     """Raises `ConfigError` on the first rule broken."""
     _check_strengths(config)
-    if config.regularise.needs_base:
+    if config.regularise.pulls:
         _check_anchor(config)
     _check_fisher(config)
     _check_projection(config)
+    _check_distill(config)
     _check_freeze(config)
 
 
@@ -78,6 +79,32 @@ def _check_projection(config: Config) -> None:
                 f"regularise.agem=true holds a gradient of new data against one of replay data, and no source has role="
                 f"{role}; set data.sources.*.role, or regularise.agem=false"
             )
+
+
+def _check_distill(config: Config) -> None:
+    wanted = config.regularise.distill
+    if not (wanted.weight >= 0 and wanted.top_k >= 1):
+        raise ConfigError(
+            f"regularise.distill has weight={wanted.weight} and top_k={wanted.top_k}; use 0 or more, and 1 or more"
+        )
+    if not wanted.weight:
+        return
+    asked = f"regularise.distill.weight={wanted.weight}"
+    if not any(source.role == "replay" for source in config.data.sources):
+        raise ConfigError(
+            f"{asked} asks the teacher about replay sources, and there is none; set data.sources.*.role"
+        )
+    if not config.start.checkpoint or config.adapter.kind != "none":
+        raise ConfigError(
+            f"{asked} has the weights of start.checkpoint for a teacher, and start.checkpoint="
+            f"{config.start.checkpoint!r} with adapter.kind={config.adapter.kind} is no such start; name whole weights "
+            "and train them, or set it to 0"
+        )
+    if wanted.teacher == "cached" and config.data.order == "megatron":
+        raise ConfigError(
+            f"{asked} with teacher=cached finds a sample's tokens by data.order=cptron, not by {config.data.order}; "
+            "use teacher=live"
+        )
 
 
 def _check_freeze(config: Config) -> None:

@@ -78,10 +78,14 @@ def _type_name(hint: Any) -> str:
         return ", ".join(f"`{choice}`" for choice in get_args(hint))
     if get_origin(hint) is tuple:
         return "list of sections"
+    if is_dataclass(hint):
+        return "section"
     return {str: "text", int: "integer", float: "number", bool: "true or false"}[hint]
 
 
 def _default(field: Field[Any]) -> str:
+    if field.default_factory is not MISSING:
+        return "its own"
     if field.default is MISSING:
         return "required"
     value = field.default

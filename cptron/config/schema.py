@@ -13,7 +13,7 @@ from typing import Literal
 
 from cptron.config.schema_data import DataConfig, EvalConfig, SourceConfig, ValidSetConfig
 from cptron.config.schema_outputs import CheckpointConfig, LogConfig, MilestoneConfig, RuntimeConfig
-from cptron.config.schema_regularise import FreezeConfig, RegulariseConfig
+from cptron.config.schema_regularise import DistillConfig, FreezeConfig, RegulariseConfig
 
 __all__ = [
     "AdapterConfig",
@@ -21,6 +21,7 @@ __all__ = [
     "CheckpointConfig",
     "Config",
     "DataConfig",
+    "DistillConfig",
     "EvalConfig",
     "Fp8Config",
     "FreezeConfig",

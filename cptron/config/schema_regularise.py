@@ -6,7 +6,7 @@ and costs nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -20,6 +20,19 @@ class FreezeConfig:
     """They stand still while `tokens_total` is below this."""
     rows_below: int = 0
     """Only rows with a token id below this stand still (embedding and output matrix); 0 means all of the parameter."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistillConfig:
+    """On sequences of replay sources: keep the next-token probabilities of the model as it started."""
+
+    weight: float = 0.0
+    """Nats of divergence KL(start, model) count this much beside nats of loss; 0 is off."""
+    teacher: Literal["live", "cached"] = "live"
+    """`live`: the starting weights are in memory once more, for a forward pass of the replay sequences in each step.
+    `cached`: read what `cptron teach` wrote beside the replay sources' token files."""
+    top_k: int = 32
+    """The teacher's most likely tokens that are compared one by one; all others count as one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,8 +57,15 @@ class RegulariseConfig:
     agem: bool = False
     """Experimental. A-GEM: sources of role `replay` are not trained on; where a step would raise their loss, the part
     of the gradient that does is taken away. Costs 4 bytes for each weight that a rank updates, and no further pass."""
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    """Distillation from the starting weights on replay sequences; a section of its own, below."""
+
+    @property
+    def pulls(self) -> bool:
+        """Weights are held near where they started."""
+        return bool(self.l2sp or self.ewc)
 
     @property
     def needs_base(self) -> bool:
         """`start.checkpoint` is read at every start, also at a resume."""
-        return bool(self.l2sp or self.ewc)
+        return bool(self.pulls or (self.distill.weight and self.distill.teacher == "live"))

@@ -23,21 +23,27 @@ from cptron.model.build import DTYPES
 from cptron.optim.stretch import Stretch, stretches_of
 from cptron.regularise.fisher_file import SHARDS, FisherRecord, damaged_files, read_record
 from cptron.regularise.freeze import Freezer, check_rules
+from cptron.regularise.open_teacher import open_teacher
 from cptron.regularise.projection import Projection
 from cptron.regularise.regulariser import Anchor, Regulariser
 from cptron.regularise.stored import read_stretches
 from cptron.runtime.dist import agree
+from cptron.runtime.session import Session
 
 
-def open_regulariser(config: Config, base: Path | None, bare: Sequence[Any], optimizer: Any) -> Regulariser:
+def open_regulariser(
+    config: Config, base: Path | None, bare: Sequence[Any], optimizer: Any, session: Session
+) -> Regulariser:
     """The regulariser that `config` asks for; `bare` are the chunks without their wrappers. Collective. Raises
     `CheckpointError` on every rank where what it needs is damaged or of another model."""
     wanted, rules = config.regularise, config.optim.freeze
-    if not (wanted.needs_base or wanted.agem or rules):
-        return Regulariser()
+    is_replay = [source.role == "replay" for source in config.data.sources]
+    teacher = open_teacher(config, base, session, is_replay) if wanted.distill.weight else None
+    if not (wanted.pulls or wanted.agem or rules):
+        return Regulariser(wanted, teacher=teacher)
     stretches = stretches_of(optimizer)
     anchor = freezer = projection = None
-    if wanted.needs_base:
+    if wanted.pulls:
         assert base is not None, "checked with the configuration"
         parts = Parts(bare, optimizer)
         starts = _starts(config, base, parts, stretches)
@@ -47,9 +53,8 @@ def open_regulariser(config: Config, base: Path | None, bare: Sequence[Any], opt
         check_rules(rules, bare, arch.vocab_size)
         freezer = Freezer(rules, stretches, first_row, arch.hidden_size)
     if wanted.agem:
-        is_replay = [source.role == "replay" for source in config.data.sources]
         projection = Projection(stretches, is_replay)
-    return Regulariser(wanted, stretches, anchor, freezer, projection)
+    return Regulariser(wanted, stretches, anchor, freezer, projection, teacher)
 
 
 def _starts(config: Config, base: Path, parts: Parts, stretches: Sequence[Stretch]) -> list[torch.Tensor]:

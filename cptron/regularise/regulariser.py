@@ -22,6 +22,7 @@ from cptron.optim.stretch import KINDS, Stretch, kind_of
 from cptron.regularise import pull
 from cptron.regularise.freeze import Freezer
 from cptron.regularise.projection import Projection, Run
+from cptron.regularise.teacher import Teacher
 from cptron.runtime.pipeline import LossSums
 
 
@@ -48,6 +49,7 @@ class Regulariser:
     """None where nothing is pulled."""
     freezer: Freezer | None = None
     projection: Projection | None = None
+    teacher: Teacher | None = None
     tokens_total: int = 0
     """Tokens trained on before this step."""
 
@@ -64,9 +66,14 @@ class Regulariser:
 
     def forward_backward(self, run: Run, optimizer: Any, batches: Sequence[MicroBatch]) -> LossSums:
         """Leave the step's gradients, reduced, in the buffers, by calls of `run`; returns the losses."""
+        teacher = self.teacher
+
+        def asked(part: Sequence[MicroBatch]) -> LossSums:
+            return run(part if teacher is None else teacher.attach(part))
+
         if self.projection is None:
-            return run(batches)
-        return self.projection.forward_backward(run, optimizer, batches)
+            return asked(batches)
+        return self.projection.forward_backward(asked, optimizer, batches)
 
     def before_update(self) -> None:
         """Change the gradients that are ready, before their norm is taken."""

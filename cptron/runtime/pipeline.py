@@ -42,6 +42,8 @@ class LossSums:
     """Sum over documents of the square of their length: what attention costs."""
     windowed_squares: int
     """The same under the model's sliding window; the square itself where it has none."""
+    divergence_nats_by_source: np.ndarray
+    """Summed divergence from a teacher; 0 where none was asked."""
 
     def __add__(self, other: LossSums) -> LossSums:
         return LossSums(
@@ -50,6 +52,7 @@ class LossSums:
             self.places + other.places,
             self.squared_lengths + other.squared_lengths,
             self.windowed_squares + other.windowed_squares,
+            self.divergence_nats_by_source + other.divergence_nats_by_source,
         )
 
     @property
@@ -88,17 +91,17 @@ def run_schedule(
         micro_batch_size=batch_size,
         forward_only=forward_only,
     )
-    sums_K2 = torch.zeros(num_sources + 2, 2, dtype=torch.float64, device=device)
+    sums_K3 = torch.zeros(num_sources + 2, 3, dtype=torch.float64, device=device)
     if is_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0:
-        sums_K2[:-2] += torch.stack(outputs).sum(0)
+        sums_K3[:-2] += torch.stack(outputs).sum(0)
         if parallel_state.get_context_parallel_rank() == 0:
             lengths = _squares_of(batches, document_mask, model.arch.sliding_window)
-            sums_K2[-2:, 0] += torch.tensor(lengths, device=device)
-            sums_K2[-1, 1] += sum(batch.tokens_BS.size for batch in batches)
-    dist.all_reduce(sums_K2)
-    sums = sums_K2.cpu().numpy()
+            sums_K3[-2:, 0] += torch.tensor(lengths, device=device)
+            sums_K3[-1, 1] += sum(batch.tokens_BS.size for batch in batches)
+    dist.all_reduce(sums_K3)
+    sums = sums_K3.cpu().numpy()
     squares, windowed, places = (int(value) for value in (sums[-2, 0], sums[-1, 0], sums[-1, 1]))
-    return LossSums(sums[:-2, 0], sums[:-2, 1], places, squares, windowed)
+    return LossSums(sums[:-2, 0], sums[:-2, 1], places, squares, windowed, sums[:-2, 2])
 
 
 def _squares_of(batches: Sequence[MicroBatch], document_mask: bool, window: int | None) -> tuple[int, int]:
@@ -119,18 +122,20 @@ def unwrapped(chunk: Any) -> Any:
 def _forward(batches: Iterator[MicroBatch], model: Any, num_sources: int, device: torch.device) -> Any:
     """megatron-core's forward step: output tensor of this chunk and the loss to apply on the last one."""
     batch = next(batches)
-    tokens_BS = _here(batch.tokens_BS, device)
-    labels_BS = _here(batch.labels_BS, device)
-    mask_BS = _here(batch.loss_mask_BS, device)
+    tokens_BS = here(batch.tokens_BS, device)
+    labels_BS = here(batch.labels_BS, device)
+    mask_BS = here(batch.loss_mask_BS, device)
     if batch.on_first_tensor_rank:
         tokens_BS, labels_BS, mask_BS = _from_first_tensor_rank(tokens_BS, labels_BS, mask_BS)
     source_B = torch.from_numpy(batch.source_B).to(device, non_blocking=True)
-    output = model(tokens_BS, batch.documents_BS, labels_BS, mask_BS)
+    teacher = batch.teacher and batch.teacher.targets(mask_BS)
+    output = model(tokens_BS, batch.documents_BS, labels_BS, mask_BS, teacher)
     return output, functools.partial(masked_sums, mask_BS=mask_BS, source_B=source_B, num_sources=num_sources)
 
 
-def _here(array_BS: np.ndarray, device: torch.device) -> torch.Tensor:
-    """This context rank's part of whole rows, on the device. Cut there: a copy made here would not be pinned."""
+def here(array_BS: np.ndarray, device: torch.device) -> torch.Tensor:
+    """This context rank's part of whole rows `[B, S, ...]`, on the device. Cut there: a copy made here would not be
+    pinned."""
     whole_BS = torch.from_numpy(array_BS).to(device, non_blocking=True)
     cp = parallel_state.get_context_parallel_world_size()
     if cp == 1:
@@ -167,6 +172,36 @@ def evaluate(
     finally:
         for chunk in chunks:
             chunk.train()
+
+
+def top_tokens_of(
+    chunks: Sequence[Any], batches: Sequence[MicroBatch], device: torch.device
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """What a teacher answers to each micro-batch: ids and probabilities `[B, S, K]` of this context rank's part, on the
+    last stage; nothing on others. Collective over the ranks of one copy of the model only."""
+    whole = whole_groups(batches, len(chunks))
+    batch_size, seq_length = batches[0].tokens_BS.shape
+    with torch.no_grad(), without_offloading(chunks):
+        answers = get_forward_backward_func()(
+            forward_step_func=functools.partial(_forward_teacher, device=device),
+            data_iterator=[iter(whole) for _ in chunks] if len(chunks) > 1 else iter(whole),
+            model=list(chunks),
+            num_microbatches=len(whole),
+            seq_length=seq_length,
+            micro_batch_size=batch_size,
+            forward_only=True,
+        )
+    return list(answers[: len(batches)])
+
+
+def _forward_teacher(batches: Iterator[MicroBatch], model: Any, device: torch.device) -> Any:
+    """megatron-core's forward step: what the last chunk answers is collected in the place of a loss."""
+    output, _ = _forward(batches, model, 1, device)
+
+    def keep(answer: Any) -> Any:
+        return torch.zeros((), device=device), torch.ones((), dtype=torch.int, device=device), answer
+
+    return output, keep
 
 
 def whole_groups(batches: Sequence[MicroBatch], num_chunks: int) -> list[MicroBatch]:

@@ -50,6 +50,9 @@ def step_record(run: Run, result: StepResult, step_time_s: float) -> Record:
         tokens = result.sums.tokens_by_source[index]
         if tokens:
             record[f"loss_nats_per_token/{name}"] = float(result.sums.loss_nats_by_source[index] / tokens)
+            if run.config.regularise.distill.weight:
+                apart = result.sums.divergence_nats_by_source[index]
+                record[f"divergence_nats_per_token/{name}"] = float(apart / tokens)
         record[f"tokens/{name}"] = run.state.ledger.tokens(name)
     return record
 

@@ -98,7 +98,7 @@ def prepare(config: Config, plan: Plan, session: Session) -> Run:
     chunks = wrap_chunks(bare, overlap, optimizer=config.optim.name)
     optimizer = build_optimizer(config.optim, chunks, config.train.precision)
     base, hugging_face = _load(plan, session, bare, optimizer)
-    regulariser = open_regulariser(config, plan.base, bare, optimizer)
+    regulariser = open_regulariser(config, plan.base, bare, optimizer, session)
     state, loader, valid_sets = open_data(config, plan, session)
     run = Run(
         config=config,

@@ -17,8 +17,9 @@ from cptron.errors import CptronError
 from cptron.model.build import build_chunks
 from cptron.model.options import ModelOptions
 from cptron.optim.optimizer import build_optimizer, finish_param_gather, wrap_chunks
-from cptron.optim.stretch import stretches_of
+from cptron.optim.stretch import Stretch, stretches_of
 from cptron.regularise.open import open_regulariser
+from cptron.regularise.projection import Projection
 from cptron.runtime.launcher import launched_ranks
 from cptron.runtime.session import open_session
 from cptron.runtime.topology import Layout
@@ -38,7 +39,8 @@ class Found:
     """Largest moment by parameter."""
     rows_moved: dict[str, list[int]] = field(default_factory=dict)
     """Rows of vocabulary matrices that changed, counted in the whole matrix."""
-    dots: list[tuple[float, float]] = field(default_factory=list)
+    divergences: list[list[float]] = field(default_factory=list)
+    """Of each step by source, nats per token."""
     error: str = ""
 
 
@@ -63,13 +65,14 @@ def steps(
         load_shards(Path(base) / checkpoint_layout.SHARDS, bare)
         optimizer.reload_model_params()
         try:
-            regulariser = open_regulariser(config, Path(base), bare, optimizer)
+            regulariser = open_regulariser(config, Path(base), bare, optimizer, session)
         except CptronError as error:
             return Found([], [], [], {}, {}, error=f"{type(error).__name__}: {error}")
         device = session.device.torch_device
         stretches = stretches_of(optimizer)
         before = [stretch.main.detach().clone() for stretch in stretches]
         measures, losses, norms, tokens_total = [regulariser.measures(device)], [], [], 0
+        divergences = []
         for tokens_GS1 in tokens_NGS1:
             result = train_step(
                 chunks,
@@ -84,11 +87,13 @@ def steps(
             tokens_total += result.sums.tokens
             losses.append(result.sums.loss_nats_per_token)
             norms.append(result.grad_norm)
+            sums = result.sums
+            divergences.append((sums.divergence_nats_by_source / sums.tokens_by_source).tolist())
             measures.append(regulariser.measures(device))
         finish_param_gather(chunks)
         _assert_weights_follow(stretches)
         moved, moments, rows = _changes(stretches, before, bare[0])
-        return Found(losses, norms, measures, moved, moments, rows)
+        return Found(losses, norms, measures, moved, moments, rows, divergences)
 
 
 def _assert_weights_follow(stretches: list[Any]) -> None:
@@ -110,3 +115,28 @@ def _changes(
             places = (torch.nonzero(change)[:, 0] + stretch.start) // stretch.param.shape[1]
             rows[stretch.name] = sorted(set((places + model.vocabulary.first_row).tolist()))
     return moved, moments, rows
+
+
+def projected(sign: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """This rank's half of a gradient before, of the reference, and of the gradient after; beside it a stretch that both
+    ranks have, which the second must not count."""
+    ranks = launched_ranks()
+    assert ranks is not None
+    with open_session(ranks, Layout(tp=2), threads_per_rank=1):
+        draw = torch.Generator().manual_seed(ranks.rank)
+        own = torch.randn(2, 50, generator=draw)
+        shared = torch.randn(2, 50, generator=torch.Generator().manual_seed(7))
+        pairs = [own, shared]
+        stretches = []
+        for place, pair in enumerate(pairs):
+            main = torch.zeros(50)
+            pair[1] = 0.3 * pair[1] + sign * pair[0]
+            main.grad = pair[0].clone()
+            counts = place == 0 or ranks.rank == 0
+            stretches.append(Stretch(f"mlp.{place}", main, main, 0, 50, counts, None, 0))
+        projection = Projection(stretches, [False, True])
+        projection._reference = [pair[1].clone() for pair in pairs]
+        projection.project()
+        shown = [0, 1] if ranks.rank == 0 else [0]
+        before, reference = (torch.cat([pairs[n][m] for n in shown]).numpy() for m in (0, 1))
+        return before, reference, torch.cat([stretches[n].main.grad for n in shown]).numpy()

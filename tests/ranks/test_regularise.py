@@ -138,16 +138,32 @@ def test_projection_under_layouts(
     """Replay rows that repeat the new ones with other targets conflict; the steps are those of one rank, also where
     messages overlap. The same rows twice do not conflict, and the step is that of the new rows alone."""
     words = [*REPLAY, "regularise.agem=true"]
-    tokens = tokens_NGS1[:2].copy()
-    tokens[:, 1::2, :-1] = tokens[:, ::2, :-1]  # same contexts
-    tokens[:, 1::2, 1::2] = 299 - tokens[:, ::2, 1::2] % 150
+    tokens = np.repeat(tokens_NGS1[:1], 5, axis=0)  # learned until what the replay rows want is unlikely
+    tokens[:, :, ::2] = 7
+    tokens[:, ::2, 1::2], tokens[:, 1::2, 1::2] = 11, 13
     (one,) = run(config_file, checkpoints["tied"], tokens, words)
+    assert any(measures["agem/projected"] for measures in one.measures)
     for layout, overlap in (("dp2", True), ("tp2", False), ("vpp2", False)):
         assert_same(run(config_file, checkpoints["tied"], tokens, words, layout, overlap=overlap), one)
     agreeing = tokens_NGS1[:2].copy()
     agreeing[:, 1::2] = agreeing[:, ::2]
     (found,) = run(config_file, checkpoints["tied"], agreeing, words)
-    (alone,) = run(config_file, checkpoints["tied"], agreeing[:, ::2], words)
+    (alone,) = run(config_file, checkpoints["tied"], agreeing[:, ::2], [])
     assert all(measures["agem/projected"] == 0 for measures in found.measures)
     np.testing.assert_allclose(found.norms, alone.norms, rtol=1e-5)
     assert found.measures[1]["agem/cosine"] > 0.9
+
+
+def test_projection_by_hand() -> None:
+    """Two ranks with half of the elements each, and a stretch that both have: as on the whole vectors; g.r is never
+    less than 0, and a gradient that does not conflict keeps its bits."""
+    for sign in (-1.0, 1.0):
+        halves = run_ranks(regularise_calls.projected, 2, sign)
+        before, reference = (np.concatenate([half[place] for half in halves]) for place in (0, 1))
+        after = np.concatenate([half[2] for half in halves])
+        if sign < 0:
+            expected = before - before @ reference / (reference @ reference) * reference
+            np.testing.assert_allclose(after, expected, rtol=1e-5, atol=1e-6)
+            assert abs(after @ reference) <= 1e-6 * (before @ before + reference @ reference)
+        else:
+            assert (after == before).all()
