@@ -21,7 +21,7 @@ from cptron.convert.probe import probe_tokens
 from cptron.data.batch import MicroBatch
 from cptron.data.loader import TrainLoader
 from cptron.data.valid import ValidSet
-from cptron.errors import CheckpointError, TrainingError
+from cptron.errors import CheckpointError, ConfigError, TrainingError
 from cptron.model.adapters import freeze_base, init_adapters, init_magnitudes
 from cptron.model.build import build_chunks
 from cptron.model.fp8 import hardware_has_fp8, resolve_fp8
@@ -98,6 +98,7 @@ def prepare(config: Config, plan: Plan, session: Session) -> Run:
     chunks = wrap_chunks(bare, overlap, optimizer=config.optim.name)
     optimizer = build_optimizer(config.optim, chunks, config.train.precision)
     base, hugging_face = _load(plan, session, bare, optimizer)
+    _refuse_another_start(config, plan)
     regulariser = open_regulariser(config, plan.base, bare, optimizer, session)
     state, loader, valid_sets = open_data(config, plan, session)
     run = Run(
@@ -141,6 +142,18 @@ def _load(
     found = load_direct(plan.hugging_face, bare, tp, tp_rank, str(plan.identity["start"]))
     optimizer.reload_model_params()
     return found
+
+
+def _refuse_another_start(config: Config, plan: Plan) -> None:
+    """A run that is held near its starting weights, or learns from them, cannot have others from now on."""
+    wanted = config.regularise
+    if (wanted.needs_base or wanted.distill.weight) and any(
+        change.key == "start" for change in plan.accepted
+    ):
+        raise ConfigError(
+            f"run.dir={config.run.dir} was started from other weights than start.checkpoint={config.start.checkpoint}, "
+            "and regularise holds it near those: put start.checkpoint back, or turn regularise off"
+        )
 
 
 def load_again(run: Run, plan: Plan) -> None:

@@ -11,6 +11,7 @@ import torch
 from test_regularise import LAYOUTS, assert_same, config_file, run
 from tokens_world import write_known
 
+from cptron.data.content import open_content
 from cptron.data.source import TokenSource
 from cptron.regularise.taught_file import Taught, open_taught
 from cptron.runtime.topology import Layout
@@ -68,7 +69,7 @@ def test_cached_answers_are_those_of_transformers_under_every_layout(
     found = teach(1, checkpoints["untied"], replay)
     rows = np.array(found.rows)
     model = AutoModelForCausalLM.from_pretrained(untied, dtype=torch.float32)
-    document = TokenSource("old", str(replay), SEQ, 1)._order.content.tokens.read(0, 0, 9).astype(np.int64)
+    document = open_content(str(replay)).tokens.read(0, 0, 9).astype(np.int64)
     with torch.no_grad():
         chances = model(torch.from_numpy(document)[None]).logits[0].softmax(-1).topk(5)
     np.testing.assert_array_equal(rows["ids"][:9], chances.indices.numpy())

@@ -60,6 +60,8 @@ LIGHT_FILES = (
     "checkpoint/space.py",
     "checkpoint/verify.py",
     "model/architecture.py",
+    "regularise/fisher_file.py",
+    "regularise/taught_file.py",
     "train/preflight.py",
 )
 HEAVY = ("torch", "megatron", "transformers")
