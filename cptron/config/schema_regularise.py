@@ -37,8 +37,7 @@ class DistillConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RegulariseConfig:
-    """Holds the model near the weights of `start.checkpoint`, for when there are no old data: where there are, replay
-    did more in every comparison known to us ([regularisers](regularisers.md))."""
+    """Holds the model near `start.checkpoint`; where there are old data, replay does more ([page](regularisers.md))."""
 
     l2sp: float = 0.0
     """L2-SP: weights decay towards those of `start.checkpoint` instead of to 0, by the rate times this; 0 is off."""

@@ -53,7 +53,7 @@ def open_regulariser(
         check_rules(rules, bare, arch.vocab_size)
         freezer = Freezer(rules, stretches, first_row, arch.hidden_size)
     if wanted.agem:
-        projection = Projection(stretches, is_replay)
+        projection = Projection(stretches, is_replay, session.device.torch_device)
     return Regulariser(wanted, stretches, anchor, freezer, projection, teacher)
 
 

@@ -33,8 +33,9 @@ Run = Callable[[Sequence[MicroBatch]], LossSums]
 class Projection:
     """On one rank; 4 bytes more for each weight that the rank updates."""
 
-    def __init__(self, stretches: Sequence[Stretch], is_replay: Sequence[bool]) -> None:
+    def __init__(self, stretches: Sequence[Stretch], is_replay: Sequence[bool], device: torch.device) -> None:
         """`is_replay` by source."""
+        self._device = device
         self._stretches = stretches
         self._is_replay = np.array(is_replay)
         self._reference: list[torch.Tensor | None] = []
@@ -58,8 +59,7 @@ class Projection:
             for stretch, reference in zip(self._stretches, self._reference, strict=True)
             if stretch.main.grad is not None and reference is not None
         ]
-        device = self._stretches[0].main.device if self._stretches else torch.get_default_device()
-        dots = torch.zeros(3, dtype=torch.float64, device=device)
+        dots = torch.zeros(3, dtype=torch.float64, device=self._device)
         for stretch, grad, reference in pairs:
             if stretch.counts:
                 for place, (one, other) in enumerate(

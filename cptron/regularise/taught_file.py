@@ -24,6 +24,7 @@ from cptron.tokens.indexed import IndexedTokens
 from cptron.typed import require_types
 
 FORMAT_VERSION = 1
+ANSWER_BYTES = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,10 @@ def open_taught(prefix: str, identity: str, top_k: int, *, verify: bool = False)
     try:
         record = TaughtRecord(**parse_json(path.read_text()))
         require_types(record)
+        if record.format_version != FORMAT_VERSION or min(record.tokens, record.top_k) < 1:
+            raise ValueError(
+                f"format_version {record.format_version}, {record.tokens} tokens of {record.top_k} answers"
+            )
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error}); make it again with cptron teach") from None
     if record.data != identity:
@@ -96,12 +101,13 @@ def open_taught(prefix: str, identity: str, top_k: int, *, verify: bool = False)
             "or make the file again with cptron teach"
         )
     numbers = bin_file(prefix)
-    expected = record.tokens * row_type(record.top_k).itemsize
+    tokens = IndexedTokens(prefix)
+    expected = tokens.num_tokens * record.top_k * ANSWER_BYTES
     size = numbers.stat().st_size if numbers.is_file() else None
     if size != record.bytes or size != expected or (verify and hash_file(numbers).sha256 != record.sha256):
         raise DataError(f"{numbers} is not the file that was written; make it again with cptron teach")
     rows = np.memmap(numbers, row_type(record.top_k), "r").view(np.ndarray)
-    return Taught(numbers, record, rows, starts_of(IndexedTokens(prefix)))
+    return Taught(numbers, record, rows, starts_of(tokens))
 
 
 def starts_of(tokens: IndexedTokens) -> npt.NDArray[np.int64]:

@@ -134,7 +134,7 @@ def projected(sign: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             main.grad = pair[0].clone()
             counts = place == 0 or ranks.rank == 0
             stretches.append(Stretch(f"mlp.{place}", main, main, 0, 50, counts, None, 0))
-        projection = Projection(stretches, [False, True])
+        projection = Projection(stretches, [False, True], torch.device("cpu"))
         projection._reference = [pair[1].clone() for pair in pairs]
         projection.project()
         shown = [0, 1] if ranks.rank == 0 else [0]

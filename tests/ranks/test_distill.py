@@ -24,6 +24,7 @@ DISTILL = ["data.sources.general.role=replay", "regularise.distill.weight=2.0", 
 SEQ = 32
 
 
+@pytest.mark.core_ranks
 def test_live_teacher_under_layouts(
     config_file: Path, checkpoints: dict[str, Path], tokens_NGS1: np.ndarray
 ) -> None:

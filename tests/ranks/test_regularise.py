@@ -88,7 +88,8 @@ FREEZE = [
 ]
 
 
-@pytest.mark.parametrize("layout", ["", "dp2", "tp2", "pp2"])
+@pytest.mark.core_ranks
+@pytest.mark.parametrize("layout", ["dp2", "tp2", "pp2"])
 def test_what_stands_still_does_not_move_by_a_bit(
     layout: str, config_file: Path, checkpoints: dict[str, Path], tokens_NGS1: np.ndarray
 ) -> None:
@@ -108,9 +109,10 @@ def test_what_stands_still_does_not_move_by_a_bit(
             elif ".layers." in name:
                 assert moved > 0 and outcome.moments[name] > 0, name
     assert all(moved > 0 for outcome in later for name, moved in outcome.moved.items() if ".layers." in name)
-    if layout:
-        (one,) = run(config_file, checkpoints["untied"], tokens_NGS1[:3], words)
-        assert_same(later, one)
+    (one,) = run(config_file, checkpoints["untied"], tokens_NGS1[:3], words)
+    assert_same(later, one)
+    (free,) = run(config_file, checkpoints["untied"], tokens_NGS1[:3], ["optim.weight_decay=0.1"])
+    assert one.norms[0] < 0.95 * free.norms[0], "the norm is of what moves"
 
 
 @pytest.mark.parametrize(
@@ -132,6 +134,7 @@ def test_rules_that_cannot_be_meant_are_refused_on_every_rank(
         assert outcome.error.startswith("ConfigError") and message in outcome.error
 
 
+@pytest.mark.core_ranks
 def test_projection_under_layouts(
     config_file: Path, checkpoints: dict[str, Path], tokens_NGS1: np.ndarray
 ) -> None:
