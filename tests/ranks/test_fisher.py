@@ -22,15 +22,14 @@ SEQ, SEQUENCES, SEED = 32, 5, 11
 LAYOUTS = {
     "one": (1, []),
     "dp2": (2, []),
-    "tp2": (2, ["--tp", "2"]),
     "pp2": (2, ["--pp", "2"]),
     "vpp2": (2, ["--pp", "2", "--virtual-stages", "2"]),
     "cp2": (2, ["--cp", "2"]),
     "tp2_pp2": (4, ["--tp", "2", "--pp", "2"]),
 }
 CASES = {
-    "untied": ("one", "dp2", "pp2", "tp2"),
-    "tied": ("one", "pp2", "vpp2", "cp2", "tp2_pp2"),
+    "untied": ("one", "dp2", "pp2"),
+    "tied": ("vpp2", "cp2", "tp2_pp2"),
 }
 
 
