@@ -26,6 +26,8 @@ VERBS = {
     ),
     "data": ("cptron.data.main", "prepare a run's index files; prove from a run's log what it has seen"),
     "train": ("cptron.train.main", "continue pretraining, on one rank or many"),
+    "anneal": ("cptron.train.anneal", "branch a run from its constant phase and decay the learning rate"),
+    "schedule": ("cptron.report.rates", "the learning rates of a run, before it is trained"),
     "checkpoint": ("cptron.checkpoint.main", "list, prove, delete and keep the checkpoints of a run"),
     "eval": ("cptron.evaluate.main", "loss of a checkpoint or a Hugging Face model on validation data"),
     "merge-weights": (

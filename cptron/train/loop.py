@@ -139,9 +139,9 @@ def evaluate_all(run: Run, hooks: Sequence[Hook]) -> Action:
 
 
 def _owes_evaluation(run: Run) -> bool:
-    """The baseline of a new run; or the evaluation of the step at which a run was asked to stop."""
+    """The baseline of a new run or branch; or the evaluation of the step at which a run was asked to stop."""
     config, step = run.config, run.state.step
-    if step == 0:
+    if run.plan.resume_from is None:
         return config.eval.at_start
     is_due = step == config.train.steps or _due(step, config.eval.every_steps)
     return is_due and run.base is not None and not run.base.metrics

@@ -32,6 +32,10 @@ def proven_plan(plan: Plan, config: Config) -> Plan:
         found = _damage(plan.base, directory, once)
         if found:
             raise CheckpointError(f"{found[0]}; use another start.checkpoint, or convert the model again")
+    if plan.branch_from is not None and plan.resume_from is None:
+        found = _damage(plan.branch_from, directory, once)
+        if found:
+            raise CheckpointError(f"{found[0]}; branch from another checkpoint of that run")
     while plan.resume_from is not None and (found := _damage(plan.resume_from, directory, once)):
         if config.checkpoint.on_damage == "stop":
             raise CheckpointError(

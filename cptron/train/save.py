@@ -203,7 +203,9 @@ def _manifest(run: Run, loss_nats_per_token: float) -> layout.Manifest:
         probe=layout.Probe(token_ids=run.probe_token_ids, loss_nats_per_token=loss_nats_per_token),
         layout=run.session.topology.describe(),
         precision=run.config.train.precision,
-        parent=str(run.plan.resume_from or run.plan.base or run.plan.hugging_face or ""),
+        parent=str(
+            run.plan.resume_from or run.plan.branch_from or run.plan.base or run.plan.hugging_face or ""
+        ),
         lineage=_lineage(run),
         config=config_to_dict(run.config),
         ledger=run.state.ledger.to_dict(),
@@ -215,6 +217,5 @@ def _manifest(run: Run, loss_nats_per_token: float) -> layout.Manifest:
 def _lineage(run: Run) -> tuple[str, ...]:
     """What this run started from: a resume adds nothing to it."""
     before = run.base.lineage if run.base else ()
-    return (
-        before if run.plan.resume_from or run.plan.base is None else (str(run.plan.base.resolve()), *before)
-    )
+    start = run.plan.branch_from or run.plan.base
+    return before if run.plan.resume_from or start is None else (str(start.resolve()), *before)
