@@ -8,6 +8,7 @@ from typing import Any
 from shard_files import sign
 from test_checkpoint_layout import save
 
+from cptron.checkpoint.layout import STATE
 from cptron.config.load import config_to_dict, load_config, resolved_yaml
 from cptron.config.schema import Config
 
@@ -35,5 +36,6 @@ def make_run(directory: Path, steps: list[int], *overrides: str) -> Config:
 def store(directory: Path, step: int, config: Config, **changes: Any) -> Path:
     """One more checkpoint of the run."""
     made = save(directory / "checkpoints", step)
+    (made / STATE).write_text('{"ledger": {"entries": {}}}')
     sign(made, config=config_to_dict(config), **changes)
     return made

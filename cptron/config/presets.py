@@ -23,8 +23,8 @@ class Preset:
     """Values for a kind of continued pretraining."""
 
     purpose: str
-    values: Callable[[Config, float], dict[str, Any]]
-    """Keys of `optim` and their values, given the configuration and its `optim.lr`, which is 0 where not written."""
+    values: Callable[[Config, float | None], dict[str, Any]]
+    """Keys of `optim` and their values, given the configuration and its `optim.lr`, which is None where not written."""
     evidence: tuple[str, ...]
     """What it rests on; each says whether source code or documentation was read, or the number is second-hand."""
 
@@ -35,14 +35,14 @@ def apply_preset(config: Config, provenance: MutableMapping[str, str], default: 
     name = config.optim.preset
     if name == "none":
         return config
-    values = preset_values(config, 0.0 if provenance["optim.lr"] == default else config.optim.lr)
+    values = preset_values(config, None if provenance["optim.lr"] == default else config.optim.lr)
     given = {key: value for key, value in values.items() if provenance[f"optim.{key}"] == default}
     provenance.update({f"optim.{key}": f"preset {name}" for key in given})
     return replace(config, optim=replace(config.optim, **given))
 
 
-def preset_values(config: Config, lr: float) -> dict[str, Any]:
-    """What the configuration's preset gives, with a peak of `lr`, or where that is 0 of its own."""
+def preset_values(config: Config, lr: float | None) -> dict[str, Any]:
+    """What the configuration's preset gives, with a peak of `lr`, or of its own."""
     return PRESETS[config.optim.preset].values(config, lr)
 
 
@@ -59,25 +59,29 @@ def preset_note(config: Config) -> str:
     return f"optim.preset={config.optim.preset}: {', '.join(words)}. Evidence: {evidence}"
 
 
-def _strong_shift(config: Config, lr: float) -> dict[str, Any]:
-    peak = lr or _needed(config, "lr_peak", config.start.lr_peak, "the peak rate of the pretraining")
+def _strong_shift(config: Config, lr: float | None) -> dict[str, Any]:
+    peak = (
+        lr
+        if lr is not None
+        else _needed(config, "lr_peak", config.start.lr_peak, "the peak rate of the pretraining")
+    )
     return _cosine(peak, peak / 10, _part_of_steps(config, 0.01))
 
 
-def _weak_shift(config: Config, lr: float) -> dict[str, Any]:
-    first = lr or _needed(
-        config, "lr_at_save", config.start.lr_at_save, "the rate at which the pretraining ended"
-    )
+def _weak_shift(config: Config, lr: float | None) -> dict[str, Any]:
+    ended = "the rate at which the pretraining ended"
+    first = lr if lr is not None else _needed(config, "lr_at_save", config.start.lr_at_save, ended)
     return _cosine(first, first / 100, 0)
 
 
-def _small_domain(config: Config, lr: float) -> dict[str, Any]:
-    peak = lr or 1e-5
+def _small_domain(config: Config, lr: float | None) -> dict[str, Any]:
+    peak = 1e-5 if lr is None else lr
     return _cosine(peak, peak / 10, min(10, config.train.steps - 1))
 
 
-def _long_context(config: Config, lr: float) -> dict[str, Any]:
-    peak = lr or (1e-5 if config.data.seq_length <= LONGEST_AT_64K else 5e-6)
+def _long_context(config: Config, lr: float | None) -> dict[str, Any]:
+    own = 1e-5 if config.data.seq_length <= LONGEST_AT_64K else 5e-6
+    peak = own if lr is None else lr
     return _cosine(peak, peak / 10, _part_of_steps(config, 0.1))
 
 

@@ -36,7 +36,7 @@ VALUES = ("schedule", "lr", "lr_min", "warmup_steps")
         ({"warmup_from": 2.0}, r"optim.warmup_from=2.0 must be from 0 to optim.lr=1.0"),
         (
             {"schedule": "inverse_sqrt"},
-            r"optim.warmup_steps=0 with optim.schedule=inverse_sqrt .* use e.g. 100",
+            r"optim.warmup_steps=0 with optim.schedule=inverse_sqrt, which .* use e.g. 100",
         ),
         ({"anneal_steps": 5}, r"optim.anneal_steps=5 belongs to optim.schedule=wsd or infinite, not cosine"),
         ({**WSD, "lr_constant": 0.5}, r"optim.lr_constant=0.5 belongs to optim.schedule=infinite, not wsd"),
