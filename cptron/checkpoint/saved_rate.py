@@ -43,11 +43,15 @@ def saved_rate(manifest: Manifest) -> SavedRate | None:
         return None
     try:
         config = load_values(manifest.config, "the stored configuration").config
-        optim, steps = config.optim, config.train.steps
-        check_schedule(optim, steps)
-    except ConfigError:
+        check_schedule(config.optim, config.train.steps)
+        return _saved_rate(config, manifest.step)
+    except (ConfigError, OverflowError):  # no run has counted that many steps
         return None
-    step, phase = manifest.step, phase_at(optim, manifest.step, steps)
+
+
+def _saved_rate(config: Config, step: int) -> SavedRate:
+    optim, steps = config.optim, config.train.steps
+    phase = phase_at(optim, step, steps)
     state: Literal["decayed", "constant_phase", "unknown"] = "unknown"
     if is_constant_at(optim, step, steps):
         state = "constant_phase"

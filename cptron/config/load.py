@@ -53,8 +53,12 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Loaded:
 
 
 def load_values(values: Mapping[str, Any], name: str, overrides: Sequence[str] = ()) -> Loaded:
-    """The same from what `config_to_dict` made, perhaps by an older version; `name` says in errors where it is from."""
-    return _load(compose(yaml.dump(dict(values), Dumper=_Dumper, allow_unicode=True), name), name, overrides)
+    """The same from what `config_to_dict` made, perhaps in another version; `name` says in errors where it is from."""
+    try:
+        text = yaml.dump(dict(values), Dumper=_Dumper, allow_unicode=True)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{name} is no configuration ({error!s:.80}); use another one") from None
+    return _load(compose(text, name), name, overrides)
 
 
 def _load(root: yaml.Node | None, name: str, overrides: Sequence[str]) -> Loaded:
