@@ -25,7 +25,7 @@ from cptron.model.backend import check_backend, check_offloading
 from cptron.optim.phases import describe_schedule
 from cptron.tokens.manifest import TokenizerRecord
 from cptron.train.origin import Origin, origin_of
-from cptron.train.resume import Change, Found, accepted_changes, find_run
+from cptron.train.resume import Change, Found, accepted_changes, find_run, found_parent
 from cptron.train.start_state import start_notes
 
 
@@ -124,8 +124,9 @@ def settled(plan: Plan, config: Config) -> Plan:
         accepted, more = accepted_changes(config, found, plan.identity, plan.arch, plan.contents)
         notes = (*notes, *more)
     if plan.branch_from is not None and plan.resume_from is None:
-        parent = Found(plan.branch_from, {}, (), is_parent=True)
-        accepted, more = accepted_changes(config, parent, plan.identity, plan.arch, plan.contents)
+        accepted, more = accepted_changes(
+            config, found_parent(plan.branch_from), plan.identity, plan.arch, plan.contents
+        )
         notes = (*notes, *more)
     return replace(plan, accepted=accepted, notes=notes)
 

@@ -81,6 +81,14 @@ def find_run(directory: Path, on_damage: Literal["previous", "stop"] = "previous
     return Found(newest, identity, tuple(problems))
 
 
+def found_parent(checkpoint: Path) -> Found:
+    """The run that a branch goes on from, as if it were the one in `run.dir`."""
+    manifest = layout.read_manifest(checkpoint)
+    own_tokenizer = dotted(manifest.config).get("data.tokenizer", '""') == '""'
+    identity = {"tokenizer": manifest.tokenizer_fingerprint} if own_tokenizer else {}
+    return Found(checkpoint, identity, (), is_parent=True)
+
+
 def accepted_changes(
     config: Config, found: Found, identity: Mapping[str, Any], arch: Architecture, contents: Mapping[str, str]
 ) -> tuple[tuple[Change, ...], tuple[str, ...]]:

@@ -12,9 +12,11 @@ from run_checkpoints import make_run, store
 from cptron.checkpoint.layout import read_manifest
 from cptron.checkpoint.saved_rate import SavedRate, saved_rate
 from cptron.config.check_start import check_start
+from cptron.config.load import load_config
 from cptron.config.schema import Config, StartConfig
 from cptron.errors import ConfigError
 from cptron.inspect import describe
+from cptron.train.resume import Found, accepted_changes, found_parent
 from cptron.train.start_state import start_notes
 
 CONSTANT = {"state": "constant_phase", "lr_at_save": 1.65e-4}
@@ -178,3 +180,36 @@ def test_a_stored_change_is_in_the_checkpoint(parent: Config, tmp_path: Path) ->
     changed = dataclasses.replace(parent, optim=dataclasses.replace(parent.optim, lr_constant=1e-4))
     store(tmp_path / "run", 800, changed)
     assert known(tmp_path, 800).at_save == 1e-4 and known(tmp_path, 700).at_save == 1.65e-4
+
+
+@pytest.mark.parametrize(
+    ("step", "changes", "note"),
+    [
+        (1000, {"train.steps": 2000}, "3e-05 -> 0.000165, it rises again"),
+        (950, {"optim.lr_min": 6e-5}, "6.954e-05 -> 9.075e-05, it rises again"),
+        (700, {"optim.lr_constant": 1e-4}, "0.000165 -> 0.0001"),
+        (5, {"optim.lr": 6e-4}, "0.00018 -> 0.00036"),
+        (5, {"optim.lr_min": 0.0}, ""),
+        (700, {"train.steps": 2000}, ""),
+    ],
+)
+def test_a_changed_rate_is_said_on_resume(
+    parent: Config, tmp_path: Path, step: int, changes: dict[str, Any], note: str
+) -> None:
+    """Both rates of the next step, and that the model is warmed up again where it had begun to decay."""
+    checkpoint = tmp_path / f"run/checkpoints/step_{step:08d}"
+    words = [f"{key}={value}" for key, value in changes.items()]
+    config = load_config(tmp_path / "run/config.yaml", words).config
+    _, notes = accepted_changes(config, Found(checkpoint, {}, ()), {}, read_manifest(checkpoint).arch, {})
+    rates = [found for found in notes if "learning rate" in found]
+    assert rates == ([f"learning rate of the next step: {note}"] if note else [])
+
+
+def test_another_tokenizer_of_a_branch_must_be_named(parent: Config, tmp_path: Path) -> None:
+    """As at a resume: the parent's checkpoint says which one it was."""
+    found = found_parent(tmp_path / "run/checkpoints/step_00000700")
+    assert found.checkpoint is not None
+    arch, config = read_manifest(found.checkpoint).arch, dataclasses.replace(parent)
+    with pytest.raises(ConfigError, match=r"the branch has changed since step 700: tokenizer ffffffffffff"):
+        accepted_changes(config, found, {"tokenizer": "0" * 64}, arch, {})
+    assert accepted_changes(config, found, {"tokenizer": "f" * 64}, arch, {}) == ((), ())
