@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import pytest
 import rank_calls
+import torch
 from commands import assert_close, records, snapshot, steps
+from shard_files import sign
 from tiny_world import ONE, Layout, World, command
 
 from cptron.checkpoint.layout import read_manifest
@@ -54,6 +57,17 @@ def state(run: Path, step: int) -> dict[str, Any]:
     return json.loads((checkpoint(run, step) / "state.json").read_text())  # type: ignore[no-any-return]
 
 
+def stir(saved: Path) -> list[dict[str, str]]:
+    """Give a checkpoint generators that no run begins with; returns them. Nothing in these runs draws from them."""
+    values = json.loads((saved / "state.json").read_text())
+    stirred = torch.Generator().manual_seed(99).get_state()
+    text = base64.b64encode(stirred.numpy().tobytes()).decode()
+    values["random_states"] = [dict.fromkeys(found, text) for found in values["random_states"]]
+    (saved / "state.json").write_text(json.dumps(values))
+    sign(saved)
+    return values["random_states"]  # type: ignore[no-any-return]
+
+
 def branch(world: World, parent: Path, target: Path, layout: Layout, *words: str) -> Path:
     """A child whose rates stay the parent's, from step 4 to 9."""
     start = ["start.mode=branch", f"start.checkpoint={checkpoint(parent, 4)}", *SCHEDULE, *SETTINGS]
@@ -63,8 +77,11 @@ def branch(world: World, parent: Path, target: Path, layout: Layout, *words: str
 def test_a_branch_is_the_undisturbed_continuation(world: World, parent: Path, tmp_path: Path) -> None:
     """Same layout: losses, norms and what was drawn of five steps, and then weights, optimizer, ledger and generators,
     to the bit. The parent is not touched, and the branch names it."""
-    before = snapshot(parent)
-    child = branch(world, parent, tmp_path / "child", FOUR, "optim.anneal_steps=5")
+    run = tmp_path / "parent"
+    shutil.copytree(parent, run)
+    generators = stir(checkpoint(run, 4))
+    before = snapshot(run)
+    child = branch(world, run, tmp_path / "child", FOUR, "optim.anneal_steps=5")
     assert steps(child) == [record for record in steps(parent) if 4 < record["step"] <= 9]
     assert len(steps(child)) == 5 and {record["lr"] for record in steps(child)} == {1e-3}
     theirs, ours = (read_manifest(checkpoint(run, 8)) for run in (parent, child))
@@ -72,9 +89,9 @@ def test_a_branch_is_the_undisturbed_continuation(world: World, parent: Path, tm
     shards = {name: file.sha256 for name, file in theirs.files.items() if name.endswith(".distcp")}
     assert len(shards) >= 4
     assert {name: file.sha256 for name, file in ours.files.items() if name in shards} == shards
-    assert state(child, 8) == state(parent, 8)
-    assert snapshot(parent) == before
-    assert ours.parent == ours.lineage[0] == str(checkpoint(parent, 4))
+    assert state(child, 8) == state(parent, 8) | {"random_states": generators}
+    assert snapshot(run) == before
+    assert ours.parent == ours.lineage[0] == str(checkpoint(run, 4))
     assert ours.lineage[1:] == theirs.lineage
     (start,) = records(child, "start")
     assert start["step"] == 4
