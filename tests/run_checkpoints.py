@@ -37,5 +37,5 @@ def store(directory: Path, step: int, config: Config, **changes: Any) -> Path:
     """One more checkpoint of the run."""
     made = save(directory / "checkpoints", step)
     (made / STATE).write_text('{"ledger": {"entries": {}}}')
-    sign(made, config=config_to_dict(config), **changes)
+    sign(made, config=config_to_dict(config), ledger={"entries": {}}, **changes)
     return made
