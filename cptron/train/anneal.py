@@ -12,13 +12,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cptron.checkpoint import layout
 from cptron.checkpoint.saved_rate import SavedRate, saved_rate
 from cptron.config.check_schedule import check_schedule
 from cptron.config.load import config_to_dict, load_config, load_values, resolved_yaml
-from cptron.config.schema import Config
+from cptron.config.schema import Config, OptimConfig, StartConfig
 from cptron.durable import replace_text
 from cptron.errors import CheckpointError, ConfigError
 from cptron.optim.phases import constant_phase, is_constant_at
@@ -63,32 +63,31 @@ def child(parent: Path, step: int, tokens: int, overrides: Sequence[str]) -> Con
     _check_overrides(overrides)
     config = load_values(values, str(parent), overrides).config
     steps = max(1, math.ceil(tokens / (config.train.global_batch_size * config.data.seq_length)))
-    schedule: Literal["infinite", "wsd"] = "infinite" if saved.config.optim.schedule == "infinite" else "wsd"
-    optim = replace(
-        _as_saved(config, saved).optim, schedule=schedule, anneal_steps=steps, decay_steps=step + steps
+    start = StartConfig(
+        mode="branch", checkpoint=str(checkpoint), gate_tolerance_nats=config.start.gate_tolerance_nats
     )
-    start = replace(
-        config.start,
-        mode="branch",
-        checkpoint=str(checkpoint),
-        hugging_face="",
-        state="unknown",
-        lr_at_save=0.0,
-        lr_peak=0.0,
-        rewarm=False,
-    )
-    model = replace(config.model, architecture="")
     made = replace(
-        config, start=start, model=model, optim=optim, train=replace(config.train, steps=step + steps)
+        config,
+        start=start,
+        model=replace(config.model, architecture=""),
+        train=replace(config.train, steps=step + steps),
+        optim=_annealed(config.optim, saved.config.optim, step, steps),
     )
-    check_schedule(optim, made.train.steps)
+    check_schedule(made.optim, made.train.steps)
     return made
 
 
-def _as_saved(config: Config, saved: SavedRate) -> Config:
-    """With the rates of the constant phase that the checkpoint comes from, whatever a file says by now."""
-    same: dict[str, Any] = {key: getattr(saved.config.optim, key) for key in KEPT}
-    return replace(config, optim=replace(config.optim, preset="none", **same))
+def _annealed(optim: OptimConfig, of_parent: OptimConfig, step: int, steps: int) -> OptimConfig:
+    """The parent's way to its constant rate, whatever a file says by now, and a decay of `steps` from `step` on."""
+    same: dict[str, Any] = {key: getattr(of_parent, key) for key in KEPT}
+    return replace(
+        optim,
+        **same,
+        preset="none",
+        schedule="infinite" if of_parent.schedule == "infinite" else "wsd",
+        anneal_steps=steps,
+        decay_steps=step + steps,
+    )
 
 
 def _check_overrides(overrides: Sequence[str]) -> None:
@@ -164,9 +163,14 @@ def _write(config: Config) -> Path:
 def _tokens(text: str) -> int:
     """`20_000_000`, `2e9`, `500M` or `2.5B`."""
     unit = UNITS.get(text[-1:].upper(), 1)
-    number = float(text[:-1] if unit > 1 else text) * unit
+    try:
+        number = float(text[:-1] if unit > 1 else text) * unit
+    except ValueError:
+        number = 0.0
     if not 1 <= number < math.inf:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be a number of tokens from 1; write e.g. 500M or 2e9"
+        )
     return round(number)
 
 

@@ -143,7 +143,19 @@ def test_write_only_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_tokens_are_a_number(tokens: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([str(tmp_path), "--from", "1", f"--tokens={tokens}"])
-    assert "--tokens" in capsys.readouterr().err
+    assert "must be a number of tokens from 1" in capsys.readouterr().err
+
+
+def test_several_ranks_do_not_write_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a launcher the file is written once, beforehand."""
+    make_run(tmp_path / "run", [700])
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = [str(tmp_path / "run"), "--from", "700", "--tokens", "500"]
+    with pytest.raises(ConfigError, match="was started as 2 ranks; run it once with --write"):
+        main(words)
+    assert main([*words, "--write"]) == 0
 
 
 def test_schedule_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
