@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +42,17 @@ def test_same_layout_to_the_bit(
     assert steps(run) == steps(whole)
     assert evals(run) == evals(whole)
     assert ledger(run, 20) == ledger(whole, 20)
+
+
+def test_killed_before_anything_but_its_name_was_written(
+    world: World, whole_runs: dict[Layout, Path], tmp_path: Path
+) -> None:
+    """A start that got no further than `run.json`: the same command begins the run."""
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(whole_runs[ONE] / "run.json", run)
+    world.trained(run, ONE, "train.steps=2", "eval.every_steps=0")
+    assert steps(run) == steps(whole_runs[ONE])[:2]
 
 
 def test_stopping_at_fewer_steps_and_going_on(
