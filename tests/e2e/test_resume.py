@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,8 +50,8 @@ def test_killed_before_anything_but_its_name_was_written(
     run = tmp_path / "run"
     run.mkdir()
     shutil.copy(whole_runs[ONE] / "run.json", run)
-    world.trained(run, ONE, "train.steps=2", "eval.every_steps=0")
-    assert steps(run) == steps(whole_runs[ONE])[:2]
+    world.trained(run, ONE, "train.steps=4", "eval.every_steps=0")
+    assert steps(run) == steps(whole_runs[ONE])[:4]
 
 
 def test_stopping_at_fewer_steps_and_going_on(
