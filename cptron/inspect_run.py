@@ -104,7 +104,7 @@ def describe_run(directory: Path) -> Facts:
     try:
         run = parse_json((directory / RUN_FILE).read_text())
         facts: Facts = {"kind": "run", "name": run["name"], "identity": run["identity"]}
-    except (ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{directory / RUN_FILE} is damaged ({error!r}); restore it or start anew") from None
     return facts | {
         "config": _config(directory / "config.yaml"),

@@ -40,6 +40,10 @@ STATE = "state.json"
 _STEP_DIR = re.compile(r"step_(\d{8,})")
 
 
+class OtherFormat(CheckpointError):
+    """A checkpoint of another version of cptron, which may be good."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Probe:
     """Fixed tokens and the loss that the Hugging Face model has on them, computed in fp32 at import."""
@@ -162,7 +166,7 @@ def read_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST
     if not directory.is_dir():
         raise CheckpointError(
-            f"checkpoint {directory} does not exist; give the directory that `cptron convert` made"
+            f"checkpoint {directory} does not exist; give a run, one of its checkpoints, or what `cptron convert` made"
         )
     if not path.is_file():
         raise CheckpointError(
@@ -190,14 +194,16 @@ def _parse(path: Path) -> Manifest:
     try:
         content = path.read_bytes()
         values = parse_json(content)
-        if values["format_version"] != FORMAT_VERSION:
-            raise CheckpointError(
-                f"{path} has format_version {values['format_version']}, this version reads {FORMAT_VERSION}; "
+        version, signed = values["format_version"], path.with_name(DIGEST)
+        if version == FORMAT_VERSION or signed.exists():  # format 1 had no digest
+            digest = f"{hashlib.sha256(content).hexdigest()}  {MANIFEST}\n"
+            if signed.read_bytes() != digest.encode():
+                raise ValueError(f"its sha256 is not the one in {DIGEST}")
+        if version != FORMAT_VERSION:
+            raise OtherFormat(
+                f"{path} has format_version {version}, this version reads {FORMAT_VERSION}; "
                 "use the version of cptron that wrote it"
             )
-        digest = f"{hashlib.sha256(content).hexdigest()}  {MANIFEST}\n"
-        if path.with_name(DIGEST).read_bytes() != digest.encode():
-            raise ValueError(f"its sha256 is not the one in {DIGEST}")
         return manifest_of(values)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); use another checkpoint") from None
@@ -230,11 +236,14 @@ def list_checkpoints(checkpoints: Path) -> list[tuple[int, Path]]:
 
 
 def newest_complete(checkpoints: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that verifies, and what is wrong with the newer ones."""
+    """The newest checkpoint that verifies, and what is wrong with the newer ones. Raises `OtherFormat` where one of
+    these is not damaged but of another version: an older one in its place would lose what was done since."""
     problems: list[str] = []
     for _, directory in reversed(list_checkpoints(checkpoints)):
         try:
             read_manifest(directory)
+        except OtherFormat:
+            raise
         except CheckpointError as error:
             problems.append(str(error))
             continue

@@ -7,11 +7,13 @@ what is on the disk; it counts what a save writes, so it is within a few percent
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from cptron.checkpoint import layout
+from cptron.checkpoint.marks import read_marks
 from cptron.checkpoint.retention import Rules, Saved, kept
 from cptron.config.schema import AdapterConfig, Config
 from cptron.durable import free_bytes
@@ -108,12 +110,13 @@ def _carried(base: Path | None) -> int:
     return sum(path.stat().st_size for path in directory.iterdir())
 
 
-def most_kept(config: Config, existing: list[int]) -> int:
-    """How many checkpoints the run will keep at once, at most, given the steps of those that it has."""
+def most_kept(config: Config, existing: list[int], marks: Mapping[int, tuple[str, ...]] | None = None) -> int:
+    """How many checkpoints the run will keep at once, at most, given the steps and marks of those that it has."""
     unit = config.train.global_batch_size * config.data.seq_length
     steps = sorted({*existing, *_saves(config, max(existing, default=0))})
     rules = Rules.of(config.checkpoint)
-    stay = kept([Saved(step, step * unit) for step in steps], rules)
+    marks = marks or {}
+    stay = kept([Saved(step, step * unit, marks=marks.get(step, ())) for step in steps], rules)
     return min(len(steps), len(stay) + rules.keep_best)
 
 
@@ -126,7 +129,8 @@ def _saves(config: Config, after: int) -> list[int]:
 
 def check_space(config: Config, arch: Architecture, base: Path | None) -> tuple[str, ...]:
     """A note where the disk will not hold all that the run keeps. Raises `ConfigError` where it has no room for a
-    checkpoint that is written beside one that is kept."""
+    checkpoint that is written beside one that is kept, and `CheckpointError` where marks cannot be read that the run
+    would ask for."""
     run = Path(config.run.dir)
     existing = [step for step, _ in layout.list_checkpoints(run / "checkpoints")]
     to_come = len(_saves(config, max(existing, default=0)))
@@ -140,7 +144,9 @@ def check_space(config: Config, arch: Architecture, base: Path | None) -> tuple[
             f"run.dir={run} has {_gb(free)} free, but a checkpoint takes about {_gb(size)} and {beside}; make room or "
             "choose another run.dir"
         )
-    at_once = most_kept(config, existing) + (1 if Rules.of(config.checkpoint).delete else 0)
+    deletes = Rules.of(config.checkpoint).delete
+    marks = read_marks(run / "checkpoints") if deletes else {}
+    at_once = most_kept(config, existing, marks) + (1 if deletes else 0)
     more = max(at_once - len(existing), 1)
     if free < more * size:
         return (
