@@ -97,15 +97,16 @@ def prune(
     """Delete what `to_remove` names, and what a deletion that was cut off has left. Raises `CheckpointError`."""
     if not checkpoints.is_dir():
         return Pruned([], [])
-    removed, in_use = list[Path](), list[Path]()
+    pruned = Pruned([], [])
     try:
-        with one_at_a_time(checkpoints):
-            for path in to_remove(checkpoints, rules, damaged=damaged, distrusted=distrusted):
-                with unread(path) as free:
-                    if free:
-                        _take_name(path)
-                    (removed if free else in_use).append(path)
-        if removed:
+        if rules.delete or damaged:  # else nothing goes, and a thousand manifests need not be read
+            with one_at_a_time(checkpoints):
+                for path in to_remove(checkpoints, rules, damaged=damaged, distrusted=distrusted):
+                    with unread(path) as free:
+                        if free:
+                            _take_name(path)
+                        (pruned.removed if free else pruned.in_use).append(path)
+        if pruned.removed:
             fsync_path(checkpoints)
         for doomed in checkpoints.glob(f"{_DOOMED}*"):
             _remove(doomed)
@@ -114,7 +115,7 @@ def prune(
             f"checkpoints of {checkpoints} that no rule keeps cannot be deleted ({error}); make it writable, or delete "
             "what is named by hand"
         ) from None
-    return Pruned(removed, in_use)
+    return pruned
 
 
 def _take_name(path: Path) -> None:

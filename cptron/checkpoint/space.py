@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -136,7 +137,7 @@ def check_space(config: Config, arch: Architecture, base: Path | None) -> tuple[
     to_come = len(_saves(config, max(existing, default=0)))
     if not to_come:
         return ()
-    size, free = checkpoint_bytes(config, arch, base), free_bytes(run)
+    size, free = checkpoint_bytes(config, arch, base), free_bytes(run) + _left_over(run / "checkpoints")
     now = 1 if existing else min(2, to_come)
     if free < now * size:
         beside = "two must fit, one that is written beside one that is kept" if now == 2 else "one must fit"
@@ -154,6 +155,16 @@ def check_space(config: Config, arch: Architecture, base: Path | None) -> tuple[
             f"there at once ({_gb(more * size)} more): make room, or keep fewer by checkpoint.keep_last",
         )
     return ()
+
+
+def _left_over(checkpoints: Path) -> int:
+    """Bytes of what a killed run was writing or deleting: the start removes it before anything is written."""
+    found = 0
+    for pattern in (".writing_*", ".removing_*"):
+        for path in (path for left in checkpoints.glob(pattern) for path in left.rglob("*")):
+            with suppress(OSError):  # it is gone
+                found += path.lstat().st_size if path.is_file() else 0
+    return found
 
 
 def _gb(num_bytes: int) -> str:

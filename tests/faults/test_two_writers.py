@@ -104,8 +104,8 @@ def test_a_checkpoint_that_came_after_the_plan(
 
 
 def test_what_a_killed_start_leaves_is_no_other_run(world: World, tmp_path: Path) -> None:
-    """A start that dies while it loads leaves a lock file alone. If that was on another host, it is said: not every file
-    system's locks reach so far."""
+    """A start that dies while it loads leaves a lock file alone. If that was on another host, it is said: locks of some
+    file systems do not reach so far."""
     run = tmp_path / "run"
     run.mkdir()
     (run / LOCK).write_text("pid 1 on host gone since then\n")

@@ -135,9 +135,7 @@ def test_what_cannot_be_deleted_is_said(tmp_path: Path, monkeypatch: pytest.Monk
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "unlink", refuse)
-    with pytest.raises(
-        CheckpointError, match=r"no rule keeps cannot be deleted \(.*Permission denied"
-    ):
+    with pytest.raises(CheckpointError, match=r"no rule keeps cannot be deleted \(.*Permission denied"):
         prune(tmp_path, Rules(keep_last=1))
 
 
@@ -252,6 +250,14 @@ def test_marking_and_deleting_wait_for_each_other(tmp_path: Path, monkeypatch: p
             with pytest.raises(CheckpointError, match=rf"is being changed by pid {os.getpid()} on host"):
                 action()
     assert not (tmp_path / run_lock.LOCK).exists()
+    assert steps(tmp_path) == [1, 2]
+
+
+def test_without_a_rule_nothing_is_asked(tmp_path: Path) -> None:
+    """Not even marks that nobody can read stand in the way of a run that deletes nothing."""
+    saved(tmp_path, 1, 2)
+    (tmp_path / MARKS).write_text("{")
+    assert prune(tmp_path, Rules()).removed == []
     assert steps(tmp_path) == [1, 2]
 
 

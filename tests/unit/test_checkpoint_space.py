@@ -104,6 +104,21 @@ def test_marked_ones_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert check_space(config(tmp_path, "checkpoint.every_steps=0"), SMALL, None) == ()
 
 
+def test_what_a_killed_run_left_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is removed at the start, so it must not keep the run from going on."""
+    asked = config(tmp_path, "checkpoint.keep_last=1")
+    size = checkpoint_bytes(asked, SMALL)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    layout.step_directory(checkpoints, 10).mkdir(parents=True)
+    monkeypatch.setattr(space, "free_bytes", lambda path: size // 4)
+    with pytest.raises(ConfigError, match="one must fit"):
+        check_space(asked, SMALL, None)
+    for name in (".writing_step_00000020", ".removing_step_00000005"):
+        (checkpoints / name / "shards").mkdir(parents=True)
+        (checkpoints / name / "shards" / "a").write_bytes(bytes(size // 2))
+    assert check_space(asked, SMALL, None) == ()
+
+
 def test_the_disk_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused where one cannot be written beside another; said where the rules keep more than fit; and what is there
     already is not asked for again."""
