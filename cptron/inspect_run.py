@@ -45,6 +45,7 @@ def describe_checkpoint(directory: Path) -> Facts:
         "architecture": manifest.architecture,
         "precision": manifest.precision,
         "layout": manifest.layout or "any",
+        "evaluated": manifest.metrics or "not at this step",
         "probe_loss_nats_per_token": manifest.probe.loss_nats_per_token,
         "weights_fingerprint": manifest.weights_fingerprint,
         "tokenizer_fingerprint": manifest.tokenizer_fingerprint or "none",

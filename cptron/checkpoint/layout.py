@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -252,8 +254,8 @@ def newest_complete(checkpoints: Path) -> tuple[Path | None, list[str]]:
 
 
 def resolve(path: str) -> Path:
-    """A checkpoint directory; a run directory means its newest complete checkpoint. Raises
-    `CheckpointError`."""
+    """A checkpoint directory; a run directory means its newest complete checkpoint, and what is passed over for it is
+    said. Raises `CheckpointError`."""
     directory = Path(path)
     if (directory / MANIFEST).is_file():
         return directory
@@ -263,6 +265,9 @@ def resolve(path: str) -> Path:
             raise CheckpointError(
                 f"run {directory} has no complete checkpoint; {'; '.join(problems) or 'none was saved'}"
             )
+        if os.environ.get("RANK", "0") == "0":
+            for problem in problems:
+                print(f"note: {newest.name} is used: {problem}", file=sys.stderr)
         return newest
     read_manifest(directory)
     raise AssertionError("unreachable: read_manifest raises when there is no manifest")

@@ -18,6 +18,9 @@ from cptron.errors import CheckpointError, CptronError
 
 Facts = dict[str, Any]
 
+DAMAGED = "damaged"
+FOREIGN = "of another version"
+
 
 def rules_of(run: Path) -> Rules:
     """The rules of retention in force in a run. Raises `ConfigError` when its configuration cannot be read."""
@@ -43,11 +46,9 @@ def list_run(run: Path) -> list[Facts]:
 
 def _not_good(item: Seen, marked: str) -> Facts:
     if item.is_foreign:
-        return _without_manifest(
-            item.step, f"of another version: {item.problem}", marked or "it is never deleted"
-        )
+        return _without_manifest(item.step, f"{FOREIGN}: {item.problem}", marked or "it is never deleted")
     return _without_manifest(
-        item.step, f"damaged: {item.problem}", marked or "no rule deletes damaged ones, only --damaged"
+        item.step, f"{DAMAGED}: {item.problem}", marked or "no rule deletes what is damaged"
     )
 
 

@@ -16,12 +16,13 @@ from pathlib import Path
 
 from cptron.checkpoint import layout
 from cptron.checkpoint.in_use import reading
-from cptron.checkpoint.listing import Facts, list_run, require_run, rules_of
+from cptron.checkpoint.listing import DAMAGED, FOREIGN, Facts, list_run, require_run, rules_of
 from cptron.checkpoint.marks import mark, unmark
 from cptron.checkpoint.prune import prune, survey, to_remove
 from cptron.checkpoint.retention import Rules
 from cptron.checkpoint.run_lock import sole_writer
 from cptron.checkpoint.verify import damage
+from cptron.config.check_retention import METRICS
 from cptron.errors import EXIT_CODE, CheckpointError, either
 from cptron.report.console import table
 
@@ -80,9 +81,21 @@ def _list(args: argparse.Namespace) -> int:
         return 0
     names = [name for facts in found for name in facts["metrics"]]
     metrics = list(dict.fromkeys(names))
-    headers = ["step", "tokens", "size", "layout", "kind", *metrics, "kept because", "state"]
+    losses = [f"{name.split('/')[1]} nats/token" for name in metrics]
+    headers = ["step", "tokens", "size", "layout", "kind", *losses, "state", "kept because"]
     print(table(headers, [_row(facts, metrics) for facts in found]) if found else "no checkpoints")
+    for text in dict.fromkeys(text for facts in found for text in (facts["state"], facts["kept"])):
+        if more := _cut(text)[1]:
+            print(more)
     return 0
+
+
+def _cut(text: str) -> tuple[str, str]:
+    """What of a state or a reason stands in the table, and what of it below."""
+    if text.startswith("? "):
+        return "?", f"why they are kept is not known: {text[2:]}"
+    short, _, more = text.partition(": ")
+    return (short, more) if short in (DAMAGED, FOREIGN) else (text, "")
 
 
 def _row(facts: Facts, metrics: Sequence[str]) -> list[str]:
@@ -94,8 +107,8 @@ def _row(facts: Facts, metrics: Sequence[str]) -> list[str]:
         facts["layout"],
         facts["kind"],
         *(f"{facts['metrics'][name]:.4f}" if name in facts["metrics"] else "-" for name in metrics),
-        facts["kept"],
-        facts["state"],
+        _cut(facts["state"])[0],
+        _cut(facts["kept"])[0],
     ]
 
 
@@ -189,7 +202,7 @@ def _require_measured(checkpoints: Path, metric: str) -> None:
         for item in survey(checkpoints)
         if item.manifest is not None
         for name, value in item.manifest.metrics.items()
-        if math.isfinite(value)
+        if math.isfinite(value) and name.rsplit("/", 1)[-1] in METRICS
     }
     if metric not in measured:
         known = either(sorted(measured)) if measured else "another rule, since none was evaluated"

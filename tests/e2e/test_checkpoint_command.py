@@ -74,9 +74,13 @@ def test_list(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "checkpoints" / f"step_{step:08d}" / "state.json").unlink()
     (run / "checkpoints" / ".writing_step_00000099").mkdir()
     assert main(["checkpoint", "list", str(run)]) == 0
-    header, _, *lines = capsys.readouterr().out.splitlines()
-    assert header.split()[:3] == ["step", "tokens", "size"] and METRIC in header
-    assert "damaged" in lines[0] and "state.json is missing" in lines[0]
+    header, _, *lines, below = capsys.readouterr().out.splitlines()
+    assert header.split()[:3] == ["step", "tokens", "size"] and "general nats/token" in header
+    assert (
+        " damaged " in lines[0]
+        and lines[0].endswith("no rule deletes what is damaged")
+        and "state.json is missing" in below
+    )
     assert "newest, last 1" in lines[-2] and "complete" in lines[-2]
     assert lines[-1].split()[0] == "99" and "writing was cut off" in lines[-1]
     assert main(["checkpoint", "list", str(run), "--json"]) == 0
