@@ -30,7 +30,7 @@ MOMENT_BYTES = {"fp32": 4, "bf16": 2}
 MOMENTS = {"adamw": 2, "sgd": 1, "muon": 2}
 """Tensors of state of a parameter, at most; with Muon a matrix has one of them."""
 BLOCK_OVERHEAD_BYTES = 1024
-"""Of a stored tensor: its header, and its lines in the indices and the manifest."""
+"""Of what a tensor parallel rank stores of a tensor: its header, and its lines in the indices and the manifest."""
 SMALL_FILES_BYTES = 16 << 10
 """Manifest, state and others of which there is one each."""
 
@@ -59,7 +59,7 @@ def checkpoint_bytes(config: Config, arch: Architecture, base: Path | None = Non
     moment = MOMENT_BYTES[optim.moments if optim.name == "adamw" else "fp32"]
     of_weights = WEIGHT_BYTES[config.train.precision] * sum(tensor.elements for tensor in tensors)
     of_state = (MASTER_BYTES + moments * moment) * sum(tensor.elements for tensor in trained)
-    blocks = len(tensors) + (1 + moments) * len(trained)
+    blocks = config.parallel.tp * (len(tensors) + (1 + moments) * len(trained))
     return of_weights + of_state + BLOCK_OVERHEAD_BYTES * blocks + SMALL_FILES_BYTES + _carried(base)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from commands import records
-from tiny_world import ONE, World
+from tiny_world import ONE, Layout, World
 
 from cptron.checkpoint import layout
 from cptron.checkpoint import main as checkpoint_main
@@ -216,7 +216,8 @@ def test_verify_beside_a_run_that_deletes(
         ["train.precision=fp32"],
         ["train.precision=bf16", "optim.frozen=['*word_embeddings*']"],
         ["train.precision=bf16", "optim.moments=bf16"],
-        ["train.precision=bf16", "optim.name=sgd", "parallel.tp=1"],
+        ["train.precision=bf16", "optim.name=sgd"],
+        ["train.precision=bf16", "parallel.tp=2"],
         ["train.precision=fp32", "adapter.kind=dora", "adapter.rank=64"],
     ],
     ids=" ".join,
@@ -225,7 +226,8 @@ def test_the_room_a_checkpoint_takes(words: list[str], world: World, tmp_path: P
     """Within 5 % of what is written, also for this tiny model, of which small files are a large part."""
     small = ["train.steps=1", "eval.at_start=false", "optim.warmup_steps=0", "eval.every_steps=0"]
     overrides = [*words, *small, "data.valid=[]"]
-    run = world.trained(tmp_path / "run", ONE, *overrides)
+    where = Layout(2, tp=2) if "parallel.tp=2" in words else ONE
+    run = world.trained(tmp_path / "run", where, *overrides)
     ((_, path),) = list_checkpoints(run / "checkpoints")
     manifest = read_manifest(path)
     written = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
