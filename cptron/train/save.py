@@ -56,6 +56,8 @@ class Saver:
         self._checkpoints = run.directory / "checkpoints"
         self._begun: _Begun | None = None
         self._writer: BackgroundWriter | None = None
+        self._passed_over: set[int] = set()
+        """Steps of checkpoints that were found damaged, whatever their sizes say."""
         self.stall_time_s = 0.0
         """For how long training waited for the last save."""
         if run.session.ranks.is_main:
@@ -162,7 +164,14 @@ class Saver:
             layout.publish(
                 begun.final, manifest, {f"{layout.SHARDS}/{name}": file for name, file in files.items()}
             )
-            prune(self._checkpoints, Rules.of(self._run.config.checkpoint))
+            self._prune(begun.manifest.step)
+
+    def _prune(self, published: int) -> None:
+        """Delete what no rule keeps. A checkpoint of a later step than the one just published is one that a resume or
+        a rollback has passed over: it counts for no rule until it is replaced."""
+        later = {step for step, _ in layout.list_checkpoints(self._checkpoints) if step > published}
+        self._passed_over = (self._passed_over | later) - {published}
+        prune(self._checkpoints, Rules.of(self._run.config.checkpoint), distrusted=self._passed_over)
 
 
 @contextmanager

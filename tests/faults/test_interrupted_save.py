@@ -15,7 +15,7 @@ from commands import call, cptron, evals, kill_group, records, snapshot, started
 from shard_files import sign
 from tiny_world import ONE, Layout, World
 
-from cptron.checkpoint import layout
+from cptron.checkpoint import layout, verify
 from cptron.checkpoint.layout import list_checkpoints, read_manifest
 from cptron.testing import run_ranks
 
@@ -104,6 +104,22 @@ def test_keep_last_deletes_only_older_checkpoints(world: World, tmp_path: Path) 
     for _, directory in kept:
         read_manifest(directory)
     assert list((run / "checkpoints").glob(".*")) == []
+
+
+def test_a_damaged_one_does_not_cost_the_good_ones(
+    world: World, whole_runs: dict[Layout, Path], tmp_path: Path
+) -> None:
+    """A bit of the newest is flipped; the run goes on from the one before, and stops before it comes there again: what
+    it saves is what stays, though the damaged one is newer and has all files in their sizes."""
+    run = tmp_path / "run"
+    shutil.copytree(whole_runs[ONE], run)
+    shard = largest_shard(run / "checkpoints" / "step_00000020")
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    world.trained(run, ONE, "train.steps=12", "checkpoint.keep_last=1", "eval.every_steps=0")
+    assert [step for step, _ in list_checkpoints(run / "checkpoints")] == [12, 20]
+    assert verify.damage(run / "checkpoints" / "step_00000012") == []
 
 
 def train_on_full_disk(config: str, overrides: list[str]) -> rank_calls.Outcome:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from shard_files import sign
 from small_arch import SMALL
 
 from cptron.checkpoint import layout
@@ -202,7 +203,15 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing field": (change_manifest(step=None), r"manifest\.json is damaged"),
     "unknown field": (change_manifest(colour=3), r"manifest\.json is damaged"),
     "files that are a list": (change_manifest(files=["a"]), r"manifest\.json is damaged"),
-    "another format": (change_manifest(format_version=99), "format_version 99, this version reads 2"),
+    "another format": (
+        lambda d: sign(d, format_version=99),
+        "format_version 99, this version reads 2; use the version",
+    ),
+    "format 1, which had no digest": (
+        lambda d: ((d / layout.DIGEST).unlink(), change_manifest(format_version=1)(d)),
+        "format_version 1, this version reads 2",
+    ),
+    "format by damage": (change_manifest(format_version=3), r"manifest\.json is damaged"),
     "no directory": (shutil.rmtree, "does not exist"),
 }
 
@@ -252,6 +261,16 @@ def test_newest_complete_passes_over_damaged_ones(tmp_path: Path) -> None:
     newest, problems = layout.newest_complete(tmp_path)
     assert newest is None
     assert len(problems) == 3
+
+
+def test_a_newer_version_is_not_passed_over(tmp_path: Path) -> None:
+    """It may be good: to go on from an older one would lose what was done since, and later replace it."""
+    save(tmp_path, 10)
+    sign(save(tmp_path, 20), format_version=99)
+    with pytest.raises(layout.OtherFormat, match=r"step_00000020/manifest\.json has format_version 99"):
+        layout.newest_complete(tmp_path)
+    save(tmp_path, 30)
+    assert layout.newest_complete(tmp_path) == (tmp_path / "step_00000030", [])
 
 
 def test_a_damaged_checkpoint_is_replaced_by_a_new_one(tmp_path: Path) -> None:
