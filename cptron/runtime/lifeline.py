@@ -54,6 +54,7 @@ class Lifeline:
         self._missing = set(range(1, ranks.world_size))
         self._all_greeted = threading.Event()
         self._known = threading.Event()
+        self._leaving = False
         self.ending: Ending | None = None
         """The first end of another rank that became known."""
         self._selector = selectors.DefaultSelector()
@@ -123,7 +124,9 @@ class Lifeline:
         return self.ending
 
     def close(self, *, in_peace: bool = True) -> None:
-        """Say goodbye, so that nobody takes what follows for a death; unless it is one."""
+        """Say goodbye, so that nobody takes what follows for a death; unless it is one. From then on nothing is heard:
+        the others close the connection on a goodbye, and that is no death either."""
+        self._leaving = True
         for peer in self._connected() if in_peace else []:
             self._send(peer, {"goodbye": True})
         self._wake.close()
@@ -214,7 +217,7 @@ class Lifeline:
         peer.close()
 
     def _heard(self, ending: Ending, source: socket.socket) -> None:
-        if self.ending is not None:
+        if self.ending is not None or self._leaving:
             return
         self.ending = ending
         for peer in self._connected() if self._ranks.is_main else []:

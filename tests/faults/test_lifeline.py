@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 
 import pytest
@@ -94,3 +95,33 @@ def test_what_the_others_hear(deed: str, ending: Ending | None) -> None:
 def test_a_busy_rank_0_is_not_taken_for_a_dead_one() -> None:
     """Its thread comes to nothing before it has said goodbye: no rank is left in the kernel's queue then."""
     assert run_ranks(hear, 3, "goodbye", rank_0_sleeps_s=1.0, timeout_s=120) == [[], [], []]
+
+
+def leave_slowly() -> list[Ending]:
+    """What this rank hears when rank 0 says goodbye, and has done no more when rank 1 has understood it."""
+    import torch.distributed as dist
+
+    from cptron.runtime.dist import init_process_group, shutdown
+    from cptron.runtime.launcher import launched_ranks
+    from cptron.runtime.lifeline import Lifeline
+
+    ranks = launched_ranks()
+    assert ranks is not None
+    init_process_group("gloo", ranks, 60)
+    heard: list[Ending] = []
+    lifeline = Lifeline(ranks, heard.append)
+    dist.barrier()
+    if ranks.is_main:
+        wake, lifeline._wake = lifeline._wake, socket.socket()
+        threading.Timer(0.5, wake.close).start()
+        lifeline.close()
+    dist.barrier()
+    if not ranks.is_main:
+        lifeline.close()
+    shutdown()
+    return heard
+
+
+def test_who_has_said_goodbye_hears_nothing_any_more() -> None:
+    """The other closes the connection on its word: that is no death."""
+    assert run_ranks(leave_slowly, 2, timeout_s=60) == [[], []]

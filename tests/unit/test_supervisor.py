@@ -70,7 +70,7 @@ CASES = {
 }
 """Restarts and what each rank does; the exit code of all, and how often they were started."""
 AT_ANY_MOMENT = {
-    "stopped": ("2 sys.exit(75)", 75, 1),
+    "stopped": ("2 time.sleep(0.4); sys.exit(75)", 75, 1),
     "one finished earlier": ("2 time.sleep(2 * rank)", 0, 1),
     "hung up on, under nohup": ("2 os.kill(parent, signal.SIGHUP); time.sleep(1)", 0, 1),
     "asked, and one had no handler yet": (
