@@ -177,14 +177,3 @@ def test_killed_between_its_first_two_files(
     )
     world.trained(run, ONE, *words)
     assert [record["step"] for record in steps(run)] == [1, 2]
-    shutil.rmtree(run / "checkpoints")
-    (run / "config.yaml").unlink()
-    (outcome,) = world.train(
-        run,
-        ONE,
-        *words,
-        "data.seq_length=16",
-        f"start.hugging_face={world.hugging_face}",
-        "start.checkpoint=",
-    )
-    assert "error" not in outcome.error
