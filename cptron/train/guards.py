@@ -70,8 +70,8 @@ class Guards:
         return []
 
     def accept(self, loss_nats_per_token: float, grad_norm: float) -> bool:
-        """Whether the weights may follow the batch at hand."""
-        self._verdict = self._judge(*_of_rank_0(loss_nats_per_token, grad_norm, self._device))
+        """Whether the weights may follow the batch at hand, by numbers that are the same on every rank."""
+        self._verdict = self._judge(loss_nats_per_token, grad_norm)
         return self._verdict.action in ("train", "log")
 
     def settle(self, batches: Sequence[MicroBatch], updated: bool) -> bool:
@@ -210,11 +210,3 @@ def data_settings(run: Run) -> str:
     order = [run.config.run.seed, data.seq_length, data.packing, data.order, data.on_max_epochs]
     settings = [run.config.train.global_batch_size, order, sources]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
-
-
-def _of_rank_0(loss: float, grad_norm: float, device: torch.device) -> tuple[float, float]:
-    """Rank 0's numbers on every rank: a last bit that differs must not make two ranks decide differently."""
-    values = torch.tensor([loss, grad_norm], dtype=torch.float64, device=device)
-    dist.broadcast(values, src=0)
-    found = values.tolist()
-    return found[0], found[1]

@@ -16,7 +16,7 @@ from cptron.checkpoint.verify import Proven, damage
 from cptron.config.schema import Config
 from cptron.errors import CheckpointError
 from cptron.train.preflight import Plan
-from cptron.train.resume import RUN_FILE
+from cptron.train.resume import RUN_FILE, stopped_by_damage
 
 PROVEN = "proven.json"
 
@@ -34,9 +34,7 @@ def proven_plan(plan: Plan, config: Config) -> Plan:
             raise CheckpointError(f"{found[0]}; use another start.checkpoint, or convert the model again")
     while plan.resume_from is not None and (found := _damage(plan.resume_from, directory, once)):
         if config.checkpoint.on_damage == "stop":
-            raise CheckpointError(
-                f"{found[0]}; restore it, or set checkpoint.on_damage=previous to go on from an older checkpoint"
-            )
+            raise stopped_by_damage(found[0])
         older = _next_older(directory / "checkpoints", plan.resume_from)
         if older is None:
             raise CheckpointError(

@@ -69,10 +69,15 @@ def find_run(directory: Path, on_damage: Literal["previous", "stop"] = "previous
     if newest is None and problems:
         raise CheckpointError(f"no checkpoint of {directory} is usable: {problems[0]}")
     if problems and on_damage == "stop":
-        raise CheckpointError(
-            f"{problems[0]}; restore it, or set checkpoint.on_damage=previous to go on from an older checkpoint"
-        )
+        raise stopped_by_damage(problems[0])
     return Found(newest, identity, tuple(problems))
+
+
+def stopped_by_damage(problem: str) -> CheckpointError:
+    """What to raise where a damaged checkpoint is not passed over."""
+    return CheckpointError(
+        f"{problem}; restore it, or set checkpoint.on_damage=previous to go on from an older checkpoint"
+    )
 
 
 def accepted_changes(

@@ -32,6 +32,7 @@ from cptron.model.adapters import is_adapter
 from cptron.model.vocab import padded_vocab_size
 from cptron.optim.optimizer import finish_param_gather
 from cptron.runtime.dist import agree
+from cptron.runtime.pace import SAVE
 from cptron.train.setup import Run, probe_loss
 from cptron.train.state import random_state
 from cptron.versions import installed_versions
@@ -116,7 +117,8 @@ class Saver:
             except CheckpointError as error:
                 raise _cannot_write(working_directory(begun.final), error) from None
 
-        return [self._publish(begun, agree(result))]
+        with self._run.session.pace.during(SAVE):
+            return [self._publish(begun, agree(result))]
 
     def close(self) -> None:
         """End the process behind this rank."""
