@@ -42,12 +42,15 @@ class Pruned:
     """Not removed, because somebody reads them."""
 
 
-def survey(checkpoints: Path) -> list[Seen]:
-    """Every checkpoint under its name, oldest first; good is what has all files in their sizes."""
-    return [_look(step, path) for step, path in layout.list_checkpoints(checkpoints)]
+def survey(checkpoints: Path, newest_good: int | None = None) -> list[Seen]:
+    """Every checkpoint under its name, oldest first; good is what has all files in their sizes, and is not beyond the
+    step `newest_good` of a run that goes on."""
+    return [_look(step, path, newest_good) for step, path in layout.list_checkpoints(checkpoints)]
 
 
-def _look(step: int, path: Path) -> Seen:
+def _look(step: int, path: Path, newest_good: int | None) -> Seen:
+    if newest_good is not None and step > newest_good:
+        return Seen(step, path, None, f"checkpoint {path} is damaged: the run was started without it")
     try:
         return Seen(step, path, layout.read_manifest(path))
     except CheckpointError as error:
@@ -66,27 +69,35 @@ def reasons(seen: Sequence[Seen], marks: Mapping[int, tuple[str, ...]], rules: R
     )
 
 
-def to_remove(checkpoints: Path, rules: Rules, *, damaged: bool = False) -> list[Path]:
+def to_remove(
+    checkpoints: Path, rules: Rules, *, damaged: bool = False, newest_good: int | None = None
+) -> list[Path]:
     """Checkpoints that no rule keeps, oldest first; with `damaged` also those that are damaged and older than the
     newest good one. Raises `CheckpointError` when marks cannot be read."""
-    seen = survey(checkpoints)
+    seen = survey(checkpoints, newest_good)
     stays = reasons(seen, read_marks(checkpoints), rules)
-    newest_good = max((item.step for item in seen if item.manifest is not None), default=-1)
+    newest = max((item.step for item in seen if item.manifest is not None), default=-1)
     return [
         item.path
         for item in seen
-        if item.step not in stays and (item.manifest is not None or (damaged and item.step < newest_good))
+        if item.step not in stays and (item.manifest is not None or (damaged and item.step < newest))
     ]
 
 
-def prune(checkpoints: Path, rules: Rules, *, damaged: bool = False) -> Pruned:
+def prune(
+    checkpoints: Path, rules: Rules, *, damaged: bool = False, newest_good: int | None = None
+) -> Pruned:
     """Delete what `to_remove` names, and what a deletion that was cut off has left. Raises OSError and
-    `CheckpointError`."""
+    `CheckpointError`.
+
+    `newest_good`: the step that a run has just saved. What is newer was passed over when it started, for damage that
+    sizes do not show, and must not count for what was trained since.
+    """
     if not checkpoints.is_dir():
         return Pruned([], [])
     removed, in_use = list[Path](), list[Path]()
     with one_at_a_time(checkpoints):
-        for path in to_remove(checkpoints, rules, damaged=damaged):
+        for path in to_remove(checkpoints, rules, damaged=damaged, newest_good=newest_good):
             with unread(path) as free:
                 if free:
                     _take_name(path)

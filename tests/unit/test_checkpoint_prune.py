@@ -65,6 +65,19 @@ def test_damaged_ones_are_no_hope(case: str, tmp_path: Path) -> None:
     assert steps(tmp_path) == [4, 5]
 
 
+def test_what_a_run_passed_over_does_not_count(tmp_path: Path) -> None:
+    """A flipped bit shows in no size: beside the checkpoint of step 5, which a run was started without, that of step 4,
+    which it has saved since, is the newest good one."""
+    saved(tmp_path, 2, 5, 4)
+    assert [path.name for path in prune(tmp_path, Rules(keep_last=1), newest_good=4).removed] == [
+        "step_00000002"
+    ]
+    assert steps(tmp_path) == [4, 5]
+    save(tmp_path, 6)
+    prune(tmp_path, Rules(keep_last=1), newest_good=6)
+    assert steps(tmp_path) == [6]
+
+
 def test_a_deletion_that_was_cut_off_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It took the name first; nothing half is listed, and the next prune removes it, whatever its rules."""
     saved(tmp_path, 1, 2, 3)
