@@ -156,8 +156,9 @@ def test_what_is_not_there_is_never_made_up(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=rf"holds {held} of {sizes[0] * sizes[1]} elements of a"):
             reader.read("a", offsets, sizes)
     reader._blocks["a"] += [last, last]
-    with pytest.raises(CheckpointError, match="overlap"):
-        reader.read("a")
+    for offsets, sizes in (((0, 0), (6, 4)), ((4, 0), (2, 4))):
+        with pytest.raises(CheckpointError, match="overlap"):
+            reader.read("a", offsets, sizes)
     (tmp_path / "__0_0.distcp").write_bytes((tmp_path / "__0_0.distcp").read_bytes()[: last.data])
     reader._blocks["a"].pop()
     with pytest.raises(CheckpointError, match="cannot be read"):
