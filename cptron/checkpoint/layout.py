@@ -165,6 +165,13 @@ def read_hugging_face(directory: Path) -> dict[str, bytes]:
 def read_manifest(directory: Path) -> Manifest:
     """Manifest of a complete checkpoint. Raises `CheckpointError` when it is absent, incomplete or
     damaged."""
+    try:
+        return _complete_manifest(directory)
+    except OSError as error:  # of a disk that fails, or a directory that may not be read
+        raise CheckpointError(f"checkpoint {directory} cannot be read ({error}); use another one") from None
+
+
+def _complete_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST
     if not directory.is_dir():
         raise CheckpointError(

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cptron.durable import make_directory
 from cptron.errors import ConfigError
 
 LOCK = "lock"
@@ -115,7 +116,7 @@ def _make_and_take(run: Path, made: list[Path]) -> tuple[int, str, str]:
     while True:
         made[:] = [path for path in (run, *run.parents) if not path.exists()]
         try:
-            run.mkdir(parents=True, exist_ok=True)
+            make_directory(run)
             return _take(run / LOCK, PATIENCE_S)
         except (FileNotFoundError, FileExistsError):
             if (

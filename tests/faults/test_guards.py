@@ -343,3 +343,11 @@ def test_a_bad_gradient_is_skipped(guarded: GuardWorld, tmp_path: Path) -> None:
     assert (entry["batch"], entry["action"], entry["cause"]) == (5, "skip", "nonfinite")
     assert all(math.isfinite(record["grad_norm"]) for record in steps(run))
     assert_accounts(run, [5], 6)
+
+
+def test_a_stop_completes_the_checkpoint_that_is_being_written(guarded: GuardWorld, tmp_path: Path) -> None:
+    """Begun after step 3, and the step after it goes wrong: nothing that was trained is lost."""
+    run, words = tmp_path / "run", ("checkpoint.asynchronous=true",)
+    errors = faulty(guarded, run, Layout(2), ("gradient", FC2, 1, 4, math.nan), *words)
+    assert all(error.startswith("TrainingError: gradient norm is nan at step 4") for error in errors)
+    assert [step for step, _ in list_checkpoints(run / "checkpoints")] == [3]

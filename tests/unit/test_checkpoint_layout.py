@@ -20,6 +20,7 @@ from cptron.checkpoint.hashing import hash_file
 from cptron.durable import begin_directory
 from cptron.errors import CheckpointError
 from cptron.model.architecture import RopeScaling
+from cptron.train.proof import older_checkpoint
 
 ARCH = replace(
     SMALL,
@@ -112,12 +113,18 @@ def test_everything_is_on_disk_before_the_name_is_given(
     fsync, rename = os.fsync, os.rename
     monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.fstat(fd).st_ino), fsync(fd)))
     monkeypatch.setattr(os, "rename", lambda *names: (events.append("rename"), rename(*names)))
-    final = save(tmp_path, 1)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    final = save(checkpoints, 1)
     before, after = events[: events.index("rename")], events[events.index("rename") + 1 :]
     written = [final, *final.rglob("*")]
     assert len(written) == 9
     assert [path for path in written if path.stat().st_ino not in before] == []
-    assert after == [tmp_path.stat().st_ino]
+    assert after == [checkpoints.stat().st_ino]
+    above = (
+        checkpoints.parent,
+        tmp_path,
+    )  # hold the names of directories that were made for the first of them
+    assert [path for path in above if path.stat().st_ino not in before] == []
 
 
 @pytest.mark.parametrize("what", ["absent", "shorter"])
@@ -162,6 +169,9 @@ def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     assert [step for step, _ in layout.list_checkpoints(tmp_path)] == [7, 99_999_999, 100_000_000]
     assert layout.list_checkpoints(tmp_path / "absent") == []
+    for than, older in ((100_000_000, 99_999_999), (99_999_999, 7), (7, None)):
+        expected = None if older is None else layout.step_directory(tmp_path, older)
+        assert older_checkpoint(tmp_path, layout.step_directory(tmp_path, than)) == expected
 
 
 def cut(name: str | Path) -> Callable[[Path], None]:
@@ -271,6 +281,22 @@ def test_a_newer_version_is_not_passed_over(tmp_path: Path) -> None:
         layout.newest_complete(tmp_path)
     save(tmp_path, 30)
     assert layout.newest_complete(tmp_path) == (tmp_path / "step_00000030", [])
+
+
+def test_a_disk_that_fails_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files whose size cannot even be asked for: the checkpoint before is used."""
+    first, second = save(tmp_path, 1), save(tmp_path, 2)
+    stat = os.stat
+
+    def failing(path: object, *words: object, **options: object) -> object:
+        if str(path).startswith(str(second / layout.SHARDS)):
+            raise OSError(5, "Input/output error", str(path))
+        return stat(path, *words, **options)  # type: ignore[arg-type, call-overload]
+
+    monkeypatch.setattr(os, "stat", failing)
+    newest, problems = layout.newest_complete(tmp_path)
+    assert newest == first
+    assert [f"checkpoint {second} cannot be read" in line for line in problems] == [True]
 
 
 def test_a_damaged_checkpoint_is_replaced_by_a_new_one(tmp_path: Path) -> None:
