@@ -14,7 +14,6 @@ from pathlib import Path
 
 from faults.injection.trials import CannotInject
 
-
 BUSY_S = 20.0
 """A directory that is written to is let alone within this time."""
 
