@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -42,6 +43,10 @@ VERBS = {
     "doctor": ("cptron.doctor", "device, versions, optional accelerators, and what is used for what"),
 }
 """Verb -> module whose `main(argv)` does it, and what it is for."""
+
+
+READERS = ("checkpoint", "inspect", "doctor")
+"""Verbs that print for people, who may stop reading, as `head` does; to others a broken pipe is a fault."""
 
 
 def usage() -> str:
@@ -81,6 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_CODE
     except RankEnded as ended:
         return ended.code
+    except BrokenPipeError:
+        if verb not in READERS:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at the exit
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return 130
 

@@ -45,6 +45,7 @@ def describe_checkpoint(directory: Path) -> Facts:
         "architecture": manifest.architecture,
         "precision": manifest.precision,
         "layout": manifest.layout or "any",
+        "evaluated": manifest.metrics or "not at this step",
         "probe_loss_nats_per_token": manifest.probe.loss_nats_per_token,
         "weights_fingerprint": manifest.weights_fingerprint,
         "tokenizer_fingerprint": manifest.tokenizer_fingerprint or "none",
@@ -104,7 +105,7 @@ def describe_run(directory: Path) -> Facts:
     try:
         run = parse_json((directory / RUN_FILE).read_text())
         facts: Facts = {"kind": "run", "name": run["name"], "identity": run["identity"]}
-    except (ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{directory / RUN_FILE} is damaged ({error!r}); restore it or start anew") from None
     return facts | {
         "config": _config(directory / "config.yaml"),

@@ -88,6 +88,8 @@ class ReportHook(Hook):
             self._metrics.rewind(run.state.step)
             self._data_log.rewind(run.state.batches_drawn)
             self._shares, self._evaluated_step = {}, None
+            for note in run.plan.notes:  # on the checkpoint that it went back to
+                self._console.note(note)
         self._metrics.write(record)
         self._console.note(guard_line(record))
 

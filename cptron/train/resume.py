@@ -16,7 +16,7 @@ from cptron.checkpoint import layout
 from cptron.checkpoint.run_lock import LOCK
 from cptron.config.resume_rules import Rule, rule_of
 from cptron.config.schema import Config
-from cptron.config.stored import ABSENT, dotted, read_stored
+from cptron.config.stored import ABSENT, dotted, read_stored, stored_configs
 from cptron.data.ledger import Ledger
 from cptron.durable import partial_path
 from cptron.errors import CheckpointError, ConfigError
@@ -69,10 +69,15 @@ def find_run(directory: Path, on_damage: Literal["previous", "stop"] = "previous
     if newest is None and problems:
         raise CheckpointError(f"no checkpoint of {directory} is usable: {problems[0]}")
     if problems and on_damage == "stop":
-        raise CheckpointError(
-            f"{problems[0]}; restore it, or set checkpoint.on_damage=previous to go on from an older checkpoint"
-        )
+        raise stopped_by_damage(problems[0])
     return Found(newest, identity, tuple(problems))
+
+
+def stopped_by_damage(problem: str) -> CheckpointError:
+    """What to raise where a damaged checkpoint is not passed over."""
+    return CheckpointError(
+        f"{problem}; restore it, or set checkpoint.on_damage=previous to go on from an older checkpoint"
+    )
 
 
 def accepted_changes(
@@ -107,7 +112,8 @@ def renewed(accepted: tuple[Change, ...], names: Mapping[str, Any]) -> list[str]
 def _changes(
     config: Config, found: Found, identity: Mapping[str, Any], arch: Architecture, contents: Mapping[str, str]
 ) -> list[Change]:
-    before, now = _stored_values(Path(config.run.dir), found.checkpoint), dotted(config)
+    now = dotted(config)
+    before = _stored_values(Path(config.run.dir), found.checkpoint) or dict(now)
     for key in ("start", "tokenizer"):
         if found.identity.get(key) and identity.get(key):  # else it was or is not known
             before[key], now[key] = str(found.identity[key]), str(identity[key])
@@ -126,9 +132,12 @@ def _changes(
     ]
 
 
-def _stored_values(run: Path, checkpoint: Path | None) -> dict[str, str]:
-    """The configuration that the checkpoint was trained with; without one, that of the last start."""
-    return dotted(layout.read_manifest(checkpoint).config if checkpoint else read_stored(run))
+def _stored_values(run: Path, checkpoint: Path | None) -> dict[str, str] | None:
+    """The configuration that the checkpoint was trained with; without one, that of the last start. None where that one
+    was killed before it could store it: nothing has been trained by it."""
+    if checkpoint is not None:
+        return dotted(layout.read_manifest(checkpoint).config)
+    return dotted(read_stored(run)) if stored_configs(run)[0].exists() else None
 
 
 def _content_key(name: str) -> str:

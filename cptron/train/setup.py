@@ -145,7 +145,7 @@ def load_again(run: Run, plan: Plan) -> None:
     """
     run.loader.close()
     finish_param_gather(run.chunks)
-    run.plan = plan
+    run.plan, run.evaluated = plan, {}
     bare = [chunk.module for chunk in run.chunks]
     run.base, run.hugging_face = _load(run.plan, run.session, bare, run.optimizer)
     run.state, run.loader, run.valid_sets = open_data(run.config, run.plan, run.session)
