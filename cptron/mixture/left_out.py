@@ -15,6 +15,10 @@ from cptron.mixture.laws.law import Law
 from cptron.mixture.points import SCALARS, Array, Inputs
 from cptron.mixture.ranges import Ranges
 
+MOST_GROUPS = 48
+"""Of more mixtures several are left out at a time, drawn by the seed."""
+FEW = 4
+"""Domains that are all shown."""
 DIGITS = 9
 """To which two shares are the same."""
 
@@ -36,7 +40,7 @@ class LeftOut:
 
 def leave_out(law: Law, inputs: Inputs, losses: Array, domains: tuple[str, ...], seed: int) -> LeftOut:
     """Fit the law without each mixture, and predict it."""
-    groups = _groups(inputs)
+    groups = _groups(inputs, seed)
     inside: list[float] = []
     edge: list[tuple[float, str]] = []
     skipped = 0
@@ -61,8 +65,9 @@ def leave_out(law: Law, inputs: Inputs, losses: Array, domains: tuple[str, ...],
 
 
 def shown(shares: Array, domains: tuple[str, ...]) -> str:
-    """A mixture as people read it."""
-    return " ".join(f"{name}={share:.4g}" for name, share in zip(domains, shares, strict=True))
+    """A mixture as people read it; of many domains those that are in it."""
+    pairs = zip(domains, shares, strict=True)
+    return " ".join(f"{name}={share:.4g}" for name, share in pairs if share > 0 or len(domains) <= FEW)
 
 
 def distinct(inputs: Inputs) -> Array:
@@ -75,7 +80,7 @@ def _num_distinct(inputs: Inputs) -> int:
     return len(distinct(inputs))
 
 
-def _groups(inputs: Inputs) -> Array:
+def _groups(inputs: Inputs, seed: int) -> Array:
     """A number for each point: of its mixture, size and learnability; of its tokens where these are all the same."""
     keys = np.concatenate(
         [inputs.shares, np.nan_to_num(np.stack([inputs.params, inputs.learnability], axis=1))], axis=1
@@ -83,4 +88,7 @@ def _groups(inputs: Inputs) -> Array:
     numbers = np.unique(np.round(keys, DIGITS), axis=0, return_inverse=True)[1].ravel()
     if numbers.max() == 0:
         numbers = np.unique(inputs.tokens, return_inverse=True)[1].ravel()
+    count = int(numbers.max()) + 1
+    if count > MOST_GROUPS:
+        numbers = (np.random.default_rng(seed).permutation(count) % MOST_GROUPS)[numbers]
     return np.asarray(numbers)

@@ -18,7 +18,7 @@ from cptron.mixture.recommend import Recommendation
 from cptron.report.page import page
 from cptron.report.svg import Series, line_chart
 
-CURVE_POINTS = 81
+CURVE_POINTS = 401
 """More than the points that get a mark each."""
 
 

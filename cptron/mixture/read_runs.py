@@ -106,9 +106,11 @@ def _check_measured(directory: Path, config: Config, records: Sequence[Record], 
     """Raise DataError where the tokens drawn up to `step` are not in the configured shares."""
     names = [source.name for source in config.data.sources]
     shares = configured_shares(config, names)
-    steps = [record for record in records if record["kind"] == "step" and record["step"] == step]
+    steps = [record for record in records if record["kind"] == "step" and record["step"] <= step]
     if not steps:
-        raise DataError(f"{directory} has no metrics of step {step}, must have them; restore {METRICS_FILE}")
+        raise DataError(
+            f"{directory} has no metrics up to step {step}, must have them; restore {METRICS_FILE}"
+        )
     counts: list[Any] = [steps[-1].get(f"tokens/{name}") for name in names]
     if not all(type(count) is int and count >= 0 for count in counts) or sum(counts) == 0:
         raise DataError(f"{directory} has no tokens by source at step {step}; restore {METRICS_FILE}")

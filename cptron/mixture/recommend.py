@@ -25,7 +25,8 @@ BEST = 128
 """Simulated mixtures whose mean is recommended; RegMix's number."""
 NEIGHBOURS = 4
 """Measured mixtures between which one is simulated."""
-MOST_DRAWS = 200
+MOST_DRAWS = 100
+"""Searched where there are more than two domains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,8 @@ def recommend(
         return np.asarray(inputs.shares[best[0]])
 
     found = search(old, new)
-    draws = [search(*pair) for pair in zip(old_draws[:MOST_DRAWS], new_draws[:MOST_DRAWS], strict=True)]
+    count = len(old_draws) if len(fit.domains) == 2 else MOST_DRAWS
+    draws = [search(*pair) for pair in zip(old_draws[:count], new_draws[:count], strict=True)]
     closest = inputs.shares[int(np.argmin(old_law.values(old, inputs)))]
     # without any mixture within the bound, the most careful one stands in the interval
     low, high = interval(np.array([closest if draw is None else draw for draw in draws]))

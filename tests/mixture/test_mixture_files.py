@@ -228,8 +228,7 @@ def test_any_value_anywhere_is_refused_or_used(
         assert len(str(error).splitlines()) == 1
 
 
-@given(scale=st.floats(0.01, 100), shift=st.floats(0, 10))
-@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize(("scale", "shift"), [(1.4426950408889634, 0.0), (0.02, 7.0)])
 def test_units_of_the_loss_do_not_matter(tmp_path: Path, scale: float, shift: float) -> None:
     """Bits or nats, per token or per byte: predictions change as the losses do."""
     inputs = two_domains([0.05, 0.1, 0.2, 0.4, 0.6, 0.8])

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from mixture_world import NEW, OLD, REPLAY, inputs_of, jsonl_table, replay_table, two_domains
 
 from cptron.errors import DataError
+from cptron.mixture import left_out
 from cptron.mixture.fit import FitOptions, fit_table
 from cptron.mixture.fit_file import read_fit, write_fit
 from cptron.mixture.laws.d_cpt import DCPTLaw
 from cptron.mixture.laws.power import PowerLaw
 from cptron.mixture.left_out import leave_out
-from cptron.mixture.points import Inputs
+from cptron.mixture.points import Array, Inputs
 from cptron.mixture.predict import predict, scalars_for
 from cptron.mixture.read_points import read_points
 
@@ -80,6 +82,25 @@ def test_evaluations_of_one_mixture_are_left_out_together() -> None:
     strange = np.arange(15) // 3 == 2  # the middle mixture is off by a tenth at all three times
     found = leave_out(law, inputs, losses + 0.1 * strange, DOMAINS, 0)
     assert found.inside_largest is not None and found.inside_largest > 0.08
+
+
+def test_of_many_mixtures_several_are_left_out_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every point is predicted once all the same, and by a fit that has not seen it."""
+    inputs = two_domains(list(np.linspace(0.1, 1.0, 20)))
+    losses = 1 + inputs.shares[:, 0] ** -0.4
+    monkeypatch.setattr(left_out, "MOST_GROUPS", 5)
+    fits: list[int] = []
+    plain = PowerLaw.fit
+
+    def counted(law: PowerLaw, rest: Inputs, *others: Any) -> Array:
+        fits.append(len(rest))
+        return plain(law, rest, *others)
+
+    monkeypatch.setattr(PowerLaw, "fit", counted)
+    losses[7] += 0.1
+    found = leave_out(PowerLaw((0,)), inputs, losses, DOMAINS, 0)
+    assert fits == [16] * 5
+    assert found.inside_largest is not None and found.inside_largest == pytest.approx(0.1, rel=0.2)
 
 
 def test_too_few_points(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_interval_of_a_line_is_students() -> None:
     losses = 2 - inputs.shares[:, 0] + np.array([0.02, -0.03, 0.01, 0.0, 0.02, -0.02])
     law = Line()
     parameters = law.fit(inputs, losses, np.random.default_rng(0))
-    low, high = interval(bootstrap(law, parameters, inputs, losses, runs(6), 6000, 1))
+    low, high = interval(bootstrap(law, parameters, inputs, losses, runs(6), 4000, 1))
     design = np.stack([np.ones(6), inputs.shares[:, 0]], axis=1)
     residuals = losses - law.values(parameters, inputs)
     errors = np.sqrt(np.diag(np.linalg.inv(design.T @ design)) * (residuals @ residuals) / 4)

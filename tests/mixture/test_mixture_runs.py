@@ -125,6 +125,14 @@ def test_runs_that_are_no_measurement(tmp_path: Path) -> None:
             read_runs([run], every_evaluation=False)
 
 
+def test_metrics_need_not_be_written_at_the_last_step(tmp_path: Path) -> None:
+    """`log.every_steps` may skip it; the mixture is then checked where it was last written."""
+    run = make_run(tmp_path / "a", 0.25)
+    text = (run / "metrics.jsonl").read_text().replace('"step", "step": 200', '"step", "step": 190')
+    (run / "metrics.jsonl").write_text(text)
+    assert len(read_runs([run], every_evaluation=False).points) == 1
+
+
 def test_missing_metrics(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a", 0.25)
     (run / "metrics.jsonl").unlink()
@@ -134,5 +142,5 @@ def test_missing_metrics(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (changed / "metrics.jsonl").read_text().splitlines()]
     kept = [line for line in lines if line["kind"] != "step"]
     (changed / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
-    with pytest.raises(DataError, match="has no metrics of step 200"):
+    with pytest.raises(DataError, match="has no metrics up to step 200"):
         read_runs([changed], every_evaluation=False)

@@ -16,9 +16,9 @@ import numpy as np
 from cptron.errors import ConfigError
 from cptron.mixture.points import Array, Inputs
 
-SCREENED = 96
+SCREENED = 64
 """Random shapes looked at; the best STARTS of them are refined."""
-STARTS = 6
+STARTS = 4
 MOST_EVALUATIONS = 200
 """Of the residuals, for one start."""
 
