@@ -16,6 +16,7 @@ from mixture_world import (
     replay_table,
     two_domains,
 )
+from scipy.optimize import linprog
 
 from cptron.errors import ConfigError, DataError
 from cptron.mixture.bound import Bound, baseline_of, parse_bound
@@ -67,22 +68,29 @@ def test_bound_that_nothing_keeps_and_that_everything_keeps(tmp_path: Path) -> N
 
 
 def test_three_domains_meet_the_bound(tmp_path: Path) -> None:
-    """Among mixtures between the measured ones, none with a lower new loss keeps the bound by much."""
+    """The best mixture is known exactly: it is a linear problem over the measured mixtures."""
     shares = np.random.default_rng(1).dirichlet(np.ones(3), 40)
     inputs = inputs_of(shares)
     losses = {"old": 1 + np.exp(-3 * shares[:, 0]), "new": 1 + np.exp(-2 * shares[:, 1] - shares[:, 2])}
     path = jsonl_table(tmp_path / "t.jsonl", inputs, ("old", "new", "code"), losses)
+    least_old = math.log(1 / 0.4) / 3  # where old is 1.4
+    exact = linprog(
+        -(2 * shares[:, 1] + shares[:, 2]), [-shares[:, 0]], [-least_old], np.ones((1, 40)), [1.0]
+    )
     for law in ("mixing", "regmix"):
-        if law == "regmix":
-            fit = fit_of(path, law)
-        else:
-            fit = fit_of(path, law, draws=40)
-        found = asked(fit, Bound(nats=0.1), 1.3)
+        found = asked(fit_of(path, law, draws=40), Bound(nats=0.1), 1.3)
         assert math.fsum(found.shares) == pytest.approx(1)
-        assert 1 + math.exp(-3 * found.shares[0]) < 1.4 + 0.02
-        # on the simplex the best keeps old at log(1/0.4)/3, and gives the rest to new
-        assert found.shares[0] == pytest.approx(math.log(1 / 0.4) / 3, abs=0.06)
-        assert found.shares[1] > 0.5
+        assert found.shares == pytest.approx(list(exact.x @ shares), abs=0.03)
+        assert np.all(np.array(found.low) <= np.array(found.high))
+
+
+def test_mean_of_the_best_where_it_is_better(tmp_path: Path) -> None:
+    """Of eight domains the even mixture is best; every simulated one is beside it, and their mean is closer."""
+    shares = np.random.default_rng(1).dirichlet(np.full(8, 0.3), 90)
+    losses = {"old": 2 - 0.1 * shares[:, 0], "new": 4 - np.sqrt(shares + 0.01).sum(axis=1)}
+    path = jsonl_table(tmp_path / "t.jsonl", inputs_of(shares), ("old", "new", *"cdefgh"), losses)
+    found = asked(fit_of(path, "regmix", draws=40), Bound(nats=0.2), 2.0)
+    assert found.shares == pytest.approx([1 / 8] * 8, abs=0.035)
 
 
 def test_critical_ratio_grows_as_the_law_says(tmp_path: Path) -> None:
