@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from cptron.errors import DataError
 from cptron.mixture.bootstrap import interval
@@ -37,6 +38,8 @@ class CriticalRatio:
     """The largest measured share is within the bound."""
     law: list[float]
     """beta, alpha, s of R_CMR(T); empty where fewer than five T have a ratio between measured mixtures."""
+    law_rmse: float
+    """Of that fit, as a share; NaN where there is none."""
     extrapolated: bool
     """The ratio is that of R_CMR(T), because T is beyond the measured range."""
 
@@ -77,6 +80,7 @@ def critical_ratio(fit: MixtureFit, tokens: float, limit: float) -> CriticalRati
         none_share=float(np.isnan(draws).mean()),
         at_edge=bool(inside and ratio >= ratios.max()),
         law=law.tolist(),
+        law_rmse=_rmse(law, counts, _crossings(curves, counts, ratios, limit), ratios),
         extrapolated=not inside,
     )
 
@@ -124,12 +128,23 @@ def _crossing(ratios: Array, losses: Array, limit: float) -> float:
 def _law_over_tokens(counts: Array, by_count: Array, ratios: Array) -> Array:
     """R_CMR(T), fitted where the ratio lies between measured mixtures; empty where that is too few times."""
     law = PowerLaw(())
-    between = np.isfinite(by_count) & (by_count < ratios.max())
+    between = _between(by_count, ratios)
     if between.sum() < len(law.parameters) + 2:
         return np.array([])
     unknown = np.full(int(between.sum()), np.nan)
     inputs = Inputs(np.empty((len(unknown), 0)), counts[between], unknown, unknown)
     return law.fit(inputs, by_count[between], np.random.default_rng(0))
+
+
+def _between(by_count: Array, ratios: Array) -> npt.NDArray[np.bool_]:
+    return np.isfinite(by_count) & (by_count < ratios.max())
+
+
+def _rmse(law: Array, counts: Array, by_count: Array, ratios: Array) -> float:
+    between = _between(by_count, ratios)
+    if not len(law):
+        return float("nan")
+    return float(np.sqrt(np.mean((_power(law, counts[between]) - by_count[between]) ** 2)))
 
 
 def _power(law: Array, tokens: Array) -> Array:

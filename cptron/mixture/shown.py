@@ -96,7 +96,8 @@ def critical_lines(fit: MixtureFit, found: CriticalRatio, what: str) -> list[str
     if found.law:
         beta, alpha, s = found.law
         lines.append(
-            f"critical ratio: R_CMR(T) = {alpha:.5g} T^{s:.4g} {beta:+.5g} over the measured tokens{tail}"
+            f"critical ratio: R_CMR(T) = {alpha:.5g} T^{s:.4g} {beta:+.5g} over the measured tokens, "
+            f"rmse {found.law_rmse:.4f}{tail}"
         )
     return lines
 

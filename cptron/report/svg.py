@@ -48,7 +48,7 @@ def line_chart(
     upright lines. Empty when no point is finite."""
     xs = [x for line in series for x, y in line.points if math.isfinite(y)]
     xs += [x for line in series for x, _, _ in line.band] if xs else []
-    series = [replace(line, points=_drawn_points(line.points)) for line in series]
+    series = [replace(line, points=_drawn_points(line)) for line in series]
     ys = [y for line in series for _, y in line.points] + ([0.0] if zero else [])
     ys += [y for line in series for _, *ends in line.band for y in ends]
     if not xs:
@@ -117,10 +117,10 @@ class _Frame:
         return HEIGHT - BOTTOM - (value - self.y_low) / (self.y_high - self.y_low) * (HEIGHT - TOP - BOTTOM)
 
 
-def _drawn_points(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The finite points, at most MAX_POINTS."""
-    points = [(x, y) for x, y in points if math.isfinite(y)]
-    stride = max(1, -(-len(points) // MAX_POINTS))
+def _drawn_points(line: Series) -> list[tuple[float, float]]:
+    """The finite points, at most MAX_POINTS of a line."""
+    points = [(x, y) for x, y in line.points if math.isfinite(y)]
+    stride = 1 if line.dots else max(1, -(-len(points) // MAX_POINTS))
     runs = [points[i : i + stride] for i in range(0, len(points), stride)]
     return [(sum(x for x, _ in run) / len(run), sum(y for _, y in run) / len(run)) for run in runs]
 

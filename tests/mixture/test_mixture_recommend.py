@@ -111,6 +111,7 @@ def test_critical_ratio_grows_as_the_law_says(tmp_path: Path) -> None:
         found = critical_ratio(fit, count, 2.05)
         assert found.ratio == pytest.approx(0.01 * count**0.25 / 2, abs=2e-3)
         assert not found.extrapolated
+    assert found.law_rmse < 2e-3
     beta, alpha, s = found.law
     assert alpha * 3e7**s + beta == pytest.approx(0.01 * 3e7**0.25 / 2, abs=3e-3)
     beyond = critical_ratio(fit, 1.5e8, 2.05)
