@@ -137,7 +137,7 @@ def _law_over_tokens(counts: Array, by_count: Array, ratios: Array) -> Array:
 
 
 def _between(by_count: Array, ratios: Array) -> npt.NDArray[np.bool_]:
-    return np.isfinite(by_count) & (by_count < ratios.max())
+    return np.asarray(np.isfinite(by_count) & (by_count < ratios.max()))
 
 
 def _rmse(law: Array, counts: Array, by_count: Array, ratios: Array) -> float:
