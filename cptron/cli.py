@@ -31,6 +31,7 @@ VERBS = {
     "schedule": ("cptron.report.rates", "the learning rates of a run, before it is trained"),
     "checkpoint": ("cptron.checkpoint.main", "list, prove, delete and keep the checkpoints of a run"),
     "eval": ("cptron.evaluate.main", "loss of a checkpoint or a Hugging Face model on validation data"),
+    "mixlaw": ("cptron.mixture.main", "laws of the loss by mixture: fit them to runs, predict from them"),
     "merge-weights": (
         "cptron.weights.merge_main",
         "Hugging Face models -> averages, interpolations, task vectors",
