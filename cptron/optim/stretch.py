@@ -7,7 +7,6 @@ exactly once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,15 +63,8 @@ def stretches_of(optimizer: Any) -> list[Stretch]:
     return found
 
 
-def grouped(stretches: Sequence[Stretch]) -> dict[str, list[Stretch]]:
-    """Stretches by the kind of what they are in: `embedding`, `attention`, `mlp`, `norm`, `output`."""
-    groups: dict[str, list[Stretch]] = {}
-    for stretch in stretches:
-        groups.setdefault(kind_of(stretch.name), []).append(stretch)
-    return groups
-
-
 KINDS = ("embedding", "attention", "mlp", "norm", "output")
+"""What parameters are in."""
 
 
 def kind_of(name: str) -> str:
