@@ -41,11 +41,15 @@ class Projection:
         self._reference: list[torch.Tensor | None] = []
         self._dots = torch.zeros(3, dtype=torch.float64)
 
-    def forward_backward(self, run: Run, optimizer: Any, batches: Sequence[MicroBatch]) -> LossSums:
-        """Losses of all batches; afterwards the gradient buffers hold g, and r is remembered."""
+    def forward_backward(
+        self, run: Run, optimizer: Any, batches: Sequence[MicroBatch], stop: Callable[[], None]
+    ) -> LossSums:
+        """Losses of all batches; afterwards the gradient buffers hold g, and r is remembered, as far as `stop` leaves it:
+        it takes gradients away from what stands still, which must not count in r.r either."""
         replay, rest = split_rows(batches, self._is_replay)
         sums = run(replay)
         optimizer.prepare_grads()
+        stop()
         self._reference = [
             None if stretch.main.grad is None else stretch.main.grad.clone() for stretch in self._stretches
         ]

@@ -73,12 +73,11 @@ class Regulariser:
 
         if self.projection is None:
             return asked(batches)
-        return self.projection.forward_backward(asked, optimizer, batches)
+        return self.projection.forward_backward(asked, optimizer, batches, self._stop_gradients)
 
     def before_update(self) -> None:
         """Change the gradients that are ready, before their norm is taken."""
-        if self.freezer is not None:
-            self.freezer.stop_gradients(self.tokens_total)
+        self._stop_gradients()
         if self.projection is not None:
             self.projection.project()
         config = self.config
@@ -87,9 +86,13 @@ class Regulariser:
                 if stretch.main.grad is not None:
                     start, fisher = self.anchor.starts[number], self.anchor.fishers[number]
                     pull.add_gradient(stretch.main, start, fisher, config.ewc)
+        self._stop_gradients()  # rows may have been pulled, too
         if self.freezer is not None:
-            self.freezer.stop_gradients(self.tokens_total)  # rows have been pulled, too
             self.freezer.keep(self.tokens_total)
+
+    def _stop_gradients(self) -> None:
+        if self.freezer is not None:
+            self.freezer.stop_gradients(self.tokens_total)
 
     def after_update(self) -> None:
         """Change the masters that have just moved."""
