@@ -44,8 +44,8 @@ class Projection:
     def forward_backward(
         self, run: Run, optimizer: Any, batches: Sequence[MicroBatch], stop: Callable[[], None]
     ) -> LossSums:
-        """Losses of all batches; afterwards the gradient buffers hold g, and r is remembered, as far as `stop` leaves it:
-        it takes gradients away from what stands still, which must not count in r.r either."""
+        """Losses of all batches; afterwards the gradient buffers hold g, and r is remembered, as far as `stop` leaves
+        it: it takes gradients away from what stands still, which must not count in r.r either."""
         replay, rest = split_rows(batches, self._is_replay)
         sums = run(replay)
         optimizer.prepare_grads()
