@@ -6,7 +6,7 @@ Invariant: it only reads; a run that fails here has changed nothing on disk.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,8 @@ def preflight(config: Config, world_size: int) -> Plan:
     line."""
     check_config(config, world_size)
     refuse_other_writer(Path(config.run.dir))
-    base, arch, weights, tokenizer = _starting_point(config)
+    start_notes: list[str] = []
+    base, arch, weights, tokenizer = _starting_point(config, start_notes.append)
     check_shape(arch, config)
     check_backend(config.model.backend)
     check_offloading(config.memory.offload_modules)
@@ -73,7 +74,7 @@ def preflight(config: Config, world_size: int) -> Plan:
         identity |= {f"adapter.{name}": value for name, value in settings.items()}
     found = find_run(Path(config.run.dir), config.checkpoint.on_damage)
     notes = tuple(f"passed over: {problem}" for problem in found.problems) if found else ()
-    notes = (*notes, *data_notes, *check_space(config, arch, base))
+    notes = (*start_notes, *notes, *data_notes, *check_space(config, arch, base))
     if not tokenizer and not config.data.tokenizer and config.start.mode != "random":
         notes = (
             *notes,
@@ -95,8 +96,11 @@ def settled(plan: Plan, config: Config) -> Plan:
     return replace(plan, accepted=accepted, notes=(*plan.notes, *notes))
 
 
-def _starting_point(config: Config) -> tuple[Path | None, Architecture, str, str]:
-    """Base checkpoint, architecture, fingerprint of the weights and of the tokenizer."""
+def _starting_point(
+    config: Config, tell: Callable[[str], None]
+) -> tuple[Path | None, Architecture, str, str]:
+    """Base checkpoint, architecture, fingerprint of the weights and of the tokenizer; `tell` is told what was passed
+    over."""
     if config.start.mode == "random":
         path = Path(config.model.architecture)
         if not path.is_file():
@@ -107,7 +111,7 @@ def _starting_point(config: Config) -> tuple[Path | None, Architecture, str, str
         from cptron.convert.direct import start_from
 
         return None, *start_from(Path(config.start.hugging_face))
-    base = layout.resolve(config.start.checkpoint)
+    base = layout.resolve(config.start.checkpoint, tell)
     manifest = layout.read_manifest(base)
     if manifest.adapter is not None:
         raise ConfigError(
