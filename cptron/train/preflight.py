@@ -60,7 +60,8 @@ def preflight(config: Config, world_size: int) -> Plan:
     check_config(config, world_size)
     refuse_other_writer(Path(config.run.dir))
     found = find_run(Path(config.run.dir), config.checkpoint.on_damage)
-    origin = origin_of(config, found)
+    start_notes: list[str] = []
+    origin = origin_of(config, found, start_notes.append)
     arch, tokenizer = origin.arch, origin.tokenizer
     check_shape(arch, config)
     check_backend(config.model.backend)
@@ -78,7 +79,7 @@ def preflight(config: Config, world_size: int) -> Plan:
         settings = asdict(config.adapter) | {"targets": list(config.adapter.targets)}
         identity |= {f"adapter.{name}": value for name, value in settings.items()}
     notes = tuple(f"passed over: {problem}" for problem in found.problems) if found else ()
-    notes = (*notes, *data_notes, *check_space(config, arch, origin.branch_from or origin.base))
+    notes = (*start_notes, *notes, *data_notes, *check_space(config, arch, origin.branch_from or origin.base))
     if not tokenizer and not config.data.tokenizer and config.start.mode != "random":
         notes = (
             *notes,
