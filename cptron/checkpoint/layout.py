@@ -5,6 +5,7 @@
       manifest.sha256   sha256 of the manifest, as `sha256sum -c` reads it
       shards/           megatron-core `torch_dist`: model, and for a run also the optimizer; `index.json` is ours
       hugging_face/     config, tokenizer and other small files of the model it came from
+      forgetting/       losses of the base and of this step, window by window (a run with a forgetting monitor)
       state.json        step, data ledger, random state (a run's checkpoint only)
 
 Place in the flow: written by `convert` and by the trainer, read by everything that needs weights. Imports
@@ -17,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -77,6 +78,8 @@ class Manifest:
     """What the run has drawn of each source."""
     metrics: dict[str, float] = field(default_factory=dict)
     """What was evaluated at this very step."""
+    attempt: int = 0
+    """Rollbacks of the forgetting monitor before it."""
     adapter: dict[str, Any] | None = None
     """Settings of the adapter whose parameters the shards hold, and nothing else; None: whole weights."""
     base: str = ""
@@ -229,12 +232,15 @@ def list_checkpoints(checkpoints: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def newest_complete(checkpoints: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that verifies, and what is wrong with the newer ones."""
+def newest_complete(
+    checkpoints: Path, counts: Callable[[Manifest], bool] = lambda manifest: True
+) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, of those that count, and what is wrong with the newer ones."""
     problems: list[str] = []
     for _, directory in reversed(list_checkpoints(checkpoints)):
         try:
-            read_manifest(directory)
+            if not counts(read_manifest(directory)):
+                continue
         except CheckpointError as error:
             problems.append(str(error))
             continue

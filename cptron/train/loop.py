@@ -6,6 +6,7 @@ sequence of collectives on every rank; only `report` hooks behave differently on
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from cptron.runtime.pace import EVALUATION, SAVE
 from cptron.train.guards import Guards
 from cptron.train.hooks import Action, Hook
 from cptron.train.metrics import eval_record, step_record
+from cptron.train.monitor import Monitor
 from cptron.train.save import Saver
 from cptron.train.setup import Run
 from cptron.train.step import train_step
@@ -34,28 +36,41 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
     reason = f"finished {steps} steps"
     saved_step = evaluated_step = run.state.step
     try:
-        guards = Guards(run, hooks, lambda: tell_saved(run, hooks, saver.finish()))
+        hooks = [*hooks]
+        finish_saves = functools.partial(_finish_saves, run, hooks, saver)
+        monitor = Monitor(run, hooks, finish_saves)
+        hooks.append(monitor)
+        guards = Guards(run, hooks, finish_saves)
         for hook in hooks:
             hook.on_start(run)
         if _owes_evaluation(run):
-            evaluate_all(run, hooks)
+            evaluate_all(run, hooks, monitor)
 
-        while run.state.step < steps:
+        while True:
+            # 0. what the forgetting monitor made of the last evaluation
+            if monitor.react():  # by going back
+                guards = Guards(run, hooks, finish_saves)
+                saved_step = evaluated_step = run.state.step
+            if run.state.step >= steps or monitor.has_stopped:
+                break
+
             # 1. this rank's part of the global batch; the ledger moves on by the whole batch, on every rank alike
             start_s = time.perf_counter()
             batches = guards.next_batches()
             if not batches:
                 reason = f"stopped after step {run.state.step}: {'; '.join(run.loader.notes)}"
-                if run.state.step != evaluated_step:
-                    evaluate_all(run, hooks)
-                break
+                if run.state.step == evaluated_step:
+                    break
+                evaluate_all(run, hooks, monitor)
+                evaluated_step = run.state.step
+                continue
 
             # 2. forward, backward, reduce; if the guards let it pass: clip, update
             result = train_step(
                 run.chunks,
                 run.optimizer,
                 batches,
-                lr=learning_rate(config.optim, run.state.step, steps),
+                lr=learning_rate(config.optim, run.state.step, steps) * run.state.reaction.lr_factor,
                 optim=config.optim,
                 num_sources=len(run.source_names),
                 device=run.session.device.torch_device,
@@ -72,13 +87,14 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
                 continue
             run.state.step += 1
             run.state.tokens_total += result.sums.tokens
+            monitor.count(result.sums)
 
             # 3. metrics, and what the hooks make of them
             pace.step_done()
             record = step_record(run, result, time.perf_counter() - start_s)
             action = max((hook.on_step(run, record) for hook in hooks), default=Action.CONTINUE)
             last = run.state.step == steps
-            evaluation_is_due = last or _due(run.state.step, config.eval.every_steps)
+            evaluation_is_due = _evaluation_is_due(run)
             stop.report(status, evaluation_is_due=evaluation_is_due)
             if asked := stop.reason(status.agree()):
                 action, code = Action.SAVE_AND_STOP, STOPPED_EXIT_CODE
@@ -86,7 +102,7 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
 
             # 4. validation
             if action != Action.SAVE_AND_STOP and evaluation_is_due:
-                action, evaluated_step = max(action, evaluate_all(run, hooks)), run.state.step
+                action, evaluated_step = max(action, evaluate_all(run, hooks, monitor)), run.state.step
 
             # 5. checkpoint; the one before may have been written meanwhile
             tell_saved(run, hooks, saver.published())
@@ -97,8 +113,8 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
 
         if run.state.step != saved_step:  # the data came to its end
             save(run, hooks, saver)
-        with pace.during(SAVE):
-            tell_saved(run, hooks, saver.finish())
+        finish_saves()
+        reason = monitor.ending() or reason
         for hook in hooks:
             hook.on_stop(run, reason)
         return code
@@ -126,8 +142,14 @@ def tell_saved(run: Run, hooks: Sequence[Hook], published: Sequence[Path]) -> No
             hook.on_save(run, directory)
 
 
-def evaluate_all(run: Run, hooks: Sequence[Hook]) -> Action:
-    """Evaluate every validation set with the current weights and tell the hooks."""
+def _finish_saves(run: Run, hooks: Sequence[Hook], saver: Saver) -> None:
+    """Wait for the save in progress, if there is one."""
+    with run.session.pace.during(SAVE):
+        tell_saved(run, hooks, saver.finish())
+
+
+def evaluate_all(run: Run, hooks: Sequence[Hook], monitor: Monitor) -> Action:
+    """Evaluate every validation set with the current weights, let the monitor judge, and tell the hooks."""
     if not run.valid_sets:
         return Action.CONTINUE
     device = run.session.device.torch_device
@@ -135,7 +157,8 @@ def evaluate_all(run: Run, hooks: Sequence[Hook]) -> Action:
     with run.session.pace.during(EVALUATION):
         losses = {valid.name: evaluate_set(run.chunks, valid, device) for valid in run.valid_sets}
     record = run.evaluated = eval_record(run, losses)
-    return max((hook.on_eval(run, record) for hook in hooks), default=Action.CONTINUE)
+    action = monitor.judge(losses, record)
+    return max(action, *(hook.on_eval(run, record) for hook in hooks))
 
 
 def _owes_evaluation(run: Run) -> bool:
@@ -143,8 +166,17 @@ def _owes_evaluation(run: Run) -> bool:
     config, step = run.config, run.state.step
     if step == 0:
         return config.eval.at_start
-    is_due = step == config.train.steps or _due(step, config.eval.every_steps)
-    return is_due and run.base is not None and not run.base.metrics
+    return _evaluation_is_due(run) and run.base is not None and not run.base.metrics
+
+
+def _evaluation_is_due(run: Run) -> bool:
+    """After the last step, at a multiple of steps, and past one of tokens."""
+    config, state = run.config, run.state
+    passed = 0
+    if config.eval.every_tokens:
+        unit = config.eval.every_tokens
+        passed = state.tokens_total // unit - state.evaluated_tokens // unit
+    return state.step == config.train.steps or passed > 0 or _due(state.step, config.eval.every_steps)
 
 
 def _due(step: int, every_steps: int) -> bool:

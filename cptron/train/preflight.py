@@ -16,6 +16,7 @@ from cptron.checkpoint.run_lock import refuse_other_writer
 from cptron.checkpoint.space import check_space
 from cptron.config.check import check_config
 from cptron.config.check_engine import check_shape
+from cptron.config.check_forgetting import check_probes
 from cptron.config.schema import Config
 from cptron.data.content import open_content
 from cptron.errors import ConfigError, DataError
@@ -57,6 +58,7 @@ def preflight(config: Config, world_size: int) -> Plan:
     refuse_other_writer(Path(config.run.dir))
     base, arch, weights, tokenizer = _starting_point(config)
     check_shape(arch, config)
+    check_probes(config, arch)
     check_backend(config.model.backend)
     check_offloading(config.memory.offload_modules)
     data_notes, contents, made_with = _check_data(config, arch, tokenizer)

@@ -1,8 +1,7 @@
-"""Back to the newest checkpoint, in the running processes.
+"""Back to a checkpoint, in the running processes.
 
-Place in the flow: `guards` calls it where the policy is `rollback`. Invariant: what follows is what a resume from that
-checkpoint would do; the journal has the data to drop before anything is loaded.
-"""
+Place in the flow: `guards` and `monitor` call it where the policy is `rollback`. Invariant: what follows is what a
+resume from that checkpoint would do; the journal has it before anything is loaded."""
 
 from __future__ import annotations
 
@@ -42,7 +41,12 @@ def newest_checkpoint(run: Run, why: str) -> Target:
             )
         return newest
 
-    proven = proven_plan(replace(run.plan, resume_from=from_main(find), accepted=(), notes=()), run.config)
+    return proven_target(run, from_main(find))
+
+
+def proven_target(run: Run, checkpoint: Path) -> Target:
+    """This checkpoint of the run, or an older one where it is damaged; collective. Raises a `CptronError`."""
+    proven = proven_plan(replace(run.plan, resume_from=checkpoint, accepted=(), notes=()), run.config)
     plan = agree(lambda: settled(proven, run.config))
     directory = plan.resume_from
     assert directory is not None
