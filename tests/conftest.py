@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from forgetting_world import forgetting_world
 from tiny_world import whole_runs, world
 
 from cptron.runtime.host_isa import leave_amx_alone
 
 leave_amx_alone()  # before the first matrix product of this process
 
-__all__ = ["whole_runs", "world"]
+__all__ = ["forgetting_world", "whole_runs", "world"]
 
 TESTS_DIR = Path(__file__).parent
 MARKED_FOLDERS = ("ranks", "e2e", "faults", "fuzz")

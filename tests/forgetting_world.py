@@ -21,7 +21,7 @@ from tokens_world import write_known
 from cptron.testing import run_ranks
 
 SEQ = 16
-STEPS = 24
+STEPS = 16
 EVERY = 4
 """Steps between evaluations, and between saves."""
 CONFIG = """\
@@ -35,7 +35,7 @@ data:
   valid:
     - {{name: old, path: {root}/old_valid, suite: old}}
     - {{name: new, path: {root}/new_valid, suite: new}}
-train: {{steps: 24, global_batch_size: 8, micro_batch_size: 2, precision: fp32}}
+train: {{steps: 16, global_batch_size: 8, micro_batch_size: 2, precision: fp32}}
 optim: {{lr: 3.0e-3, schedule: constant}}
 eval: {{every_steps: 4, micro_batch_size: 8}}
 forgetting: {{epsilon_nats: 0.3, patience: 2, grace_tokens: 500, resamples: 200}}
