@@ -9,8 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 from forgetting_world import forgetting_world
+from hypothesis import settings
 from tiny_world import whole_runs, world
 
 from cptron.runtime.host_isa import leave_amx_alone

@@ -15,8 +15,8 @@ class Killed(BaseException):
 
 
 def train_until(config: str, overrides: list[str], moment: str) -> str:
-    """Train, and die on all ranks at a moment of the first action: `journalled`, when it is in the journal and has had no
-    effect; `loaded`, when a rollback has loaded its checkpoint and moved nothing; `acted`, when all is done."""
+    """Train, and die on all ranks at a moment of the first action: `journalled`, when it is in the journal and has had
+    no effect; `loaded`, when a rollback has loaded its checkpoint and moved nothing; `acted`, when all is done."""
     judge, react, roll_back = Monitor.judge, Monitor.react, module.roll_back
 
     def judge_and_die(self: Monitor, *words: Any) -> Any:

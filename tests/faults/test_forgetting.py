@@ -87,13 +87,15 @@ def test_raise_replay(whole: dict[str, Path]) -> None:
 def test_lower_lr(whole: dict[str, Path]) -> None:
     """The rate is half of the schedule's from the step after the alarm on; what was before is as without a monitor."""
     assert acted(whole["lower_lr"]) == (ALARM, "lower_lr")
-    assert [record["lr"] for record in steps(whole["lower_lr"])] == [3e-3] * ALARM + [1.5e-3] * (STEPS - ALARM)
+    assert [record["lr"] for record in steps(whole["lower_lr"])] == [3e-3] * ALARM + [1.5e-3] * (
+        STEPS - ALARM
+    )
     assert steps(whole["lower_lr"])[:ALARM] == steps(whole["raise_replay"])[:ALARM]
 
 
 def test_rollback(whole: dict[str, Path], forgetting_world: ForgettingWorld, tmp_path: Path) -> None:
-    """The curve after it is that of a run which was resumed from the same checkpoint with that share of replay. What was
-    left behind is whole, elsewhere, and not confused with the second pass."""
+    """The curve after it is that of a run which was resumed from the same checkpoint with that share of replay. What
+    was left behind is whole, elsewhere, and not confused with the second pass."""
     run = whole["rollback"]
     (line,) = [line for line in verdicts(run) if line["action"] == "rollback"]
     assert (line["step"], line["to_step"], line["reaction"]["attempt"]) == (ALARM, EVERY, 1)
@@ -159,8 +161,8 @@ def test_killed_at_an_action_and_resumed(
     whole: dict[str, Path],
     tmp_path: Path,
 ) -> None:
-    """To the bit on one rank, closely on two. Up to the alarm the journal decides and not the detector, which here takes
-    nothing for forgetting."""
+    """To the bit on one rank, closely on two. Up to the alarm the journal decides and not the detector, which here
+    takes nothing for forgetting."""
     run, reference = tmp_path / "run", whole[action]
     words = (*LITTLE, f"forgetting.action={action}")
     overrides = forgetting_world.words(run, ONE, *words)
