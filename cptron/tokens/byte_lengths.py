@@ -1,8 +1,8 @@
 """How many bytes of text each token id stands for, where that can be known from the tokenizer alone.
 
 Place in the flow: validation sets count the bytes of their windows with it, for bits per byte. Invariant: a length is
-exact or not given: only byte-level BPE without a normaliser, with a token for every byte, writes each byte of a text
-once.
+exact or not given: only byte-level BPE without a normaliser writes each byte of a text once. A vocabulary may lack the
+bytes that text does not have, as some do: control characters, and what begins characters that Unicode has not assigned.
 
 Shapes: V ids.
 """
@@ -20,9 +20,14 @@ from cptron.json_text import parse_json
 UNKNOWN = -1
 _CUTS_ONLY = ("Split", "Digits")
 """Pre-tokenizers that cut a text and change nothing of it, unless they remove what they cut at."""
-_VISIBLE = {*range(33, 127), *range(161, 173), *range(174, 256)}
-ALPHABET = frozenset([*map(chr, _VISIBLE), *(chr(256 + number) for number in range(256 - len(_VISIBLE)))])
-"""The characters that stand for the 256 bytes in a byte-level vocabulary."""
+_VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_OTHERS = [byte for byte in range(256) if byte not in _VISIBLE]
+ALPHABET = dict(
+    zip([*_VISIBLE, *_OTHERS], map(chr, [*_VISIBLE, *range(256, 256 + len(_OTHERS))]), strict=True)
+)
+"""Byte -> the character that stands for it in a byte-level vocabulary."""
+_NOT_IN_TEXT = {*range(32), 0x7F, 0xC0, 0xC1, 0xF1, 0xF2, *range(0xF5, 0x100)} - set(b"\t\n\r")
+_NEEDED = frozenset(char for byte, char in ALPHABET.items() if byte not in _NOT_IN_TEXT)
 
 
 def token_bytes(definition: bytes) -> npt.NDArray[np.int32] | None:
@@ -53,8 +58,10 @@ def _is_byte_level(content: Mapping[str, Any], model: Mapping[str, Any]) -> bool
         and not model.get("end_of_word_suffix")
         and content.get("normalizer") is None
         and _only_cuts(content.get("pre_tokenizer"))
-        and vocab.keys() >= ALPHABET
-        and not set().union(*vocab) - ALPHABET - set().union(*(t["content"] for t in content["added_tokens"]))
+        and vocab.keys() >= _NEEDED
+        and not set()
+        .union(*vocab)
+        .difference(ALPHABET.values(), *(token["content"] for token in content["added_tokens"]))
     )
 
 
