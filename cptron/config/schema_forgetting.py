@@ -11,8 +11,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ForgettingConfig:
-    """The forgetting monitor. It is there where a validation set has a suite or a probe is on, and costs nothing
-    elsewhere; see [forgetting](forgetting.md)."""
+    """The [forgetting monitor](forgetting.md): in force where a validation set has a suite, or a probe is on."""
 
     action: Literal["alert", "raise_replay", "lower_lr", "rollback", "stop_and_keep_best"] = "alert"
     """What an alarm does. `alert`: says so. `raise_replay`: doubles the shares of sources with role `replay`, up to

@@ -25,12 +25,13 @@ NUM_COLORS = 8
 @dataclass(frozen=True, slots=True)
 class Series:
     """One line: points `(x, y)` in order of x. A `faint` one is the noisy background of another and has no
-    label."""
+    label. `band` is `(x, low, high)` of an area behind it."""
 
     label: str
     points: Sequence[tuple[float, float]]
     color: int
     faint: bool = False
+    band: Sequence[tuple[float, float, float]] = ()
 
 
 def line_chart(
@@ -40,12 +41,14 @@ def line_chart(
     series: Sequence[Series],
     zero: bool = False,
     marks: Sequence[tuple[float, str]] = (),
+    levels: Sequence[tuple[float, str]] = (),
 ) -> str:
     """A titled figure with legend, axes and lines; `zero` makes 0 part of the y axis, `marks` are (x, text) of
-    upright lines. Empty when no point is finite."""
+    upright lines, `levels` (y, text) of level ones. Empty when no point is finite."""
     xs = [x for line in series for x, y in line.points if math.isfinite(y)]
     series = [replace(line, points=_drawn_points(line.points)) for line in series]
-    ys = [y for line in series for _, y in line.points] + ([0.0] if zero else [])
+    ys = [y for line in series for _, y in line.points] + ([0.0] if zero else []) + [y for y, _ in levels]
+    ys += [y for line in series for _, *ends in _drawn_band(line) for y in ends]
     if not xs:
         return ""
     y_ticks = ticks(min(ys), max(ys), 6)
@@ -53,7 +56,10 @@ def line_chart(
     x_ticks = [x for x in ticks(x_low, x_high, 7) if x_low <= x <= x_high]
     frame = _Frame(x_low, x_high, y_ticks[0], y_ticks[-1])
     upright = [_mark(frame, x, text) for x, text in marks if x_low <= x <= x_high]
-    parts = [_axes(frame, x_ticks, y_ticks, x_label), *upright, *(_line(frame, line) for line in series)]
+    bands = [_band(frame, line) for line in series if line.band]
+    level = [_level(frame, y, text) for y, text in levels]
+    lines = [_line(frame, line) for line in series]
+    parts = [_axes(frame, x_ticks, y_ticks, x_label), *bands, *level, *upright, *lines]
     svg = (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
     )
@@ -147,6 +153,24 @@ def _axes(frame: _Frame, x_ticks: list[float], y_ticks: list[float], x_label: st
 def _mark(frame: _Frame, x: float, text: str) -> str:
     at = f'x1="{frame.x(x):.1f}" x2="{frame.x(x):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"'
     return f'<line class="mark" {at}><title>{escape(text)}</title></line>'
+
+
+def _level(frame: _Frame, y: float, text: str) -> str:
+    at = f'y1="{frame.y(y):.1f}" y2="{frame.y(y):.1f}"'
+    label = f'<text x="{WIDTH - RIGHT}" y="{frame.y(y) - 5:.1f}" text-anchor="end">{escape(text)}</text>'
+    return f'<line class="mark" x1="{LEFT}" x2="{WIDTH - RIGHT}" {at}/>{label}'
+
+
+def _drawn_band(line: Series) -> list[tuple[float, float, float]]:
+    return [part for part in line.band if all(map(math.isfinite, part))]
+
+
+def _band(frame: _Frame, line: Series) -> str:
+    """The area between both ends, there and back."""
+    band = _drawn_band(line)
+    edge = [(x, high) for x, _, high in band] + [(x, low) for x, low, _ in reversed(band)]
+    path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in edge)
+    return f'<polygon class="{_color(line)}" points="{path}"/>'
 
 
 def _line(frame: _Frame, line: Series) -> str:
