@@ -6,8 +6,9 @@ done is not done, and the verdict says why."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from cptron.config.schema import Config
 from cptron.forgetting.alarms import RepetitionState, judge_gap, judge_repetition
@@ -34,52 +35,67 @@ class Measured:
 
 
 def decide(
-    config: Config, watch: Watch, reaction: Reaction, found: Measured, quiet_step: int | None
+    config: Config, watch: Watch, reaction: Reaction, found: Measured, quiet_step: Callable[[], int | None]
 ) -> Verdict:
     """The verdict on one evaluation. `quiet_step`: the step of the newest checkpoint at which nothing was beyond
     epsilon, where there is one."""
     old = found.intervals.get("old")
-    policy, finding = watch.policy, "none"
+    policy = watch.policy
+    finding: Finding = "none"
     if old is not None:
         policy, finding = judge(rules_of(config), policy, old, found.tokens_total)
-    action, why, after = _action(config, reaction, finding, quiet_step)  # type: ignore[arg-type]
+    done = _action(config, reaction, finding, quiet_step)
     alarms, after_alarms = _alarms(config, watch, found)
     return Verdict(
         attempt=reaction.attempt,
         step=found.step,
         tokens_total=found.tokens_total,
-        finding=finding,  # type: ignore[arg-type]
-        action=action,
-        why=why,
+        finding=finding,
+        action=done.action,
+        why=done.why,
         old=old,
         new=found.intervals.get("new"),
         alarms=tuple(alarms),
-        to_step=quiet_step if action == "rollback" and quiet_step is not None else 0,
+        to_step=done.to_step,
         watch=replace(after_alarms, policy=policy, seen={}, lines=watch.lines + 1),
-        reaction=after,
+        reaction=done.after,
     )
 
 
+class _Done(NamedTuple):
+    """What is done about an evaluation."""
+
+    action: Action
+    why: str
+    """Why it is done, or why not more."""
+    after: Reaction
+    """In force after it."""
+    to_step: int = 0
+
+
 def _action(
-    config: Config, reaction: Reaction, finding: Finding, quiet_step: int | None
-) -> tuple[Action, str, Reaction]:
-    """What is done, why or why not more, and what is in force after it."""
+    config: Config, reaction: Reaction, finding: Finding, quiet_step: Callable[[], int | None]
+) -> _Done:
     asked = config.forgetting.action
     if finding != "alarm":
-        return "none", "", reaction
+        return _Done("none", "", reaction)
     if asked == "alert":
-        return "alert", "", reaction
+        return _Done("alert", "", reaction)
     if reaction.actions >= config.forgetting.max_actions:
-        return "alert", f"{reaction.actions} actions were taken (forgetting.max_actions)", reaction
+        return _Done("alert", f"{reaction.actions} actions were taken (forgetting.max_actions)", reaction)
     acted = replace(reaction, actions=reaction.actions + 1)
     if asked == "stop_and_keep_best":
-        return asked, "", replace(acted, stopped=True)
+        return _Done(asked, "", replace(acted, stopped=True))
     milder, why, after = _milder(config, acted)
-    if asked != "rollback" or milder == "alert":
-        return milder, why, reaction if milder == "alert" else after
-    if quiet_step is None:
-        return milder, f"{why}; there is no checkpoint from before to go back to", after
-    return "rollback", f"back to step {quiet_step}, {why}", replace(after, attempt=after.attempt + 1)
+    if milder == "alert":
+        return _Done(milder, why, reaction)
+    step = quiet_step() if asked == "rollback" else None
+    if step is not None:
+        return _Done(
+            "rollback", f"back to step {step}, {why}", replace(after, attempt=after.attempt + 1), step
+        )
+    no_rollback = "; there is no checkpoint from before to go back to" if asked == "rollback" else ""
+    return _Done(milder, f"{why}{no_rollback}", after)
 
 
 def _milder(config: Config, acted: Reaction) -> tuple[Action, str, Reaction]:

@@ -135,6 +135,7 @@ def forgetting_lines(record: Mapping[str, Any]) -> list[str]:
             lines.append(f"probe {key.split('/')[1]} {score:+.4f} nats/token{since}")
     if record.get("forgetting/finding") in ("above", "alarm", "hold", "clear"):
         lines.append(f"forgetting: {finding_text(record)}")
+    lines += record.get("forgetting/unknown", ())
     return [*lines, *(f"alarm, {alarm}" for alarm in record.get("forgetting/alarms", ()))]
 
 

@@ -156,8 +156,8 @@ def evaluate_all(run: Run, hooks: Sequence[Hook], monitor: Monitor) -> Action:
     finish_param_gather(run.chunks)
     with run.session.pace.during(EVALUATION):
         losses = {valid.name: evaluate_set(run.chunks, valid, device) for valid in run.valid_sets}
-    record = run.evaluated = eval_record(run, losses)
-    action = monitor.judge(losses, record)
+        record = run.evaluated = eval_record(run, losses)
+        action = monitor.judge(losses, record)
     return max(action, *(hook.on_eval(run, record) for hook in hooks))
 
 

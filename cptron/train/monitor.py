@@ -172,13 +172,19 @@ class _MainRank:
                 {name: state.ledger.entries[name].epochs for name in run.source_names},
             )
             verdict = decide(
-                run.config, state.watch, state.reaction, found, newest_quiet(run.directory / "checkpoints")
+                run.config,
+                state.watch,
+                state.reaction,
+                found,
+                lambda: newest_quiet(run.directory / "checkpoints"),
             )
             append_verdict(self._path, verdict)
             self._verdicts[verdict.place] = verdict
         added |= {**measured, "forgetting/finding": verdict.finding}
         if verdict.action != "none":
             added |= {"forgetting/action": verdict.action, "forgetting/why": verdict.why}
+        if unknown := self._measuring.unknown(now):
+            added["forgetting/unknown"] = unknown
         if verdict.alarms:
             added["forgetting/alarms"] = list(verdict.alarms)
         return verdict, added

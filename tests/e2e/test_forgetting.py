@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,17 @@ def test_what_cannot_be_compared_is_refused_on_every_rank(world: World, parent: 
     assert "tells nothing of set domain: its tokens or windows are others" in outcome.error
     (outcome,) = world.train(tmp_path / "control", ONE, *SUITES, f"forgetting.control={tmp_path}")
     assert "has no evaluations in forgetting/" in outcome.error
+
+
+def test_a_set_that_has_changed_is_named(world: World, parent: Path, tmp_path: Path) -> None:
+    """What was evaluated at step 0 was more of it: its change is not known, that of the other suite is."""
+    run = tmp_path / "run"
+    shutil.copytree(parent, run)
+    world.trained(run, ONE, *SUITES, "train.steps=7", "data.valid.general.max_tokens=100")
+    last = evals(run)[-1]
+    (unknown,) = last["forgetting/unknown"]
+    assert unknown.startswith("change of general is not known: its tokens or windows are others")
+    assert "learning/new/change_nats" in last and "forgetting/old/change_nats" not in last
 
 
 def test_suites_that_come_later_have_no_base(world: World, tmp_path: Path) -> None:

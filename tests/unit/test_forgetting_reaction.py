@@ -77,7 +77,7 @@ def judged(
     """The verdict on a change of old data that is sure."""
     intervals = {"old": Interval(change, change, change)}
     found = Measured(10, tokens, intervals, {"a": 2.0, "b": 2.0}, {"a": 0.5, "b": 0.5})
-    return decide(config, watch, reaction, found, quiet)
+    return decide(config, watch, reaction, found, lambda: quiet)
 
 
 ABOVE = Watch(policy=PolicyState(above=1))
