@@ -49,3 +49,23 @@ def train_until(config: str, overrides: list[str], moment: str) -> str:
     finally:
         Monitor.judge, Monitor.react = judge, react  # type: ignore[method-assign]
         module.roll_back = roll_back
+
+
+def judge_when_off(config: str, overrides: list[str]) -> tuple[int, bool, str]:
+    """What a monitor does where nothing is watched, in a process that belongs to no group: a collective would fail."""
+    from pathlib import Path
+    from types import SimpleNamespace
+
+    from cptron.config.load import load_config
+    from cptron.train.state import TrainState
+
+    run = SimpleNamespace(
+        config=load_config(Path(config), overrides).config, state=TrainState(), directory=Path("nowhere")
+    )
+    monitor = Monitor(run, [], lambda: None)  # type: ignore[arg-type]
+    record: dict[str, Any] = {}
+    action = monitor.judge({}, record)
+    monitor.count(None)  # type: ignore[arg-type]
+    monitor.on_save(run, Path("nowhere"))  # type: ignore[arg-type]
+    assert not record and run.state == TrainState()
+    return int(action), monitor.react(), monitor.ending()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import forgetting_calls
+import guard_calls
 import pytest
 from commands import assert_close, evals, steps
 from forgetting_world import EVERY, STEPS, ForgettingWorld, share, verdicts, without_replay
@@ -232,3 +233,32 @@ def test_attempts_are_told_apart(forgetting_world: ForgettingWorld, tmp_path: Pa
     forgetting_world.trained(run, ONE, *words)
     assert verdicts(run) == lines
     assert steps(run) == steps(whole_run)
+
+
+def test_guards_go_back_to_where_the_monitor_went(forgetting_world: ForgettingWorld, tmp_path: Path) -> None:
+    """A gradient that is no number, after a rollback of the monitor and before the next save: the same checkpoint is
+    loaded once more, and the rollback is still in force. The batch that is dropped is one of the second pass."""
+    run = tmp_path / "run"
+    words = [*LITTLE, "forgetting.action=rollback", "forgetting.patience=1", "guards.on_nonfinite=rollback"]
+    words += ["eval.every_steps=2", "checkpoint.every_steps=6", "guards.skip_batches=0"]
+    layout = Layout(2, tp=2)
+    overrides = forgetting_world.words(run, layout, *words)
+    fault = ("gradient", "decoder.layers.2.mlp.linear_fc2", 1, 9, float("nan"))
+    outcomes = run_ranks(guard_calls.train_with_fault, 2, str(forgetting_world.config), overrides, *fault)
+    assert [outcome.error for outcome in outcomes] == ["", ""]
+    (rollback,) = [line for line in verdicts(run) if line["action"] == "rollback"]
+    assert (rollback["step"], rollback["to_step"]) == (8, 6)
+    (entry,) = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
+    assert (entry["batch"], entry["action"], entry["to_step"]) == (9, "rollback", 6)
+    state = state_of(run)
+    assert (state["reaction"]["attempt"], state["reaction"]["replay_factor"]) == (1, 2.0)
+    assert state["batches_drawn"] == STEPS + 1
+    assert audit(run).skipped_batches == [9]
+
+
+def test_nothing_is_done_where_nothing_is_watched(forgetting_world: ForgettingWorld) -> None:
+    """No collective, no record, no change of the state."""
+    words = ["run.dir=x", "data.valid.old.suite=''", "data.valid.new.suite=''", "forgetting.action=lower_lr"]
+    assert run_ranks(forgetting_calls.judge_when_off, 1, str(forgetting_world.config), words) == [
+        (0, False, "")
+    ]
