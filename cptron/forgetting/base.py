@@ -18,8 +18,8 @@ NEAR = 0.01
 
 
 def choose_base(config: Config, started_from: Path | None, step_0: Evaluation) -> tuple[Evaluation, str]:
-    """The base of a new run, evaluated as `step_0`, and where it is from. Raises a `CptronError` where the one that was
-    asked for does not tell what the old and new sets have become."""
+    """The base of a new run, evaluated as `step_0` before its first step (a branch counts on), and where it is from.
+    Raises a `CptronError` where the one that was asked for does not tell what the old and new sets have become."""
     asked = config.forgetting.base
     if asked and asked != "step0":
         base = read_evaluation(_base_of(Path(asked)))
@@ -29,12 +29,12 @@ def choose_base(config: Config, started_from: Path | None, step_0: Evaluation) -
         return base, f"base: step {base.step} of {asked}"
     path = started_from / FOLDER / BASE if started_from else None
     if asked == "step0" or path is None or not path.is_file():
-        return step_0, "base: step 0 of this run"
+        return step_0, f"base: step {step_0.step} of this run"
     inherited = read_evaluation(path)
     for name, why in not_comparable(step_0, inherited).items():
         return (
             step_0,
-            f"base: step 0 of this run, not that of {started_from}, which tells nothing of {name} ({why})",
+            f"base: step {step_0.step} of this run, not that of {started_from}, which tells nothing of {name} ({why})",
         )
     return inherited, f"base: that of {started_from}"
 

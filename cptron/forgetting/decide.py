@@ -2,7 +2,8 @@
 
 Place in the flow: intervals and alarms -> here -> the monitor, which enters the verdict in the journal and acts.
 Imports no torch. Invariant: a pure function of configuration, state and measurement; what is asked for and cannot be
-done is not done, and the verdict says why."""
+done is not done, and the verdict says why.
+"""
 
 from __future__ import annotations
 

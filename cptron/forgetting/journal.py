@@ -5,7 +5,8 @@ Imports no torch. Invariant: a line that was written whole is on disk, and decid
 again, whatever is measured then: another layout has other last bits.
 
 An evaluation is known by attempt, step and tokens: an attempt is what lies between two rollbacks of the monitor, so
-that the same step of a later one is another evaluation; and with other data the tokens differ."""
+that the same step of a later one is another evaluation; and with other data the tokens differ.
+"""
 
 from __future__ import annotations
 
@@ -144,6 +145,12 @@ def append_verdict(path: Path, verdict: Verdict) -> None:
         append_line(path, verdict.to_line())
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written ({error}); free space and start again") from None
+
+
+def in_a_branch(watch: Watch, reaction: Reaction) -> tuple[Watch, Reaction]:
+    """What of its parent's state a branch goes on with: what is in force, but neither its parent's journal, nor that it
+    has acted or stopped."""
+    return replace(watch, lines=0), replace(reaction, actions=0, stopped=False)
 
 
 def after_rollbacks(

@@ -3,7 +3,8 @@
 Place in the flow: `train` asks what is left behind when it looks for the checkpoint to go on from, and moves it when
 the run directory is its own; whoever chooses among checkpoints finds it there. Imports no torch. Invariant: what is
 left behind follows from the journal and from the attempt that each thing was made in, so that a move that was cut off
-is finished at the next start, and nothing of a later attempt is ever moved."""
+is finished at the next start, and nothing of a later attempt is ever moved.
+"""
 
 from __future__ import annotations
 

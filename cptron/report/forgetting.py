@@ -97,12 +97,10 @@ def action_text(verdict: Verdict) -> str:
 
 
 def _with_band(label: str, evals: Sequence[Record], prefix: str, color: int) -> Series:
-    found = [
-        record
-        for record in evals
-        if all(isinstance(record.get(f"{prefix}_{end}"), float) for end in ("low", "high"))
-    ]
-    band = [(record["tokens_total"], record[f"{prefix}_low"], record[f"{prefix}_high"]) for record in found]
+    # ends that are not finite are stored as text
+    high_at = dict(points_of(evals, "tokens_total", f"{prefix}_high"))
+    lows = points_of(evals, "tokens_total", f"{prefix}_low")
+    band = [(x, low, high_at[x]) for x, low in lows if x in high_at]
     return Series(label, points_of(evals, "tokens_total", f"{prefix}_nats"), color, band=band)
 
 

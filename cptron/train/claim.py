@@ -25,6 +25,7 @@ from cptron.forgetting.journal import JOURNAL, read_verdicts
 from cptron.forgetting.left import set_aside
 from cptron.runtime.dist import agree
 from cptron.runtime.session import Session
+from cptron.train.inherit import inherit
 from cptron.train.preflight import Plan
 from cptron.train.resume import RUN_FILE, find_run
 
@@ -42,6 +43,8 @@ def claimed(config: Config, plan: Plan, session: Session) -> Iterator[Plan]:
         agree(lambda: _check_unchanged(run, plan, is_main=is_main))
         if plan.base is not None and is_main:  # that of an adapter is needed again at a resume
             stack.enter_context(reading(plan.base))
+        if plan.branch_from is not None and plan.resume_from is None and is_main:
+            stack.enter_context(reading(plan.branch_from))  # a start again needs it until the first save
         yield replace(plan, notes=(*plan.notes, *notes))
 
 
@@ -69,6 +72,8 @@ def record_start(config: Config, plan: Plan, step: int) -> None:
     try:
         if plan.accepted or not (run / RUN_FILE).exists():
             layout.write_json(run / RUN_FILE, record)
+        if plan.branch_from is not None and plan.resume_from is None:
+            inherit(run, plan.branch_from)
         if plan.accepted:
             _journal(run / CHANGES, plan, step)
     except OSError as error:

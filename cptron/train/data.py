@@ -22,7 +22,7 @@ from cptron.data.stream import SampleStream, Stream
 from cptron.data.valid import ValidSet
 from cptron.data.windows import WindowSet
 from cptron.errors import DataError
-from cptron.forgetting.journal import JOURNAL, Verdict, after_rollbacks, read_verdicts
+from cptron.forgetting.journal import JOURNAL, Verdict, after_rollbacks, in_a_branch, read_verdicts
 from cptron.forgetting.probes import probe_sets
 from cptron.runtime.dist import agree, from_main
 from cptron.runtime.session import Session
@@ -79,8 +79,11 @@ def reopen(run: Run, shares: Sequence[float]) -> None:
 def _find(config: Config, plan: Plan, session: Session, verdicts: Sequence[Verdict]) -> _Found:
     """Rank-local."""
     data = config.data
-    saved = read_state(plan.resume_from / layout.STATE) if plan.resume_from else None
+    directory = plan.resume_from or plan.branch_from
+    saved = read_state(directory / layout.STATE) if directory else None
     state = TrainState.from_dict(saved) if saved else TrainState()
+    if plan.resume_from is None:
+        state.watch, state.reaction = in_a_branch(state.watch, state.reaction)
     state.watch, state.reaction = after_rollbacks(state.step, state.watch, state.reaction, verdicts)
     for name in renewed(plan.accepted, state.ledger.entries):
         state.ledger.renew(name, state.step)

@@ -6,7 +6,6 @@ sequence of collectives on every rank; only `report` hooks behave differently on
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,6 @@ from cptron.errors import STOPPED_EXIT_CODE
 from cptron.evaluate.perplexity import evaluate_set
 from cptron.optim.optimizer import finish_param_gather
 from cptron.optim.schedule import learning_rate
-from cptron.runtime.agreement import StepStatus
 from cptron.runtime.pace import EVALUATION, SAVE
 from cptron.train.guards import Guards
 from cptron.train.hooks import Action, Hook
@@ -30,14 +28,17 @@ from cptron.train.stop import Stop
 def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
     """Train until `train.steps` or until asked to stop; returns the exit code: 0, or `STOPPED_EXIT_CODE`."""
     config, steps, pace = run.config, run.config.train.steps, run.session.pace
-    status, code = StepStatus(run.session.device.torch_device), 0
+    code = 0
     stop.listen()
     saver = Saver(run)
     reason = f"finished {steps} steps"
     saved_step = evaluated_step = run.state.step
     try:
         hooks = [*hooks]
-        finish_saves = functools.partial(_finish_saves, run, hooks, saver)
+
+        def finish_saves() -> None:
+            tell_saved(run, hooks, saver.finish())
+
         monitor = Monitor(run, hooks, finish_saves)
         hooks.append(monitor)
         guards = Guards(run, hooks, finish_saves)
@@ -45,6 +46,13 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
             hook.on_start(run)
         if _owes_evaluation(run):
             evaluate_all(run, hooks, monitor)
+
+        def accept(loss_nats_per_token: float, grad_norm: float) -> bool:
+            due = _evaluates(run, 1)
+            device = run.session.device.torch_device
+            return guards.accept(
+                *stop.agree(loss_nats_per_token, grad_norm, evaluation_is_due=due, device=device)
+            )
 
         while True:
             # 0. what the forgetting monitor made of the last evaluation
@@ -65,7 +73,7 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
                 evaluated_step = run.state.step
                 continue
 
-            # 2. forward, backward, reduce; if the guards let it pass: clip, update
+            # 2. forward, backward, reduce; hear of the other ranks; if the guards let it pass: clip, update
             result = train_step(
                 run.chunks,
                 run.optimizer,
@@ -74,15 +82,14 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
                 optim=config.optim,
                 num_sources=len(run.source_names),
                 device=run.session.device.torch_device,
-                accept=guards.accept,
+                accept=accept,
                 before_update=saver.before_update,
             )
             if not guards.settle(batches, result.updated):
                 saved_step = min(saved_step, run.state.step)  # the batch is dropped, or the run rolled back
                 pace.step_done()
-                stop.report(status, evaluation_is_due=False)
-                if asked := stop.reason(status.agree()):
-                    code, reason = STOPPED_EXIT_CODE, f"{asked} after step {run.state.step}"
+                if stop.reason:
+                    code, reason = STOPPED_EXIT_CODE, f"{stop.reason} after step {run.state.step}"
                     break
                 continue
             run.state.step += 1
@@ -94,14 +101,12 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
             record = step_record(run, result, time.perf_counter() - start_s)
             action = max((hook.on_step(run, record) for hook in hooks), default=Action.CONTINUE)
             last = run.state.step == steps
-            evaluation_is_due = _evaluation_is_due(run)
-            stop.report(status, evaluation_is_due=evaluation_is_due)
-            if asked := stop.reason(status.agree()):
+            if stop.reason:
                 action, code = Action.SAVE_AND_STOP, STOPPED_EXIT_CODE
-                reason = f"{asked} after step {run.state.step}"
+                reason = f"{stop.reason} after step {run.state.step}"
 
             # 4. validation
-            if action != Action.SAVE_AND_STOP and evaluation_is_due:
+            if action != Action.SAVE_AND_STOP and _evaluates(run):
                 action, evaluated_step = max(action, evaluate_all(run, hooks, monitor)), run.state.step
 
             # 5. checkpoint; the one before may have been written meanwhile
@@ -142,12 +147,6 @@ def tell_saved(run: Run, hooks: Sequence[Hook], published: Sequence[Path]) -> No
             hook.on_save(run, directory)
 
 
-def _finish_saves(run: Run, hooks: Sequence[Hook], saver: Saver) -> None:
-    """Wait for the save in progress, if there is one."""
-    with run.session.pace.during(SAVE):
-        tell_saved(run, hooks, saver.finish())
-
-
 def evaluate_all(run: Run, hooks: Sequence[Hook], monitor: Monitor) -> Action:
     """Evaluate every validation set with the current weights, let the monitor judge, and tell the hooks."""
     if not run.valid_sets:
@@ -162,21 +161,22 @@ def evaluate_all(run: Run, hooks: Sequence[Hook], monitor: Monitor) -> Action:
 
 
 def _owes_evaluation(run: Run) -> bool:
-    """The baseline of a new run; or the evaluation of the step at which a run was asked to stop."""
-    config, step = run.config, run.state.step
-    if step == 0:
-        return config.eval.at_start
-    return _evaluation_is_due(run) and run.base is not None and not run.base.metrics
+    """The baseline of a new run or branch; or the evaluation of the step at which a run was asked to stop."""
+    if run.plan.resume_from is None:
+        return run.config.eval.at_start
+    return _evaluates(run) and run.base is not None and not run.base.metrics
 
 
-def _evaluation_is_due(run: Run) -> bool:
-    """After the last step, at a multiple of steps, and past one of tokens."""
+def _evaluates(run: Run, more_steps: int = 0) -> bool:
+    """Now, or after so many more steps, whose tokens are not masked: after the last step, at a multiple of steps, and
+    past one of tokens."""
     config, state = run.config, run.state
-    passed = 0
-    if config.eval.every_tokens:
-        unit = config.eval.every_tokens
-        passed = state.tokens_total // unit - state.evaluated_tokens // unit
-    return state.step == config.train.steps or passed > 0 or _due(state.step, config.eval.every_steps)
+    step = state.step + more_steps
+    is_past = False
+    if unit := config.eval.every_tokens:
+        more_tokens = more_steps * config.train.global_batch_size * config.data.seq_length
+        is_past = (state.tokens_total + more_tokens) // unit > state.evaluated_tokens // unit
+    return step == config.train.steps or is_past or _due(step, config.eval.every_steps)
 
 
 def _due(step: int, every_steps: int) -> bool:

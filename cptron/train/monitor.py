@@ -155,8 +155,9 @@ class _MainRank:
         now = self._measuring.evaluation(state.step, state.tokens_total, state.reaction.attempt, losses)
         run.losses[NOW] = now.to_bytes()
         added: Record = {}
-        if state.step == 0:
-            added["forgetting/base"] = self._measuring.begin(now, run.plan.base)
+        if self._measuring.base is None and run.plan.resume_from is None:
+            started_from = run.plan.branch_from or run.plan.base
+            added["forgetting/base"] = self._measuring.begin(now, started_from)
             self._keep_base()
         intervals, measured = self._measuring.changes(now)
         verdict = self._verdicts.get((state.reaction.attempt, state.step, state.tokens_total))

@@ -1,5 +1,6 @@
 """What a run with suites keeps and says, over its whole life: evaluations by tokens, bits per byte, a base that goes on
-in a child, a control run."""
+in a child, a control run.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """Losses window by window: under every layout those of `transformers`, one window at a time; and what probes show of a
-model that copies and of one that does not."""
+model that copies and of one that does not.
+"""
 
 from __future__ import annotations
 

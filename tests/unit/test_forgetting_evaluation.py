@@ -1,5 +1,6 @@
 """Evaluations as files and against one another: exact, refused when damaged, compared in nats, in bytes, or not at
-all."""
+all.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """Who may import what, and what may not be called anywhere: the seams of docs/architecture.md, read from
-the source."""
+the source.
+"""
 
 from __future__ import annotations
 
@@ -59,6 +60,7 @@ LIGHT_FILES = (
     "checkpoint/save_worker.py",
     "checkpoint/space.py",
     "checkpoint/verify.py",
+    "mixture/main.py",
     "model/architecture.py",
     "train/preflight.py",
 )
