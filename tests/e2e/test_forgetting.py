@@ -95,6 +95,18 @@ def test_a_child_keeps_the_base_and_a_control_is_shown(world: World, parent: Pat
     assert evals(anew)[0][key] == 0.0
 
 
+def test_a_branch_goes_on_as_its_parent(world: World, parent: Path, tmp_path: Path) -> None:
+    """With its base and its numbers to the bit, and a journal of its own."""
+    start = f"start.checkpoint={parent / 'checkpoints' / 'step_00000003'}"
+    branch = world.trained(tmp_path / "branch", ONE, *SUITES, "start.mode=branch", start)
+    first, *others = evals(branch)
+    assert (first["step"], first["forgetting/base"]) == (3, f"base: that of {start.partition('=')[2]}")
+    assert others == [record for record in evals(parent) if record["step"] > 3]
+    lines = [json.loads(line) for line in (branch / "forgetting.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, *(record["step"] for record in others)]
+    world.trained(branch, ONE, *SUITES, "start.mode=branch", start, "train.steps=7")
+
+
 def test_what_cannot_be_compared_is_refused_on_every_rank(world: World, parent: Path, tmp_path: Path) -> None:
     """A base of other windows, and a control run without evaluations."""
     words = [*SUITES, f"forgetting.base={parent}", "data.seq_length=16"]

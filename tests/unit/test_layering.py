@@ -1,6 +1,5 @@
 """Who may import what, and what may not be called anywhere: the seams of docs/architecture.md, read from
-the source.
-"""
+the source."""
 
 from __future__ import annotations
 
@@ -41,7 +40,7 @@ ADAPTERS = {
 READY = "cptron.runtime.megatron_ready"
 """Imported before megatron by every adapter; the order is held by ruff (isort sections in pyproject.toml)."""
 
-LIGHT_ROOMS = ("config", "tokens", "data")
+LIGHT_ROOMS = ("config", "tokens", "data", "forgetting")
 LIGHT_FILES = (
     "errors.py",
     "versions.py",
