@@ -239,21 +239,27 @@ def test_guards_go_back_to_where_the_monitor_went(forgetting_world: ForgettingWo
     """A gradient that is no number, after a rollback of the monitor and before the next save: the same checkpoint is
     loaded once more, and the rollback is still in force. The batch that is dropped is one of the second pass."""
     run = tmp_path / "run"
-    words = [*LITTLE, "forgetting.action=rollback", "forgetting.patience=1", "guards.on_nonfinite=rollback"]
-    words += ["eval.every_steps=2", "checkpoint.every_steps=6", "guards.skip_batches=0"]
+    words = [*LITTLE, "forgetting.action=rollback", "forgetting.patience=1", "forgetting.epsilon_nats=0.2"]
+    words += [
+        "forgetting.max_actions=1",
+        "eval.every_steps=2",
+        "guards.on_nonfinite=rollback",
+        "guards.skip_batches=0",
+    ]
     layout = Layout(2, tp=2)
     overrides = forgetting_world.words(run, layout, *words)
-    fault = ("gradient", "decoder.layers.2.mlp.linear_fc2", 1, 9, float("nan"))
+    fault = ("gradient", "decoder.layers.2.mlp.linear_fc2", 1, 7, float("nan"))
     outcomes = run_ranks(guard_calls.train_with_fault, 2, str(forgetting_world.config), overrides, *fault)
     assert [outcome.error for outcome in outcomes] == ["", ""]
     (rollback,) = [line for line in verdicts(run) if line["action"] == "rollback"]
-    assert (rollback["step"], rollback["to_step"]) == (8, 6)
+    assert (rollback["step"], rollback["to_step"]) == (6, 4)
     (entry,) = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
-    assert (entry["batch"], entry["action"], entry["to_step"]) == (9, "rollback", 6)
+    assert (entry["batch"], entry["action"], entry["to_step"]) == (7, "rollback", 4)
+    assert len({tuple(place) for place in found(run)}) == len(found(run)), "each evaluation is judged once"
     state = state_of(run)
     assert (state["reaction"]["attempt"], state["reaction"]["replay_factor"]) == (1, 2.0)
     assert state["batches_drawn"] == STEPS + 1
-    assert audit(run).skipped_batches == [9]
+    assert audit(run).skipped_batches == [7]
 
 
 def test_nothing_is_done_where_nothing_is_watched(forgetting_world: ForgettingWorld) -> None:
