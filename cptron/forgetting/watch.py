@@ -7,7 +7,7 @@ determines what the next evaluation means.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 from cptron.forgetting.alarms import GapState, RepetitionState
@@ -37,6 +37,9 @@ class Watch:
     @classmethod
     def from_dict(cls, saved: Any) -> Self:
         """What `to_dict` returned. Raises ValueError on anything else."""
+        names = {field.name for field in fields(cls)}
+        if not isinstance(saved, Mapping) or set(saved) != names:
+            raise ValueError(f"must hold {', '.join(sorted(names))}")
         try:
             found = cls(
                 PolicyState.from_dict(saved["policy"]),
