@@ -130,9 +130,7 @@ def _parsed(header: Mapping[str, Any], body: bytes) -> Evaluation:
     for name, values in header["sets"].items():
         head = _Head(**values)
         require_types(head)
-        facts = SetFacts(
-            **{**head.facts, "unwritten_ids": tuple(int(number) for number in head.facts["unwritten_ids"])}
-        )
+        facts = SetFacts(**{**head.facts, "unwritten_ids": tuple(head.facts["unwritten_ids"])})
         require_types(facts)
         if not 0 < head.windows <= len(body) // 16:
             raise ValueError(f"set {name} has {head.windows} windows, must be from 1 to what the file holds")

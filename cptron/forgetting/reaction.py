@@ -15,6 +15,8 @@ from typing import Any, Self
 REPLAY_CAP = 0.5
 """Of all tokens; where the configuration asks for more replay, that."""
 LR_FLOOR = 1 / 16
+_MOST_FACTOR = 2.0**30
+"""So many doublings make no sense; and whole numbers below it are floats, exactly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Reaction:
             raise ValueError(f"must hold {', '.join(sorted(names))}")
         factors = (saved["lr_factor"], saved["replay_factor"])
         counts = (saved["attempt"], saved["actions"])
-        if not all(type(factor) in (int, float) and 0 < factor < math.inf for factor in factors):
+        if not all(type(factor) in (int, float) and 0 < factor < _MOST_FACTOR for factor in factors):
             raise ValueError("must hold two factors")
         if (
             not all(type(count) is int and 0 <= count < 2**62 for count in counts)

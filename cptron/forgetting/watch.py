@@ -37,21 +37,22 @@ class Watch:
     @classmethod
     def from_dict(cls, saved: Any) -> Self:
         """What `to_dict` returned. Raises ValueError on anything else."""
-        names = {field.name for field in fields(cls)}
-        if not isinstance(saved, Mapping) or set(saved) != names:
-            raise ValueError(f"must hold {', '.join(sorted(names))}")
         try:
+            values = _exactly(cls, saved)
             found = cls(
-                PolicyState.from_dict(saved["policy"]),
-                GapState(**saved["gap"]),
-                {name: RepetitionState(**values) for name, values in saved["repetition"].items()},
-                {name: Seen(**values) for name, values in saved["seen"].items()},
-                saved["lines"],
+                PolicyState.from_dict(values["policy"]),
+                GapState(**_exactly(GapState, values["gap"])),
+                {
+                    name: RepetitionState(**_exactly(RepetitionState, state))
+                    for name, state in values["repetition"].items()
+                },
+                {name: Seen(**_exactly(Seen, seen)) for name, seen in values["seen"].items()},
+                values["lines"],
             )
             require_types(found)
             for part in (found.gap, *found.repetition.values(), *found.seen.values()):
                 require_types(part)
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, AttributeError) as error:
             raise ValueError(f"is none of a monitor ({error})") from None
         counts = (
             found.lines,
@@ -81,3 +82,11 @@ class Watch:
         found = [self.seen[name] for name in names if name in self.seen]
         tokens = sum(seen.tokens for seen in found)
         return sum(seen.nats for seen in found) / tokens if tokens else None
+
+
+def _exactly(cls: Any, values: Any) -> Mapping[str, Any]:
+    """The values of all fields of a dataclass, and no others. Raises TypeError."""
+    names = {field.name for field in fields(cls)}
+    if not isinstance(values, Mapping) or set(values) != names:
+        raise TypeError(f"must hold {', '.join(sorted(names))}")
+    return values
