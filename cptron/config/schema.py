@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cptron.config.schema_data import DataConfig, EvalConfig, SourceConfig, ValidSetConfig
+from cptron.config.schema_forgetting import ForgettingConfig
 from cptron.config.schema_outputs import CheckpointConfig, LogConfig, MilestoneConfig, RuntimeConfig
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvalConfig",
+    "ForgettingConfig",
     "Fp8Config",
     "GuardsConfig",
     "LogConfig",
@@ -290,6 +292,7 @@ class Config:
     optim: OptimConfig
     guards: GuardsConfig = field(default_factory=GuardsConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    forgetting: ForgettingConfig = field(default_factory=ForgettingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

@@ -72,7 +72,8 @@ class TrainLoader:
         self.ledger = ledger
         """The account of all batches handed out; not of those made ahead, which is the stream's own."""
         ledger.assign(stream.ledger)
-        self._stream = stream
+        self.stream = stream
+        """Where the samples come from; ahead of what was handed out."""
         self._cut = cut
         self._allocate = allocate
         self._seq_length = stream.sources[0].seq_length
@@ -96,10 +97,10 @@ class TrainLoader:
         self._pool.shutdown(cancel_futures=True)
 
     def _make_step(self) -> _Step:
-        drawn = self._stream.draw(self._cut.global_batch_size)
+        drawn = self.stream.draw(self._cut.global_batch_size)
         after = Ledger()
-        after.assign(self._stream.ledger)
-        notes, self._stream.notes = self._stream.notes, []
+        after.assign(self.stream.ledger)
+        notes, self.stream.notes = self.stream.notes, []
         rows = self._cut.micro_batch_size
         first, per_round = self._cut.dp_rank * rows, rows * self._cut.dp_size
         mine = [drawn[start : start + rows] for start in range(first, len(drawn), per_round)]
@@ -119,8 +120,8 @@ class TrainLoader:
         )
         if self._cut.reads:
             for row, draw in enumerate(drawn):
-                self._stream.sources[draw.source].read(np.array([draw.cursor]), batch.rows(row, row + 1))
+                self.stream.sources[draw.source].read(np.array([draw.cursor]), batch.rows(row, row + 1))
         else:
             for row, draw in enumerate(drawn):
-                batch.documents_BS[row] = self._stream.sources[draw.source].documents(draw.cursor)
+                batch.documents_BS[row] = self.stream.sources[draw.source].documents(draw.cursor)
         return batch

@@ -10,6 +10,7 @@ from cptron.config.schema import Config
 from cptron.data.cache import IndexCache
 from cptron.data.source import TokenSource
 from cptron.data.stream import Mix
+from cptron.forgetting.reaction import raised_shares
 
 
 def open_sources(config: Config, vocab_size: int = 0) -> list[TokenSource]:
@@ -34,11 +35,14 @@ def open_sources(config: Config, vocab_size: int = 0) -> list[TokenSource]:
     ]
 
 
-def mix_of(config: Config) -> Mix:
-    """What is asked of the sources."""
+def mix_of(config: Config, replay_factor: float = 1.0) -> Mix:
+    """What is asked of the sources, when the monitor has multiplied replay by so much."""
     sources = config.data.sources
+    shares = tuple(source.token_share for source in sources)
+    if replay_factor != 1:
+        shares = raised_shares(shares, [source.role == "replay" for source in sources], replay_factor)
     return Mix(
-        tuple(source.token_share for source in sources),
+        shares,
         tuple(source.max_epochs for source in sources),
         config.data.on_max_epochs,
     )

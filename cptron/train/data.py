@@ -6,9 +6,10 @@ the same samples: they have opened the same content, at the same place, under th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
@@ -19,14 +20,20 @@ from cptron.data.loader import Cut, TrainLoader
 from cptron.data.open import mix_of, open_sources
 from cptron.data.stream import SampleStream, Stream
 from cptron.data.valid import ValidSet
+from cptron.data.windows import WindowSet
 from cptron.errors import DataError
-from cptron.runtime.dist import agree
+from cptron.forgetting.journal import JOURNAL, Verdict, after_rollbacks, in_a_branch, read_verdicts
+from cptron.forgetting.probes import probe_sets
+from cptron.runtime.dist import agree, from_main
 from cptron.runtime.session import Session
 from cptron.train.preflight import Plan
 from cptron.train.resume import renewed
 from cptron.train.state import TrainState, read_state, set_random_state
 
-Opened = tuple[TrainState, TrainLoader, list[ValidSet]]
+if TYPE_CHECKING:
+    from cptron.train.setup import Run
+
+Opened = tuple[TrainState, TrainLoader, list[WindowSet]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +46,7 @@ class _Found:
     """An account for each source that says no more than its content."""
     stream: Callable[[], Stream]
     """Makes the stream of the sources; collective in Megatron's order."""
-    valid_sets: list[ValidSet]
+    valid_sets: list[WindowSet]
 
 
 def open_data(config: Config, plan: Plan, session: Session) -> Opened:
@@ -49,25 +56,41 @@ def open_data(config: Config, plan: Plan, session: Session) -> Opened:
     Whatever can go wrong on one rank alone does so before the ranks build anything together: the others would
     wait for it in a collective.
     """
-    found = agree(lambda: _find(config, plan, session))
+    verdicts = from_main(lambda: read_verdicts(Path(config.run.dir) / JOURNAL)) if plan.resume_from else []
+    found = agree(lambda: _find(config, plan, session, verdicts))
     _check_same_content(found.sources)
     loader = agree(lambda: _load(config, session, found))
     _check_same_content(found.state.ledger)
     return found.state, loader, found.valid_sets
 
 
-def _find(config: Config, plan: Plan, session: Session) -> _Found:
+def reopen(run: Run, shares: Sequence[float]) -> None:
+    """Draw what comes next under other shares of the tokens, in the order of the configuration's sources; what was read
+    ahead is thrown away. On every rank alike; not collective. Not for Megatron's order, which cannot be mixed anew."""
+    run.loader.close()
+    stream = run.loader.stream
+    assert isinstance(stream, SampleStream), "checked with the configuration"
+    mix = replace(mix_of(run.config), token_shares=tuple(shares))
+    run.loader = _loader(
+        run.config, run.session, SampleStream(stream.sources, mix, run.state.ledger), run.state.ledger
+    )
+
+
+def _find(config: Config, plan: Plan, session: Session, verdicts: Sequence[Verdict]) -> _Found:
     """Rank-local."""
     data = config.data
     directory = plan.resume_from or plan.branch_from
     saved = read_state(directory / layout.STATE) if directory else None
     state = TrainState.from_dict(saved) if saved else TrainState()
+    if plan.resume_from is None:
+        state.watch, state.reaction = in_a_branch(state.watch, state.reaction)
+    state.watch, state.reaction = after_rollbacks(state.step, state.watch, state.reaction, verdicts)
     for name in renewed(plan.accepted, state.ledger.entries):
         state.ledger.renew(name, state.step)
-    identities, stream = _find_sources(config, plan, state.ledger)
+    identities, stream = _find_sources(config, plan, state)
     sources = Ledger({name: Entry(identity, 0.0) for name, identity in identities.items()})
     micro = config.eval.micro_batch_size or config.train.micro_batch_size
-    valid_sets = [
+    valid_sets: list[WindowSet] = [
         ValidSet(
             item.name,
             item.path,
@@ -81,11 +104,18 @@ def _find(config: Config, plan: Plan, session: Session) -> _Found:
         )
         for item in data.valid
     ]
+    valid_sets += probe_sets(
+        config.forgetting,
+        config.run.seed,
+        plan.arch.vocab_size,
+        (micro, session.dp_rank, session.topology.dp),
+        session.topology.layout.sequence_unit,
+    )
     return _Found(state, saved["random_states"] if saved else [], sources, stream, valid_sets)
 
 
 def _find_sources(
-    config: Config, plan: Plan, ledger: Ledger
+    config: Config, plan: Plan, state: TrainState
 ) -> tuple[Mapping[str, str], Callable[[], Stream]]:
     """Content of each source by its name, and what makes the stream of them."""
     if config.data.order == "megatron":
@@ -93,10 +123,11 @@ def _find_sources(
 
         files = open_files(config)
         identities = {name: content.identity for name, content in files.contents.items()}
-        return identities, lambda: MegatronStream(config, ledger, files, plan.arch.vocab_size)
+        return identities, lambda: MegatronStream(config, state.ledger, files, plan.arch.vocab_size)
     sources = open_sources(config, plan.arch.vocab_size)
     identities = {source.name: source.identity for source in sources}
-    return identities, lambda: SampleStream(sources, mix_of(config), ledger)
+    mix = mix_of(config, state.reaction.replay_factor)
+    return identities, lambda: SampleStream(sources, mix, state.ledger)
 
 
 def _load(config: Config, session: Session, found: _Found) -> TrainLoader:
@@ -104,9 +135,13 @@ def _load(config: Config, session: Session, found: _Found) -> TrainLoader:
     stream = found.stream()
     if len(found.random_states) == session.ranks.world_size:
         set_random_state(found.random_states[session.ranks.rank])
+    return _loader(config, session, stream, found.state.ledger)
+
+
+def _loader(config: Config, session: Session, stream: Stream, ledger: Ledger) -> TrainLoader:
     return TrainLoader(
         stream,
-        found.state.ledger,
+        ledger,
         Cut(
             config.train.global_batch_size,
             config.train.micro_batch_size,

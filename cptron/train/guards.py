@@ -217,4 +217,6 @@ def data_settings(run: Run) -> str:
     )
     order = [run.config.run.seed, data.seq_length, data.packing, data.order, data.on_max_epochs]
     settings = [run.config.train.global_batch_size, order, sources]
+    if run.state.reaction.attempt:  # the same numbers are drawn under other shares
+        settings.append(run.state.reaction.attempt)
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]

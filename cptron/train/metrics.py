@@ -52,9 +52,11 @@ def step_record(run: Run, result: StepResult, step_time_s: float) -> Record:
 
 
 def eval_record(run: Run, losses_by_set: Mapping[str, SetLosses]) -> Record:
-    """Metrics of one evaluation of all validation sets. Perplexity is exp(nats per token)."""
+    """Metrics of one evaluation of all validation sets; of probes the monitor makes them. Perplexity is exp(nats per
+    token)."""
     record: Record = {"kind": "eval", "step": run.state.step, "tokens_total": run.state.tokens_total}
-    for name, losses in losses_by_set.items():
+    for name in (valid.name for valid in run.config.data.valid):
+        losses = losses_by_set[name]
         loss = losses.loss_nats_per_token
         record[f"valid/{name}/loss_nats_per_token"] = loss
         record[f"valid/{name}/perplexity"] = math.exp(min(loss, 700.0))

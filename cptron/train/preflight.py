@@ -16,6 +16,7 @@ from cptron.checkpoint.saved_rate import saved_rate
 from cptron.checkpoint.space import check_space
 from cptron.config.check import check_config
 from cptron.config.check_engine import check_shape
+from cptron.config.check_forgetting import check_probes
 from cptron.config.presets import preset_note
 from cptron.config.schema import Config
 from cptron.data.content import open_content
@@ -64,6 +65,7 @@ def preflight(config: Config, world_size: int) -> Plan:
     origin = origin_of(config, found, start_notes.append)
     arch, tokenizer = origin.arch, origin.tokenizer
     check_shape(arch, config)
+    check_probes(config, arch)
     check_backend(config.model.backend)
     check_offloading(config.memory.offload_modules)
     data_notes, contents, made_with = _check_data(config, arch, tokenizer)

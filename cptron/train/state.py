@@ -16,6 +16,8 @@ import torch
 
 from cptron.data.ledger import Ledger
 from cptron.errors import CheckpointError
+from cptron.forgetting.reaction import Reaction
+from cptron.forgetting.watch import Watch
 from cptron.json_text import parse_json
 from cptron.train.spikes import SpikeHistory
 
@@ -35,6 +37,12 @@ class TrainState:
     spike_history: SpikeHistory = field(default_factory=SpikeHistory)
     journal_entries: int = 0
     """Actions of the guards that are in this state, or lie ahead of it."""
+    evaluated_tokens: int = 0
+    """`tokens_total` at the last evaluation."""
+    watch: Watch = field(default_factory=Watch)
+    """What the forgetting monitor remembers."""
+    reaction: Reaction = field(default_factory=Reaction)
+    """What it has done."""
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Self:
@@ -47,6 +55,9 @@ class TrainState:
             tokens_skipped=saved["tokens_skipped"],
             spike_history=SpikeHistory.from_dict(saved["spike_history"]),
             journal_entries=saved["journal_entries"],
+            evaluated_tokens=saved["evaluated_tokens"],
+            watch=Watch.from_dict(saved["watch"]),
+            reaction=Reaction.from_dict(saved["reaction"]),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,6 +70,9 @@ class TrainState:
             "tokens_skipped": self.tokens_skipped,
             "spike_history": self.spike_history.to_dict(),
             "journal_entries": self.journal_entries,
+            "evaluated_tokens": self.evaluated_tokens,
+            "watch": self.watch.to_dict(),
+            "reaction": self.reaction.to_dict(),
         }
 
 
@@ -75,6 +89,8 @@ def read_state(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(saved, dict):
         raise CheckpointError(f"{path} holds a {type(saved).__name__}, not an object; use another checkpoint")
+    new = TrainState().to_dict()
+    saved = {**{key: new[key] for key in _LATER}, **saved}
     for key, (valid, rule) in _VALID.items():
         if key not in saved:
             raise CheckpointError(f"{path} lacks {key}; use another checkpoint")
@@ -89,12 +105,17 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0  # JSON's true is an int to isinstance
 
 
-def _is_spike_history(value: Any) -> bool:
-    try:
-        SpikeHistory.from_dict(value)
-    except ValueError:
-        return False
-    return True
+def _is_read_by(read: Callable[[Any], Any]) -> Callable[[Any], bool]:
+    """Whether `read` takes a value, which raises ValueError where it does not."""
+
+    def is_read(value: Any) -> bool:
+        try:
+            read(value)
+        except ValueError:
+            return False
+        return True
+
+    return is_read
 
 
 def _is_random_states(value: Any) -> bool:
@@ -113,11 +134,16 @@ _VALID: dict[str, tuple[Callable[[Any], bool], str]] = {
     "ledger": (lambda value: isinstance(value, dict), "an object"),
     "batches_drawn": (_is_count, "a whole number from 0"),
     "tokens_skipped": (_is_count, "a whole number from 0"),
-    "spike_history": (_is_spike_history, "lists of as many losses as gradient norms"),
+    "spike_history": (_is_read_by(SpikeHistory.from_dict), "lists of as many losses as gradient norms"),
     "journal_entries": (_is_count, "a whole number from 0"),
+    "evaluated_tokens": (_is_count, "a whole number from 0"),
+    "watch": (_is_read_by(Watch.from_dict), "what a monitor remembers"),
+    "reaction": (_is_read_by(Reaction.from_dict), "two factors, two counts and a truth value"),
     "random_states": (_is_random_states, "a list of generator states in base64"),
 }
 """What `state.json` must hold: a check, and the rule in words."""
+_LATER = ("evaluated_tokens", "watch", "reaction")
+"""What the checkpoints of versions without a monitor lack: it is as at the start."""
 
 
 def random_state() -> dict[str, str]:
