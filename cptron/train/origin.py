@@ -40,7 +40,8 @@ class Origin:
 
 
 def origin_of(config: Config, found: Found | None, tell: Callable[[str], None]) -> Origin:
-    """What `start` names; `found` is the run in `run.dir`, and `tell` is told what was passed over. Raises a `CptronError` where it does not serve."""
+    """What `start` names; `found` is the run in `run.dir`, and `tell` is told what was passed over.
+    Raises a `CptronError` where it does not serve."""
     if config.start.mode == "random":
         return _random(Path(config.model.architecture))
     if config.start.mode == "branch":
