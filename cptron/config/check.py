@@ -11,6 +11,7 @@ import re
 
 from cptron.config.check_engine import check_engine
 from cptron.config.check_guards import check_guards
+from cptron.config.check_mixing import check_mixing
 from cptron.config.check_optim import check_optim_choices
 from cptron.config.check_retention import check_retention
 from cptron.config.resume_rules import check_accepted
@@ -34,6 +35,7 @@ def check_config(config: Config, world_size: int) -> None:
     _check_names("checkpoint.milestones", [milestone.name for milestone in config.checkpoint.milestones])
     check_retention(config)
     check_guards(config)
+    check_mixing(config, world_size)
 
 
 def _check_counts(config: Config) -> None:

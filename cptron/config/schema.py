@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cptron.config.schema_data import DataConfig, EvalConfig, SourceConfig, ValidSetConfig
+from cptron.config.schema_data import DataConfig, EvalConfig, SourceConfig, StageConfig, ValidSetConfig
 from cptron.config.schema_outputs import CheckpointConfig, LogConfig, MilestoneConfig, RuntimeConfig
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "RunConfig",
     "RuntimeConfig",
     "SourceConfig",
+    "StageConfig",
     "StartConfig",
     "TrainConfig",
     "ValidSetConfig",

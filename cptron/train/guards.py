@@ -12,13 +12,14 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from cptron.data.batch import MicroBatch
+from cptron.data.open import mix_of
 from cptron.errors import TrainingError
 from cptron.runtime.dist import agree, from_main
 from cptron.train.diagnose import Diagnosis, diagnose
@@ -26,7 +27,7 @@ from cptron.train.hooks import Hook, Record
 from cptron.train.journal import JOURNAL, Entry, Journal, append_entry, read_journal
 from cptron.train.rollback import newest_checkpoint, roll_back
 from cptron.train.setup import Run
-from cptron.train.spikes import NOT_KNOWN, Scores
+from cptron.train.spikes import NOT_KNOWN, Scores, SpikeHistory
 
 
 class _Verdict(NamedTuple):
@@ -63,6 +64,7 @@ class Guards:
         counted; empty when the sources leave no further one."""
         while batches := self._run.loader.next_step():
             self._run.state.batches_drawn += 1
+            self._enter_stage(self._run.loader.stage_number)
             entry = self._journal.dropping(self._run.state.batches_drawn)
             if entry is None:
                 return batches
@@ -95,6 +97,12 @@ class Guards:
         else:
             self._roll_back(verdict, found)
         return False
+
+    def _enter_stage(self, number: int) -> None:
+        """Losses of another blend are no measure for those of this stage."""
+        if number != self._run.state.stage:
+            self._run.state.stage = number
+            self._run.state.spike_history = SpikeHistory()
 
     @property
     def _device(self) -> torch.device:
@@ -208,7 +216,10 @@ def data_settings(run: Run) -> str:
         for source in data.sources
     )
     order = [run.config.run.seed, data.seq_length, data.packing, data.order, data.on_max_epochs]
-    settings = [run.config.train.global_batch_size, order, sources]
+    settings: list[Any] = [run.config.train.global_batch_size, order, sources]
+    if data.stages or data.replay_floor or any(source.order != "shuffled" for source in data.sources):
+        mix = mix_of(run.config)
+        settings.append([str(mix.stages), str(mix.floors.replay_floor), [s.order for s in data.sources]])
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
 
 

@@ -55,7 +55,7 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
                 run.chunks,
                 run.optimizer,
                 batches,
-                lr=learning_rate(config.optim, run.state.step, steps),
+                lr=learning_rate(config.optim, run.state.step, steps) * run.loader.stage.lr_scale,
                 optim=config.optim,
                 num_sources=len(run.source_names),
                 device=run.session.device.torch_device,
@@ -72,6 +72,8 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
                 continue
             run.state.step += 1
             run.state.tokens_total += result.sums.tokens
+            sums = result.sums
+            run.state.trained.add(run.source_names, sums.loss_nats_by_source, sums.tokens_by_source)
 
             # 3. metrics, and what the hooks make of them
             pace.step_done()

@@ -16,6 +16,7 @@ from cptron.checkpoint.run_lock import refuse_other_writer
 from cptron.checkpoint.space import check_space
 from cptron.config.check import check_config
 from cptron.config.check_engine import check_shape
+from cptron.config.check_mixing import staged_configs
 from cptron.config.schema import Config
 from cptron.data.content import open_content
 from cptron.errors import ConfigError, DataError
@@ -56,7 +57,8 @@ def preflight(config: Config, world_size: int) -> Plan:
     check_config(config, world_size)
     refuse_other_writer(Path(config.run.dir))
     base, arch, weights, tokenizer = _starting_point(config)
-    check_shape(arch, config)
+    for staged, _ in [(config, ""), *staged_configs(config)]:
+        check_shape(arch, staged)
     check_backend(config.model.backend)
     check_offloading(config.memory.offload_modules)
     data_notes, contents, made_with = _check_data(config, arch, tokenizer)

@@ -7,6 +7,7 @@ weights, the optimizer and the configuration it determines everything that follo
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from cptron.data.ledger import Ledger
 from cptron.errors import CheckpointError
 from cptron.json_text import parse_json
+from cptron.train.accounting import SourceAccounts
 from cptron.train.spikes import SpikeHistory
 
 
@@ -35,6 +37,12 @@ class TrainState:
     spike_history: SpikeHistory = field(default_factory=SpikeHistory)
     journal_entries: int = 0
     """Actions of the guards that are in this state, or lie ahead of it."""
+    trained: SourceAccounts = field(default_factory=SourceAccounts)
+    """Loss and tokens by source of what was trained on."""
+    stage: int = 0
+    """Number of the stage that the last batch drawn belongs to; 0 without stages."""
+    share_factors: dict[str, float] = field(default_factory=dict)
+    """What a mixer or the monitor multiplies the shares of sources with; a source that is not named has 1."""
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Self:
@@ -47,6 +55,9 @@ class TrainState:
             tokens_skipped=saved["tokens_skipped"],
             spike_history=SpikeHistory.from_dict(saved["spike_history"]),
             journal_entries=saved["journal_entries"],
+            trained=SourceAccounts.from_dict(saved["trained"]),
+            stage=saved["stage"],
+            share_factors=dict(saved["share_factors"]),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,6 +70,9 @@ class TrainState:
             "tokens_skipped": self.tokens_skipped,
             "spike_history": self.spike_history.to_dict(),
             "journal_entries": self.journal_entries,
+            "trained": self.trained.to_dict(),
+            "stage": self.stage,
+            "share_factors": dict(self.share_factors),
         }
 
 
@@ -75,6 +89,8 @@ def read_state(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(saved, dict):
         raise CheckpointError(f"{path} holds a {type(saved).__name__}, not an object; use another checkpoint")
+    for key, value in _LATER.items():
+        saved.setdefault(key, value)
     for key, (valid, rule) in _VALID.items():
         if key not in saved:
             raise CheckpointError(f"{path} lacks {key}; use another checkpoint")
@@ -97,6 +113,20 @@ def _is_spike_history(value: Any) -> bool:
     return True
 
 
+def _is_trained(value: Any) -> bool:
+    try:
+        SourceAccounts.from_dict(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_factors(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        type(factor) is float and 0 <= factor < math.inf for factor in value.values()
+    )
+
+
 def _is_random_states(value: Any) -> bool:
     """One by rank, each of which `set_random_state` takes."""
     if not isinstance(value, list) or not all(isinstance(state, dict) for state in value):
@@ -115,9 +145,14 @@ _VALID: dict[str, tuple[Callable[[Any], bool], str]] = {
     "tokens_skipped": (_is_count, "a whole number from 0"),
     "spike_history": (_is_spike_history, "lists of as many losses as gradient norms"),
     "journal_entries": (_is_count, "a whole number from 0"),
+    "trained": (_is_trained, "a sum of losses and a number of tokens by source"),
+    "stage": (_is_count, "a whole number from 0"),
+    "share_factors": (_is_factors, "finite numbers from 0 by source"),
     "random_states": (_is_random_states, "a list of generator states in base64"),
 }
 """What `state.json` must hold: a check, and the rule in words."""
+_LATER: dict[str, Any] = {"trained": {}, "stage": 0, "share_factors": {}}
+"""What checkpoints of earlier versions lack."""
 
 
 def random_state() -> dict[str, str]:
