@@ -74,7 +74,12 @@ def _check_floors(config: Config) -> None:
             f"data.replay_floor={data.replay_floor} and the min_share of all sources come to {together:g}, must leave "
             "room within 1; lower them"
         )
-    is_asked = data.stages or data.replay_floor or any(least.values())
+    if data.mixer_every_batches < 1 or data.mixer_skip_batches < 0:
+        raise ConfigError(
+            f"data.mixer_every_batches={data.mixer_every_batches} and data.mixer_skip_batches="
+            f"{data.mixer_skip_batches} must be at least 1 and 0; use e.g. 100 and 500"
+        )
+    is_asked = data.stages or data.replay_floor or any(least.values()) or data.mixer != "static"
     given = [source.name for source in data.sources if source.order == "given"]
     if data.order == "megatron" and (is_asked or given):
         raise ConfigError(

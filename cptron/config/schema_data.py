@@ -79,6 +79,13 @@ class DataConfig:
     replay_floor: float = 0.0
     """Share of the tokens that sources of role `replay` have together at least, whatever a mixer or the monitor says; a
     stage with less is refused."""
+    mixer: Literal["static", "ado"] = "static"
+    """`static`: shares are as configured. `ado` (experimental): they follow how fast each source is still learned; see
+    [mixing](mixing.md#online-mixers)."""
+    mixer_every_batches: int = 100
+    """Global batches after which an online mixer sets new shares."""
+    mixer_skip_batches: int = 500
+    """An online mixer takes no notice of the losses of so many first global batches."""
     valid: tuple[ValidSetConfig, ...] = ()
     """Validation sets; may be empty when `eval.every_steps` is 0 and `eval.at_start` is false."""
     tokenizer: str = ""

@@ -92,7 +92,8 @@ class TrainLoader:
         Sample j of the global batch is row j % B of micro-batch j // (B * dp_size) on rank j // B % dp_size.
         """
         step = self._prefetcher.next()
-        self.ledger.assign(step.ledger)
+        if step.batches:  # where nothing was drawn, the ledger stays that of the last batch
+            self.ledger.assign(step.ledger)
         self.notes = step.notes
         self.stage, self.stage_number = step.stage, step.stage_number
         return step.batches

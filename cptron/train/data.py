@@ -137,6 +137,11 @@ def asked_shares(run: Run) -> dict[str, float]:
     return _normalised(run, mix.asked(run.loader.stage, range(len(run.source_names))))
 
 
+def own_shares(run: Run) -> dict[str, float]:
+    """The same as the configuration gives them for the stage at hand."""
+    return _normalised(run, run.loader.stage.token_shares)
+
+
 def reopen(run: Run, shares: Mapping[str, float]) -> None:
     """Draw under other shares from the run's position on; batches that were read ahead are thrown away. Every rank
     calls it with the same shares; nothing is exchanged.
@@ -153,7 +158,7 @@ def reopen(run: Run, shares: Mapping[str, float]) -> None:
             f"shares {dict(shares)} must be one for each source, finite, from 0 and not all 0; keep those in force"
         )
     asked = _normalised(run, [shares[name] for name in run.source_names])
-    own = _normalised(run, run.loader.stage.token_shares)
+    own = own_shares(run)
     state.share_factors |= {name: asked[name] / share for name, share in own.items() if share}
     run.loader.close()
     position = Ledger()

@@ -43,12 +43,20 @@ class _Verdict(NamedTuple):
 class Guards:
     """Watches one run; collective in all that it does."""
 
-    def __init__(self, run: Run, hooks: Sequence[Hook], finish_saves: Callable[[], None]) -> None:
-        """`finish_saves` waits until a checkpoint that is being written is complete.
+    def __init__(
+        self,
+        run: Run,
+        hooks: Sequence[Hook],
+        finish_saves: Callable[[], None],
+        before_draw: Callable[[], None],
+    ) -> None:
+        """`finish_saves` waits until a checkpoint that is being written is complete; `before_draw` is called ahead of
+        every global batch.
 
         Raises `CheckpointError` on every rank where the journal is damaged or is not that of the state.
         """
         self._run, self._hooks, self._finish_saves = run, hooks, finish_saves
+        self._before_draw = before_draw
         self._path = run.directory / JOURNAL
         self._data = data_settings(run)
         self._journal = Journal(from_main(lambda: read_journal(self._path)), self._data)
@@ -62,7 +70,7 @@ class Guards:
     def next_batches(self) -> list[MicroBatch]:
         """This rank's part of the next global batch to be trained on. Those that the journal drops are drawn and
         counted; empty when the sources leave no further one."""
-        while batches := self._run.loader.next_step():
+        while batches := self._next_step():
             self._run.state.batches_drawn += 1
             self._enter_stage(self._run.loader.stage_number)
             entry = self._journal.dropping(self._run.state.batches_drawn)
@@ -97,6 +105,10 @@ class Guards:
         else:
             self._roll_back(verdict, found)
         return False
+
+    def _next_step(self) -> list[MicroBatch]:
+        self._before_draw()
+        return self._run.loader.next_step()
 
     def _enter_stage(self, number: int) -> None:
         """Losses of another blend are no measure for those of this stage."""
@@ -220,6 +232,8 @@ def data_settings(run: Run) -> str:
     if data.stages or data.replay_floor or any(source.order != "shuffled" for source in data.sources):
         mix = mix_of(run.config)
         settings.append([str(mix.stages), str(mix.floors.replay_floor), [s.order for s in data.sources]])
+    if data.mixer != "static":
+        settings.append([data.mixer, data.mixer_every_batches, data.mixer_skip_batches])
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
 
 

@@ -151,12 +151,8 @@ class Journal:
 def read_journal(path: Path) -> list[Entry]:
     """All entries, oldest first; none where there is no file. A last line that was cut off has had no effect and is
     left out. Raises `CheckpointError` on any other line that is no entry."""
-    try:
-        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); restore it") from None
     entries = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(whole_lines(path), start=1):
         try:
             entries.append(Entry.from_line(line))
         except (ValueError, TypeError, RecursionError) as error:
@@ -167,7 +163,20 @@ def read_journal(path: Path) -> list[Entry]:
     return entries
 
 
+def whole_lines(path: Path) -> list[bytes]:
+    """Lines of a journal that were written whole; none where there is no file. Raises `CheckpointError`."""
+    try:
+        return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); restore it") from None
+
+
 def append_entry(path: Path, entry: Entry) -> None:
+    """Write one more entry and force it to disk. Raises `CheckpointError`, with the file as it was to every reader."""
+    append_line(path, entry.to_line())
+
+
+def append_line(path: Path, line: bytes) -> None:
     """Write one more line and force it to disk; a line that was cut off before is replaced. Raises
     `CheckpointError`, with the file as it was to every reader."""
     try:
@@ -175,7 +184,7 @@ def append_entry(path: Path, entry: Entry) -> None:
         with path.open("ab") as file:
             whole = _whole_bytes(path)
             file.truncate(whole)
-            file.write(entry.to_line())
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
         if is_new:

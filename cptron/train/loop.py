@@ -19,6 +19,7 @@ from cptron.runtime.pace import EVALUATION, SAVE
 from cptron.train.guards import Guards
 from cptron.train.hooks import Action, Hook
 from cptron.train.metrics import eval_record, step_record
+from cptron.train.mixing import Mixing
 from cptron.train.save import Saver
 from cptron.train.setup import Run
 from cptron.train.step import train_step
@@ -34,7 +35,10 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
     reason = f"finished {steps} steps"
     saved_step = evaluated_step = run.state.step
     try:
-        guards = Guards(run, hooks, lambda: tell_saved(run, hooks, saver.finish()))
+        mixing = Mixing(run, hooks)
+        guards = Guards(
+            run, hooks, lambda: tell_saved(run, hooks, saver.finish()), before_draw=mixing.before_draw
+        )
         for hook in hooks:
             hook.on_start(run)
         if _owes_evaluation(run):

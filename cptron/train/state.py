@@ -7,6 +7,7 @@ weights, the optimizer and the configuration it determines everything that follo
 from __future__ import annotations
 
 import base64
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -43,6 +44,8 @@ class TrainState:
     """Number of the stage that the last batch drawn belongs to; 0 without stages."""
     share_factors: dict[str, float] = field(default_factory=dict)
     """What a mixer or the monitor multiplies the shares of sources with; a source that is not named has 1."""
+    mixing: dict[str, Any] = field(default_factory=dict)
+    """Of an online mixer: its last batch, what was trained on until then, its own state and factors."""
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Self:
@@ -58,6 +61,7 @@ class TrainState:
             trained=SourceAccounts.from_dict(saved["trained"]),
             stage=saved["stage"],
             share_factors=dict(saved["share_factors"]),
+            mixing=dict(saved["mixing"]),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,6 +77,7 @@ class TrainState:
             "trained": self.trained.to_dict(),
             "stage": self.stage,
             "share_factors": dict(self.share_factors),
+            "mixing": copy.deepcopy(self.mixing),
         }
 
 
@@ -127,6 +132,14 @@ def _is_factors(value: Any) -> bool:
     )
 
 
+def _is_mixing(value: Any) -> bool:
+    if value == {}:
+        return True
+    if not isinstance(value, dict) or not _is_count(value.get("batch")) or not _is_trained(value.get("seen")):
+        return False
+    return _is_count(value.get("decisions", 0)) and _is_factors(value.get("factors", {}))
+
+
 def _is_random_states(value: Any) -> bool:
     """One by rank, each of which `set_random_state` takes."""
     if not isinstance(value, list) or not all(isinstance(state, dict) for state in value):
@@ -148,10 +161,11 @@ _VALID: dict[str, tuple[Callable[[Any], bool], str]] = {
     "trained": (_is_trained, "a sum of losses and a number of tokens by source"),
     "stage": (_is_count, "a whole number from 0"),
     "share_factors": (_is_factors, "finite numbers from 0 by source"),
+    "mixing": (_is_mixing, "the state of an online mixer"),
     "random_states": (_is_random_states, "a list of generator states in base64"),
 }
 """What `state.json` must hold: a check, and the rule in words."""
-_LATER: dict[str, Any] = {"trained": {}, "stage": 0, "share_factors": {}}
+_LATER: dict[str, Any] = {"trained": {}, "stage": 0, "share_factors": {}, "mixing": {}}
 """What checkpoints of earlier versions lack."""
 
 
