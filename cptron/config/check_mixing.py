@@ -19,6 +19,7 @@ from cptron.optim.rate_reached import step_reached
 def check_mixing(config: Config, world_size: int) -> None:
     """Raises `ConfigError` on the first rule broken."""
     _check_floors(config)
+    _check_doremi(config)
     blends = {"data.sources": {source.name: source.token_share for source in config.data.sources}}
     for number, stage in enumerate(config.data.stages):
         _check_stage(config, stage, f"data.stages.{number}")
@@ -49,6 +50,27 @@ def staged_configs(config: Config) -> list[tuple[Config, str]]:
         )
         for number, stage in enumerate(data.stages)
     ]
+
+
+def _check_doremi(config: Config) -> None:
+    doremi, data = config.doremi, config.data
+    if not 0 < doremi.step_size < math.inf or not 0 <= doremi.smoothing <= 1:
+        raise ConfigError(
+            f"doremi.step_size={doremi.step_size} must be more than 0, and doremi.smoothing={doremi.smoothing} from 0 "
+            "to 1; use 1 and 0.001"
+        )
+    if not doremi.reference:
+        return
+    if len(data.sources) < 2 or data.stages or data.mixer != "static":
+        raise ConfigError(
+            f"doremi.reference={doremi.reference} weights {len(data.sources)} source(s) with {len(data.stages)} stages "
+            f"and data.mixer={data.mixer}; it needs two sources or more, no stages and data.mixer=static"
+        )
+    if config.adapter.kind != "none":
+        raise ConfigError(
+            f"doremi.reference={doremi.reference} needs a proxy whose weights are trained, not adapter.kind="
+            f"{config.adapter.kind}; use adapter.kind=none"
+        )
 
 
 def _check_floors(config: Config) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cptron.config.schema_data import DataConfig, EvalConfig, SourceConfig, StageConfig, ValidSetConfig
+from cptron.config.schema_doremi import DoremiConfig
 from cptron.config.schema_outputs import CheckpointConfig, LogConfig, MilestoneConfig, RuntimeConfig
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "CheckpointConfig",
     "Config",
     "DataConfig",
+    "DoremiConfig",
     "EvalConfig",
     "Fp8Config",
     "GuardsConfig",
@@ -264,6 +266,7 @@ class Config:
     train: TrainConfig
     optim: OptimConfig
     guards: GuardsConfig = field(default_factory=GuardsConfig)
+    doremi: DoremiConfig = field(default_factory=DoremiConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)

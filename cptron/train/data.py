@@ -101,7 +101,7 @@ def _find_sources(config: Config, plan: Plan) -> tuple[Mapping[str, str], MakeSt
         return identities, lambda state: MegatronStream(config, state.ledger, files, vocab_size)
     sources = open_sources(config, plan.arch.vocab_size)
     identities = {source.name: source.identity for source in sources}
-    return identities, lambda state: SampleStream(sources, mix_of(config, state.share_factors), state.ledger)
+    return identities, lambda state: SampleStream(sources, mix_of(config, factors_of(state)), state.ledger)
 
 
 def _load(config: Config, session: Session, found: _Found) -> TrainLoader:
@@ -130,10 +130,15 @@ def _loader(config: Config, session: Session, stream: Stream, state: TrainState)
     )
 
 
+def factors_of(state: TrainState) -> dict[str, float]:
+    """What multiplies the shares of the configuration, by source; one that is not named has 1."""
+    return dict(state.share_factors)
+
+
 def asked_shares(run: Run) -> dict[str, float]:
     """Share of the tokens of each source in the stage at hand, with what multiplies it, before floors and limits; to
     be changed and given to `reopen`."""
-    mix = mix_of(run.config, run.state.share_factors)
+    mix = mix_of(run.config, factors_of(run.state))
     return _normalised(run, mix.asked(run.loader.stage, range(len(run.source_names))))
 
 
@@ -142,29 +147,33 @@ def own_shares(run: Run) -> dict[str, float]:
     return _normalised(run, run.loader.stage.token_shares)
 
 
-def reopen(run: Run, shares: Mapping[str, float]) -> None:
+def reopen(run: Run, shares: Mapping[str, float] | None = None) -> None:
     """Draw under other shares from the run's position on; batches that were read ahead are thrown away. Every rank
     calls it with the same shares; nothing is exchanged.
 
     `shares` are of the tokens, by source, in the stage at hand, before floors: all of `asked_shares`, changed. What
-    they are to the stage's own goes into the state's `share_factors`, so that it holds in later stages and after a
-    resume.
-    The ledger stays as it is until the next batch. Raises ConfigError on numbers that are no shares.
+    they are to those goes into the state's `share_factors`, so that it holds in later stages and after a resume. None:
+    the state has changed what `factors_of` says. The ledger stays as it is until the next batch. Raises ConfigError on
+    numbers that are no shares.
     """
     stream, state = run.loader.stream, run.state
     assert isinstance(stream, SampleStream), "Megatron's order is refused with the configuration"
-    if set(shares) != set(run.source_names) or not is_usable(shares.values()):
-        raise ConfigError(
-            f"shares {dict(shares)} must be one for each source, finite, from 0 and not all 0; keep those in force"
-        )
-    asked = _normalised(run, [shares[name] for name in run.source_names])
-    own = own_shares(run)
-    state.share_factors |= {name: asked[name] / share for name, share in own.items() if share}
+    if shares is not None:
+        if set(shares) != set(run.source_names) or not is_usable(shares.values()):
+            raise ConfigError(
+                f"shares {dict(shares)} must be one for each source, finite, from 0 and not all 0; keep those in force"
+            )
+        wanted = _normalised(run, [shares[name] for name in run.source_names])
+        change = {name: wanted[name] / asked for name, asked in asked_shares(run).items() if asked}
+        state.share_factors |= {
+            name: state.share_factors.get(name, 1.0) * factor for name, factor in change.items()
+        }
     run.loader.close()
     position = Ledger()
     position.assign(state.ledger)
-    factors = [state.share_factors.get(name, 1.0) for name in run.source_names]
-    run.loader = _loader(run.config, run.session, stream.again(factors, position), state)
+    factors = factors_of(state)
+    again = stream.again([factors.get(name, 1.0) for name in run.source_names], position)
+    run.loader = _loader(run.config, run.session, again, state)
     state.ledger.assign(position)  # the loader has put the shares of the next batch in force there
 
 

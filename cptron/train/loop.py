@@ -20,6 +20,7 @@ from cptron.train.guards import Guards
 from cptron.train.hooks import Action, Hook
 from cptron.train.metrics import eval_record, step_record
 from cptron.train.mixing import Mixing
+from cptron.train.proxy import Proxy
 from cptron.train.save import Saver
 from cptron.train.setup import Run
 from cptron.train.step import train_step
@@ -35,7 +36,7 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
     reason = f"finished {steps} steps"
     saved_step = evaluated_step = run.state.step
     try:
-        mixing = Mixing(run, hooks)
+        mixing, proxy = Mixing(run, hooks), Proxy(run)
         guards = Guards(
             run, hooks, lambda: tell_saved(run, hooks, saver.finish()), before_draw=mixing.before_draw
         )
@@ -58,7 +59,7 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
             result = train_step(
                 run.chunks,
                 run.optimizer,
-                batches,
+                proxy.weighted(batches),
                 lr=learning_rate(config.optim, run.state.step, steps) * run.loader.stage.lr_scale,
                 optim=config.optim,
                 num_sources=len(run.source_names),
@@ -75,6 +76,7 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
                     break
                 continue
             run.state.step += 1
+            proxy.trained()
             run.state.tokens_total += result.sums.tokens
             sums = result.sums
             run.state.trained.add(run.source_names, sums.loss_nats_by_source, sums.tokens_by_source)

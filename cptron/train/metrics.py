@@ -46,6 +46,8 @@ def step_record(run: Run, result: StepResult, step_time_s: float) -> Record:
     }
     if run.state.stage:
         record["stage"] = run.state.stage
+    if run.state.doremi:
+        record |= {f"weight/{name}": weight for name, weight in run.state.doremi["weights"].items()}
     for index, name in enumerate(run.source_names):
         tokens = result.sums.tokens_by_source[index]
         if tokens:

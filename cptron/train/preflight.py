@@ -59,6 +59,7 @@ def preflight(config: Config, world_size: int) -> Plan:
     base, arch, weights, tokenizer = _starting_point(config)
     for staged, _ in [(config, ""), *staged_configs(config)]:
         check_shape(arch, staged)
+    _check_reference(config, arch, tokenizer)
     check_backend(config.model.backend)
     check_offloading(config.memory.offload_modules)
     data_notes, contents, made_with = _check_data(config, arch, tokenizer)
@@ -117,6 +118,26 @@ def _starting_point(config: Config) -> tuple[Path | None, Architecture, str, str
             "`cptron export --merge` and `cptron convert` make a checkpoint of it to start from"
         )
     return base, manifest.arch, manifest.weights_fingerprint, manifest.tokenizer_fingerprint
+
+
+def _check_reference(config: Config, arch: Architecture, tokenizer: str) -> None:
+    """The reference model of a proxy predicts the same tokens, and can be cut as the proxy is."""
+    if not config.doremi.reference:
+        return
+    found = layout.resolve(config.doremi.reference)
+    manifest = layout.read_manifest(found)
+    if manifest.adapter is not None:
+        raise ConfigError(
+            f"doremi.reference={found} holds an adapter, not whole weights; `cptron export --merge` and `cptron "
+            "convert` make a checkpoint of it"
+        )
+    differs = tokenizer and manifest.tokenizer_fingerprint and manifest.tokenizer_fingerprint != tokenizer
+    if manifest.arch.vocab_size != arch.vocab_size or differs:
+        raise ConfigError(
+            f"doremi.reference={found} has another vocabulary ({manifest.arch.vocab_size} ids) or tokenizer than the "
+            f"proxy ({arch.vocab_size} ids); train a reference with the same"
+        )
+    check_shape(manifest.arch, config)
 
 
 def _read_architecture(path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import torch
 from cptron.data.ledger import Ledger
 from cptron.errors import CheckpointError
 from cptron.json_text import parse_json
+from cptron.mixture.doremi import DomainWeights
 from cptron.train.accounting import SourceAccounts
 from cptron.train.spikes import SpikeHistory
 
@@ -46,6 +47,8 @@ class TrainState:
     """What a mixer or the monitor multiplies the shares of sources with; a source that is not named has 1."""
     mixing: dict[str, Any] = field(default_factory=dict)
     """Of an online mixer: its last batch, what was trained on until then, its own state and factors."""
+    doremi: dict[str, Any] = field(default_factory=dict)
+    """Of a proxy: `mixture.doremi.DomainWeights`."""
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Self:
@@ -62,6 +65,7 @@ class TrainState:
             stage=saved["stage"],
             share_factors=dict(saved["share_factors"]),
             mixing=dict(saved["mixing"]),
+            doremi=dict(saved["doremi"]),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,6 +82,7 @@ class TrainState:
             "stage": self.stage,
             "share_factors": dict(self.share_factors),
             "mixing": copy.deepcopy(self.mixing),
+            "doremi": copy.deepcopy(self.doremi),
         }
 
 
@@ -140,6 +145,13 @@ def _is_mixing(value: Any) -> bool:
     return _is_count(value.get("decisions", 0)) and _is_factors(value.get("factors", {}))
 
 
+def _is_doremi(value: Any) -> bool:
+    try:
+        return value == {} or bool(DomainWeights.from_dict(value))
+    except ValueError:
+        return False
+
+
 def _is_random_states(value: Any) -> bool:
     """One by rank, each of which `set_random_state` takes."""
     if not isinstance(value, list) or not all(isinstance(state, dict) for state in value):
@@ -162,10 +174,11 @@ _VALID: dict[str, tuple[Callable[[Any], bool], str]] = {
     "stage": (_is_count, "a whole number from 0"),
     "share_factors": (_is_factors, "finite numbers from 0 by source"),
     "mixing": (_is_mixing, "the state of an online mixer"),
+    "doremi": (_is_doremi, "weights by source"),
     "random_states": (_is_random_states, "a list of generator states in base64"),
 }
 """What `state.json` must hold: a check, and the rule in words."""
-_LATER: dict[str, Any] = {"trained": {}, "stage": 0, "share_factors": {}, "mixing": {}}
+_LATER: dict[str, Any] = {"trained": {}, "stage": 0, "share_factors": {}, "mixing": {}, "doremi": {}}
 """What checkpoints of earlier versions lack."""
 
 
