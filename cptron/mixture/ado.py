@@ -1,4 +1,4 @@
-"""Shares that follow how fast each source is still being learned, after Jiang et al. 2024 (ADO). Experimental.
+"""Shares that follow how fast each source is still learned, after Jiang et al. 2024 (arXiv 2410.11820). Experimental.
 
 Place in the flow: one of the mixers. Invariant: formulas and constants are those of the paper as reported; the fit of
 the laws is our own (`loss_law`).
@@ -26,7 +26,7 @@ LEAST = 0.01
 MIN_POINTS = 5
 """Losses of a source before its law is fitted."""
 MOST_POINTS = 256
-"""Losses kept of a source; beyond that every second one goes."""
+"""Losses kept of a source; beyond that every second of the old ones goes."""
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Ado:
             kept = self.points.setdefault(name, [])
             kept.append((tokens[name], loss))
             if len(kept) > MOST_POINTS:
-                del kept[::2]
+                del kept[:-1:2]
         if any(len(self.points.get(name, [])) < MIN_POINTS for name in prior):
             return dict(prior)
         average = _over(prior, self.average)

@@ -27,7 +27,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("config", type=Path, help="YAML file of the proxy's run; see docs/mixing.md")
     parser.add_argument("--reference", required=True, help="checkpoint of the reference model")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="as for cptron train")
-    args = parser.parse_intermixed_args(argv)
+    words = list(argv)
+    if "--reference" in words:  # argparse takes no further overrides once an option came between them
+        at = words.index("--reference")
+        words = [*words[at : at + 2], *words[:at], *words[at + 2 :]]
+    args = parser.parse_args(words)
     overrides = [*args.overrides, f"doremi.reference={json.dumps(args.reference)}"]
     config = load_config(args.config, overrides).config
 
