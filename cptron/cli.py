@@ -26,7 +26,7 @@ VERBS = {
     ),
     "data": ("cptron.data.main", "prepare a run's index files; prove from a run's log what it has seen"),
     "train": ("cptron.train.main", "continue pretraining, on one rank or many"),
-    "doremi": ("cptron.mixture.doremi_main", "shares of the sources, found by a small proxy model"),
+    "doremi": ("cptron.train.doremi_main", "shares of the sources, found by a small proxy model"),
     "checkpoint": ("cptron.checkpoint.main", "list, prove, delete and keep the checkpoints of a run"),
     "eval": ("cptron.evaluate.main", "loss of a checkpoint or a Hugging Face model on validation data"),
     "merge-weights": (

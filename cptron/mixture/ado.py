@@ -51,9 +51,13 @@ class Ado:
                 for name, of_one in saved["points"].items()
             }
             average, credit = dict(saved["average"]), dict(saved["credit"])
-            return cls(points, average, credit, int(saved["policies"]))
-        except (KeyError, TypeError, AttributeError) as error:
+            found = cls(points, average, credit, int(saved["policies"]))
+            numbers = [number for of_one in points.values() for point in of_one for number in point]
+            if not all(0 < float(n) < math.inf for n in (*numbers, *average.values(), *credit.values())):
+                raise TypeError("numbers must be finite and more than 0")
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise ValueError(f"must be the state of ado ({error!r})") from None
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""

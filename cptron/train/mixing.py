@@ -34,12 +34,21 @@ class Mixing:
         self._path = run.directory / MIX_JOURNAL
         self._data = data_settings(run)
         self._decisions: list[Decision] = from_main(lambda: read_decisions(self._path))
+        agree(self._require_state)
         known = run.state.mixing.get("decisions", 0)
         if len(self._decisions) < known:
             raise CheckpointError(
                 f"{MIX_JOURNAL} has {len(self._decisions)} decision(s), the checkpoint was made with {known}; restore "
                 "the file"
             )
+
+    def _require_state(self) -> None:
+        try:
+            make_mixer(self._kind, self._run.state.mixing.get("mixer", {}))
+        except ValueError as error:
+            raise CheckpointError(
+                f"the checkpoint's state of the mixer {error}; use another checkpoint"
+            ) from None
 
     def before_draw(self) -> None:
         """Set new shares, if the mixer is to be asked between the batch drawn last and the next one."""

@@ -142,7 +142,8 @@ def _is_mixing(value: Any) -> bool:
         return True
     if not isinstance(value, dict) or not _is_count(value.get("batch")) or not _is_trained(value.get("seen")):
         return False
-    return _is_count(value.get("decisions", 0)) and _is_factors(value.get("factors", {}))
+    factors = value.get("factors", {})
+    return _is_count(value.get("decisions", 0)) and _is_factors(factors) and all(factors.values())
 
 
 def _is_doremi(value: Any) -> bool:

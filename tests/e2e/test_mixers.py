@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import mix_calls
 import pytest
 from commands import assert_close, records, steps
 from tiny_world import ONE, SHORT, Layout, World, interrupted
 
 from cptron.data.audit import audit
+from cptron.testing import run_ranks
 
 WORDS = [
     *SHORT,
@@ -82,3 +84,29 @@ def test_without_its_journal_a_run_decides_alike_or_stops(world: World, whole: P
     (run / "mix.jsonl").write_text("".join(lines[:6]))
     (outcome,) = world.train(run, ONE, *WORDS)
     assert "mix.jsonl has 6 decision(s), the checkpoint was made with 7" in outcome.error
+
+
+@pytest.mark.parametrize("layout", [ONE, Layout(2)], ids=str)
+def test_shares_set_by_something_else(world: World, layout: Layout, tmp_path: Path) -> None:
+    """At a step that is saved, with batches read ahead: in force from the next batch on, in the next stage too, and
+    after a resume; the log proves that no sample is repeated or left out."""
+    run = tmp_path / "run"
+    stages = "data.stages=[{until_tokens: 1200}, {shares: {domain: 0.5, general: 0.5}}]"
+    words = [
+        f"run.dir={run}",
+        *layout.overrides,
+        *SHORT,
+        "data.prefetch_steps=3",
+        "eval.every_steps=0",
+        stages,
+    ]
+    config = str(world.config)
+    outcomes = run_ranks(
+        mix_calls.train_and_raise, layout.world_size, config, [*words, "train.steps=4"], 3, "general"
+    )
+    assert not any(outcome.error for outcome in outcomes), outcomes
+    world.trained(run, layout, *words[1:])
+    expected = [0.3] * 3 + [0.6 / 1.3] * 2 + [1 / (1 + 0.7 / 1.3 / 0.7 / (0.6 / 1.3 / 0.3))]
+    assert [record["share/general"] for record in steps(run)] == pytest.approx(expected)
+    found = audit(run)
+    assert len(found.compared_with) == 3 and sum(account.samples for account in found.accounts) == 6 * 8

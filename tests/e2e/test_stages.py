@@ -11,6 +11,7 @@ import pytest
 from commands import assert_close, records, steps
 from tiny_world import ONE, SHORT, Layout, World, interrupted
 
+from cptron.cli import main
 from cptron.data.audit import audit
 
 STAGES = (
@@ -32,7 +33,7 @@ def state_of(run: Path) -> dict[str, Any]:
     return json.loads((run / "checkpoints" / "step_00000006" / "state.json").read_text())  # type: ignore[no-any-return]
 
 
-def test_stages_and_accounts(world: World, whole: Path) -> None:
+def test_stages_and_accounts(world: World, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Stage, rate and shares of every step; accounts add up to the totals, in records, checkpoint and audit."""
     found = steps(whole)
     full = steps(world.trained(whole.parent / "plain", ONE, *SHORT, "eval.every_steps=0"))
@@ -61,11 +62,15 @@ def test_stages_and_accounts(world: World, whole: Path) -> None:
         expected += record["loss_nats_per_token"] * (record["tokens_total"] - before)
         before = record["tokens_total"]
     assert total == pytest.approx(expected, rel=1e-9)
+    assert len(state["spike_history"]["loss"]) == 1  # losses of another stage are no measure
     audited = audit(whole)
     assert len(audited.compared_with) == 2 and audited.lowest_replay_share == 0
     assert {account.name: account.tokens for account in audited.accounts} == {
         name: entry["tokens"] for name, entry in entries.items()
     }
+    assert main(["data", "ledger", str(whole)]) == 0
+    out = capsys.readouterr().out
+    assert "epochs in 2 lengths of samples" in out and "never had less than 0.0000" in out
 
 
 @pytest.mark.parametrize("layout", [Layout(4, tp=2, pp=2), Layout(2)], ids=str)

@@ -105,5 +105,14 @@ def test_a_source_that_comes_later_and_old_points() -> None:
     mixer, prior = Ado({"a": list(points)}), {"a": 0.4, "b": 0.6}
     assert mixer.update({"a": 2.0, "b": 3.0}, {"a": 10**5, "b": 100}, prior) == prior
     assert mixer.points == {"a": [*points[1::2], (10**5, 2.0)], "b": [(100, 3.0)]}
-    with pytest.raises(ValueError, match="state of ado"):
-        make_mixer("ado", {"points": 3})
+    mixer.follow(prior)
+    state = mixer.to_dict()
+    assert make_mixer("ado", state).to_dict() == state
+    for change in (
+        {"points": 3},
+        {"average": {"a": math.nan}},
+        {"points": {"a": [[0, 1.0]]}},
+        {"policies": "x"},
+    ):
+        with pytest.raises(ValueError, match="state of ado"):
+            make_mixer("ado", state | change)
