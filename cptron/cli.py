@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -26,9 +27,12 @@ VERBS = {
     ),
     "data": ("cptron.data.main", "prepare a run's index files; prove from a run's log what it has seen"),
     "train": ("cptron.train.main", "continue pretraining, on one rank or many"),
+    "anneal": ("cptron.train.anneal", "branch a run from its constant phase and decay the learning rate"),
+    "schedule": ("cptron.report.rates", "the learning rates of a run, before it is trained"),
     "doremi": ("cptron.train.doremi_main", "shares of the sources, found by a small proxy model"),
     "checkpoint": ("cptron.checkpoint.main", "list, prove, delete and keep the checkpoints of a run"),
     "eval": ("cptron.evaluate.main", "loss of a checkpoint or a Hugging Face model on validation data"),
+    "mixlaw": ("cptron.mixture.main", "laws of the loss by mixture: fit them to runs, predict from them"),
     "merge-weights": (
         "cptron.weights.merge_main",
         "Hugging Face models -> averages, interpolations, task vectors",
@@ -43,6 +47,10 @@ VERBS = {
     "doctor": ("cptron.doctor", "device, versions, optional accelerators, and what is used for what"),
 }
 """Verb -> module whose `main(argv)` does it, and what it is for."""
+
+
+READERS = ("checkpoint", "inspect", "doctor")
+"""Verbs that print for people, who may stop reading, as `head` does; to others a broken pipe is a fault."""
 
 
 def usage() -> str:
@@ -82,6 +90,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_CODE
     except RankEnded as ended:
         return ended.code
+    except BrokenPipeError:
+        if verb not in READERS:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at the exit
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return 130
 

@@ -32,6 +32,15 @@ def fsync_tree(directory: Path) -> None:
     fsync_path(directory)
 
 
+def make_directory(directory: Path) -> None:
+    """Make `directory`, if it is not there, and what is missing above it; all of the names are on disk. Raises
+    OSError."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        fsync_path(path.parent)
+
+
 def replace_text(path: Path, text: str) -> None:
     """Make `text` the content of `path`, durably and in one step. What UTF-8 cannot hold, such as the bytes of a file
     name, is written as a JSON escape. Raises OSError, and leaves `path` as it was."""
@@ -57,7 +66,8 @@ def begin_directory(final: Path) -> Path:
     """The empty working directory of `final`; what a killed writer left there is removed."""
     working = working_directory(final)
     shutil.rmtree(working, ignore_errors=True)
-    working.mkdir(parents=True)
+    make_directory(working.parent)
+    working.mkdir()
     return working
 
 
@@ -115,7 +125,7 @@ def resumable_directory(final: Path) -> Iterator[Path]:
 def _only_writer(final: Path) -> Iterator[Path]:
     """The working directory of `final`, held against others."""
     working = working_directory(final)
-    working.mkdir(parents=True, exist_ok=True)
+    make_directory(working)
     descriptor = os.open(working, os.O_RDONLY)
     try:
         try:

@@ -12,6 +12,7 @@ from typing import Any
 
 from cptron.checkpoint import layout
 from cptron.checkpoint.listing import list_run
+from cptron.checkpoint.saved_rate import saved_rate
 from cptron.config.load import load_config
 from cptron.errors import CheckpointError, CptronError, DataError
 from cptron.json_text import parse_json
@@ -45,6 +46,8 @@ def describe_checkpoint(directory: Path) -> Facts:
         "architecture": manifest.architecture,
         "precision": manifest.precision,
         "layout": manifest.layout or "any",
+        "learning_rate": _rate(manifest),
+        "evaluated": manifest.metrics or "not at this step",
         "probe_loss_nats_per_token": manifest.probe.loss_nats_per_token,
         "weights_fingerprint": manifest.weights_fingerprint,
         "tokenizer_fingerprint": manifest.tokenizer_fingerprint or "none",
@@ -69,6 +72,20 @@ def num_parameters(arch: Architecture) -> int:
         for rule in family_of(arch.family).rules_for(arch)
         for shape in rule.shapes
     )
+
+
+def _rate(manifest: layout.Manifest) -> Facts | str:
+    """What a start from this checkpoint, or a branch, must know."""
+    saved = saved_rate(manifest)
+    if saved is None:
+        return "not known"
+    return {
+        "schedule": saved.config.optim.schedule,
+        "phase": str(saved.phase),
+        "state": saved.state,
+        "lr_at_save": saved.at_save,
+        "lr_peak": saved.peak,
+    }
 
 
 def _lineage(manifest: layout.Manifest) -> list[str]:
@@ -115,7 +132,7 @@ def describe_run(directory: Path) -> Facts:
     try:
         run = parse_json((directory / RUN_FILE).read_text())
         facts: Facts = {"kind": "run", "name": run["name"], "identity": run["identity"]}
-    except (ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{directory / RUN_FILE} is damaged ({error!r}); restore it or start anew") from None
     return facts | {
         "config": _config(directory / "config.yaml"),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import rank_calls
 import torch
 
 from cptron.optim.names import named_parameters
+from cptron.runtime.session import Session
+from cptron.train import proof, rollback
 from cptron.train.guards import Guards
 
 
@@ -78,6 +81,35 @@ def train_with_fault(
 
     with _replaced("next_batches", draw_and_spoil):
         return rank_calls.train(config, overrides)
+
+
+def train_with_damage(
+    config: str, overrides: list[str], batch: int, checkpoint: str
+) -> tuple[rank_calls.Outcome, list[str]]:
+    """Train; when global batch `batch` is drawn first, a file of `checkpoint` is lost, and the run has just evaluated
+    the step of that checkpoint. Also the phases in which a checkpoint is proven."""
+    draw, prove = Guards.next_batches, proof.proven_plan
+    sessions: list[Session] = []
+    phases: list[str] = []
+
+    def draw_and_damage(self: Guards) -> Any:
+        batches, run = draw(self), self._run
+        if run.state.batches_drawn == batch and not sessions:
+            sessions.append(run.session)
+            (Path(checkpoint) / "state.json").unlink()
+            run.evaluated = {"step": int(checkpoint[-8:]), "valid/stale/loss_nats_per_token": 1.0}
+        return batches
+
+    def prove_and_note(*words: Any) -> Any:
+        phases.append(sessions[0].pace.entered[0])
+        return prove(*words)
+
+    rollback.proven_plan = prove_and_note
+    try:
+        with _replaced("next_batches", draw_and_damage):
+            return rank_calls.train(config, overrides), phases
+    finally:
+        rollback.proven_plan = prove
 
 
 def _weight(chunks: list[Any], name: str, value: float) -> None:

@@ -129,7 +129,8 @@ class BackgroundWriter:
         assert self._process.stdout is not None
         with contextlib.suppress(ValueError):  # closed from this side
             for line in self._process.stdout:
-                self._answers.put(line.decode())
+                if line.endswith(b"\n"):  # else it was killed while it answered
+                    self._answers.put(line.decode())
         self._answers.put("")
 
     def _reserve(self, num_bytes: int, pin: bool) -> mmap.mmap:
@@ -139,15 +140,15 @@ class BackgroundWriter:
             try:
                 os.ftruncate(self._descriptor, num_bytes)
                 self._memory = mmap.mmap(self._descriptor, num_bytes)
-            except (OSError, ValueError) as error:
+                if pin:
+                    code = torch.cuda.cudart().cudaHostRegister(self._address(), num_bytes, 0)
+                    torch.cuda.check_error(int(code))
+                    self._pinned = True
+            except (OSError, ValueError, RuntimeError) as error:
                 raise CheckpointError(
                     f"no {num_bytes / 2**30:.1f} GiB of host memory for an asynchronous save ({error}); "
                     "set checkpoint.asynchronous=false"
                 ) from None
-            if pin:
-                code = torch.cuda.cudart().cudaHostRegister(self._address(), num_bytes, 0)
-                torch.cuda.check_error(int(code))
-                self._pinned = True
         return self._memory
 
     def _address(self) -> int:

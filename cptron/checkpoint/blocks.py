@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,8 @@ class Block:
             raise ValueError(f"block of {key!r:.80} has {numbers!r:.80}, must have integers from 0")
         if not isinstance(key, str) or not isinstance(file, str):
             raise TypeError(f"block {key!r:.80} in {file!r:.80} must be named by strings")
-        return cls(key, tuple(offsets), tuple(sizes), file, start, length, data)
+        names = sys.intern(key), sys.intern(file)  # few, and each in thousands of blocks
+        return cls(names[0], tuple(offsets), tuple(sizes), names[1], start, length, data)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,6 +40,10 @@ SHARDS = "shards"
 HUGGING_FACE = "hugging_face"
 STATE = "state.json"
 _STEP_DIR = re.compile(r"step_(\d{8,})")
+
+
+class OtherFormat(CheckpointError):
+    """A checkpoint of another version of cptron, which may be good."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,10 +165,17 @@ def read_hugging_face(directory: Path) -> dict[str, bytes]:
 def read_manifest(directory: Path) -> Manifest:
     """Manifest of a complete checkpoint. Raises `CheckpointError` when it is absent, incomplete or
     damaged."""
+    try:
+        return _complete_manifest(directory)
+    except OSError as error:  # of a disk that fails, or a directory that may not be read
+        raise CheckpointError(f"checkpoint {directory} cannot be read ({error}); use another one") from None
+
+
+def _complete_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST
     if not directory.is_dir():
         raise CheckpointError(
-            f"checkpoint {directory} does not exist; give the directory that `cptron convert` made"
+            f"checkpoint {directory} does not exist; give a run, one of its checkpoints, or what `cptron convert` made"
         )
     if not path.is_file():
         raise CheckpointError(
@@ -190,14 +203,16 @@ def _parse(path: Path) -> Manifest:
     try:
         content = path.read_bytes()
         values = parse_json(content)
-        if values["format_version"] != FORMAT_VERSION:
-            raise CheckpointError(
-                f"{path} has format_version {values['format_version']}, this version reads {FORMAT_VERSION}; "
+        version, signed = values["format_version"], path.with_name(DIGEST)
+        if version == FORMAT_VERSION or signed.exists():  # format 1 had no digest
+            digest = f"{hashlib.sha256(content).hexdigest()}  {MANIFEST}\n"
+            if signed.read_bytes() != digest.encode():
+                raise ValueError(f"its sha256 is not the one in {DIGEST}")
+        if version != FORMAT_VERSION:
+            raise OtherFormat(
+                f"{path} has format_version {version}, this version reads {FORMAT_VERSION}; "
                 "use the version of cptron that wrote it"
             )
-        digest = f"{hashlib.sha256(content).hexdigest()}  {MANIFEST}\n"
-        if path.with_name(DIGEST).read_bytes() != digest.encode():
-            raise ValueError(f"its sha256 is not the one in {DIGEST}")
         return manifest_of(values)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); use another checkpoint") from None
@@ -230,11 +245,14 @@ def list_checkpoints(checkpoints: Path) -> list[tuple[int, Path]]:
 
 
 def newest_complete(checkpoints: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that verifies, and what is wrong with the newer ones."""
+    """The newest checkpoint that verifies, and what is wrong with the newer ones. Raises `OtherFormat` where one of
+    these is not damaged but of another version: an older one in its place would lose what was done since."""
     problems: list[str] = []
     for _, directory in reversed(list_checkpoints(checkpoints)):
         try:
             read_manifest(directory)
+        except OtherFormat:
+            raise
         except CheckpointError as error:
             problems.append(str(error))
             continue
@@ -243,8 +261,8 @@ def newest_complete(checkpoints: Path) -> tuple[Path | None, list[str]]:
 
 
 def resolve(path: str) -> Path:
-    """A checkpoint directory; a run directory means its newest complete checkpoint. Raises
-    `CheckpointError`."""
+    """A checkpoint directory; a run directory means its newest complete checkpoint, and what is passed over for it is
+    said. Raises `CheckpointError`."""
     directory = Path(path)
     if (directory / MANIFEST).is_file():
         return directory
@@ -254,6 +272,9 @@ def resolve(path: str) -> Path:
             raise CheckpointError(
                 f"run {directory} has no complete checkpoint; {'; '.join(problems) or 'none was saved'}"
             )
+        if os.environ.get("RANK", "0") == "0":
+            for problem in problems:
+                print(f"note: {newest.name} is used: {problem}", file=sys.stderr)
         return newest
     read_manifest(directory)
     raise AssertionError("unreachable: read_manifest raises when there is no manifest")

@@ -18,6 +18,9 @@ from cptron.errors import CheckpointError, CptronError
 
 Facts = dict[str, Any]
 
+DAMAGED = "damaged"
+FOREIGN = "of another version"
+
 
 def rules_of(run: Path) -> Rules:
     """The rules of retention in force in a run. Raises `ConfigError` when its configuration cannot be read."""
@@ -29,20 +32,29 @@ def list_run(run: Path) -> list[Facts]:
     checkpoints = run / "checkpoints"
     seen = survey(checkpoints)
     try:
-        stays = {
-            step: ", ".join(why)
-            for step, why in reasons(seen, read_marks(checkpoints), rules_of(run)).items()
-        }
+        marks = read_marks(checkpoints)
+        stays = {step: ", ".join(why) for step, why in reasons(seen, marks, rules_of(run)).items()}
         goes = "no rule: goes at the next save"
     except CptronError as error:
-        stays, goes = {}, f"? {error}"
-    return [_facts(item, stays.get(item.step, goes)) for item in seen] + _under_way(run)
+        marks, stays, goes = {}, {}, f"? {error}"
+    bad = {step: ", ".join(f"marked {name}" for name in names) for step, names in marks.items()}
+    return [
+        _facts(item, stays.get(item.step, goes)) if item.manifest else _not_good(item, bad.get(item.step, ""))
+        for item in seen
+    ] + _under_way(run)
+
+
+def _not_good(item: Seen, marked: str) -> Facts:
+    if item.is_foreign:
+        return _without_manifest(item.step, f"{FOREIGN}: {item.problem}", marked or "it is never deleted")
+    return _without_manifest(
+        item.step, f"{DAMAGED}: {item.problem}", marked or "no rule deletes what is damaged"
+    )
 
 
 def _facts(item: Seen, because: str) -> Facts:
     manifest = item.manifest
-    if manifest is None:
-        return _without_manifest(item.step, f"damaged: {item.problem}", "damaged ones are not deleted")
+    assert manifest is not None, "asked of good ones"
     return {
         "step": item.step,
         "tokens": manifest.tokens_total,

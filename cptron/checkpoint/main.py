@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from cptron.checkpoint import layout
-from cptron.checkpoint.listing import Facts, list_run, require_run, rules_of
+from cptron.checkpoint.in_use import reading
+from cptron.checkpoint.listing import DAMAGED, FOREIGN, Facts, list_run, require_run, rules_of
 from cptron.checkpoint.marks import mark, unmark
 from cptron.checkpoint.prune import prune, survey, to_remove
 from cptron.checkpoint.retention import Rules
 from cptron.checkpoint.run_lock import sole_writer
 from cptron.checkpoint.verify import damage
-from cptron.errors import EXIT_CODE, CheckpointError
+from cptron.config.check_retention import METRICS
+from cptron.errors import EXIT_CODE, CheckpointError, either
 from cptron.report.console import table
 
 
@@ -77,9 +81,21 @@ def _list(args: argparse.Namespace) -> int:
         return 0
     names = [name for facts in found for name in facts["metrics"]]
     metrics = list(dict.fromkeys(names))
-    headers = ["step", "tokens", "size", "layout", "kind", *metrics, "kept because", "state"]
+    losses = [f"{name.split('/')[1]} nats/token" for name in metrics]
+    headers = ["step", "tokens", "size", "layout", "kind", *losses, "state", "kept because"]
     print(table(headers, [_row(facts, metrics) for facts in found]) if found else "no checkpoints")
+    for text in dict.fromkeys(text for facts in found for text in (facts["state"], facts["kept"])):
+        if more := _cut(text)[1]:
+            print(more)
     return 0
+
+
+def _cut(text: str) -> tuple[str, str]:
+    """What of a state or a reason stands in the table, and what of it below."""
+    if text.startswith("? "):
+        return "?", f"why they are kept is not known: {text[2:]}"
+    short, _, more = text.partition(": ")
+    return (short, more) if short in (DAMAGED, FOREIGN) else (text, "")
 
 
 def _row(facts: Facts, metrics: Sequence[str]) -> list[str]:
@@ -91,8 +107,8 @@ def _row(facts: Facts, metrics: Sequence[str]) -> list[str]:
         facts["layout"],
         facts["kind"],
         *(f"{facts['metrics'][name]:.4f}" if name in facts["metrics"] else "-" for name in metrics),
-        facts["kept"],
-        facts["state"],
+        _cut(facts["state"])[0],
+        _cut(facts["kept"])[0],
     ]
 
 
@@ -103,15 +119,20 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    if (args.path / layout.MANIFEST).is_file() or not (args.path / "checkpoints").is_dir():
-        directories = [args.path]
-    else:
-        directories = [path for _, path in layout.list_checkpoints(args.path / "checkpoints")]
+    if args.threads < 0:
+        raise CheckpointError(f"--threads={args.threads} must not be negative; use 0 for as many as cores")
+    is_one = (args.path / layout.MANIFEST).is_file() or not (args.path / "checkpoints").is_dir()
+    directories = (
+        [args.path] if is_one else [path for _, path in layout.list_checkpoints(args.path / "checkpoints")]
+    )
     found = []
     for directory in directories:
         started_s = time.perf_counter()
-        problems = damage(directory, threads=args.threads)
+        with reading(directory):
+            problems = damage(directory, threads=args.threads)
         elapsed_s = time.perf_counter() - started_s
+        if problems and not is_one and not directory.exists():
+            continue  # the run has deleted it since we looked
         found.append({"checkpoint": str(directory), "damage": problems, "elapsed_s": round(elapsed_s, 3)})
         if not args.json:
             print("\n".join(problems) or _good(directory, elapsed_s), flush=True)
@@ -130,18 +151,23 @@ def _good(directory: Path, elapsed_s: float) -> str:
 def _prune(args: argparse.Namespace) -> int:
     run = require_run(args.run)
     rules, checkpoints = _rules(args), run / "checkpoints"
-    with sole_writer(run):
+    nothing = "nothing to remove"
+    if not (rules.delete or args.damaged):
+        nothing += ": the run has no rule that deletes; give --keep-last N or another"
+    if args.dry_run:
         doomed = to_remove(checkpoints, rules, damaged=args.damaged)
-        if args.dry_run:
-            print("\n".join(f"would remove {path}" for path in doomed) or "nothing to remove")
-            return 0
-        if doomed:
+        print("\n".join(f"would remove {path}" for path in doomed) or nothing)
+        return 0
+    with sole_writer(run) as notes:
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
+        if to_remove(checkpoints, rules, damaged=args.damaged):
             _require_proof(checkpoints)
         pruned = prune(checkpoints, rules, damaged=args.damaged)
     lines = [f"removed {path}" for path in pruned.removed] + [
         f"in use, kept {path}" for path in pruned.in_use
     ]
-    print("\n".join(lines) or "nothing to remove")
+    print("\n".join(lines) or nothing)
     return 0
 
 
@@ -157,6 +183,8 @@ def _rules(args: argparse.Namespace) -> Rules:
             f"--keep-last {last} --keep-every-tokens {every} --keep-best {best} --best-metric {args.best_metric} must "
             "be from 0, and the metric goes with --keep-best; give both or neither"
         )
+    if best:
+        _require_measured(args.run / "checkpoints", args.best_metric)
     return Rules(
         keep_last=last,
         keep_every_tokens=every,
@@ -164,6 +192,23 @@ def _rules(args: argparse.Namespace) -> Rules:
         best_metric=args.best_metric or "",
         milestones=own.milestones,
     )
+
+
+def _require_measured(checkpoints: Path, metric: str) -> None:
+    """Raise `CheckpointError` where no checkpoint has the metric: by a name with a typing error none is among the best,
+    and all would go."""
+    measured = {
+        name
+        for item in survey(checkpoints)
+        if item.manifest is not None
+        for name, value in item.manifest.metrics.items()
+        if math.isfinite(value) and name.rsplit("/", 1)[-1] in METRICS
+    }
+    if metric not in measured:
+        known = either(sorted(measured)) if measured else "another rule, since none was evaluated"
+        raise CheckpointError(
+            f"--best-metric={metric} was measured at no checkpoint of {checkpoints}; use {known}"
+        )
 
 
 def _require_proof(checkpoints: Path) -> None:

@@ -39,20 +39,23 @@ def read_marks(checkpoints: Path) -> dict[int, tuple[str, ...]]:
     if not path.exists():
         return {}
     try:
-        marks = {int(step): tuple(names) for step, names in parse_json(path.read_text()).items()}
-        if not all(isinstance(name, str) for names in marks.values() for name in names):
-            raise TypeError("a name is no text")
+        marks = {int(step): names for step, names in parse_json(path.read_text()).items()}
+        for names in marks.values():
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise TypeError(f"{names!r:.40} is no list of names")
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error}), so that no checkpoint can be deleted; restore it, or remove it with all "
             "the marks"
         ) from None
-    return marks
+    return {step: tuple(names) for step, names in marks.items()}
 
 
 def mark(checkpoints: Path, step: int, name: str) -> None:
-    """Keep the checkpoint of `step` for ever, because of `name`. Raises `CheckpointError` when it is not there, and
-    where the mark cannot be written."""
+    """Keep the checkpoint of `step` for ever, because of `name`. Raises `CheckpointError` when it is not there, where
+    the name is not one that a list can show, and where the mark cannot be written."""
+    if not name.strip() or not name.isprintable():
+        raise CheckpointError(f"mark {name!r} must be printable text on one line; give another name")
     _change(checkpoints, step, name, add=True)
 
 

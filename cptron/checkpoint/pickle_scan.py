@@ -15,6 +15,7 @@ from typing import Any
 MOST_DEPTH = 24
 """Objects within objects; an index of tensors has a third of it."""
 _FILLS = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
+_NAMES = ("GLOBAL", "STACK_GLOBAL")
 _MARK = pickletools.markobject
 
 
@@ -23,6 +24,10 @@ def require_bounded(content: bytes) -> None:
     depths = _Depths(len(content))
     for operation, argument, _ in pickletools.genops(content):
         depths.follow(operation, argument)
+
+
+class _Named(list[int]):
+    """How deep a class or function is that a pickle names."""
 
 
 class _Depths:
@@ -72,6 +77,8 @@ class _Depths:
             if item is None:
                 raise ValueError("it takes a mark for an object")
             taken.append(item)
+        if name == "BUILD" and isinstance(taken[-1], _Named):
+            raise ValueError("it changes a class, which would stay changed for all that comes after")
         deepest = 1 + max((item[0] for item in (taken[:-1] if name in _FILLS else taken)), default=-1)
         if deepest > MOST_DEPTH:
             raise ValueError(f"it holds objects within objects, more than {MOST_DEPTH} deep")
@@ -79,7 +86,8 @@ class _Depths:
             taken[-1][0] = max(taken[-1][0], deepest)
             self._stack.append(taken[-1])
         elif name != "STOP":
-            self._stack += [None if kind is _MARK else [deepest] for kind in after]
+            found = _Named if name in _NAMES else list
+            self._stack += [None if kind is _MARK else found([deepest]) for kind in after]
 
     def _pop(self) -> list[int] | None:
         if not self._stack:

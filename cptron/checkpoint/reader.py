@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -52,8 +53,12 @@ class ShardReader:
         self.common = self._index.common
         """What is stored beside tensors."""
         self._blocks: dict[str, list[Block]] = {key: [] for key in self._index.tensors}
-        for block in self._index.blocks:
+        for block in sorted(self._index.blocks, key=lambda block: block.offsets):
             self._blocks[block.key].append(block)
+        self._most_rows = {
+            key: max((block.sizes[0] for block in blocks if block.sizes), default=0)
+            for key, blocks in self._blocks.items()
+        }
         self._require_files()
         self._elements = {
             key: sum(math.prod(block.sizes) for block in blocks) for key, blocks in self._blocks.items()
@@ -100,17 +105,25 @@ class ShardReader:
 
     def read_into(self, key: str, offsets: Sequence[int], box: torch.Tensor) -> None:
         """Fill `box`, of any type and on any device, from the block of its shape that begins at `offsets`."""
-        filled = 0
-        targets: list[Slices] = []
-        for block in self._blocks[key]:
-            inside = overlap(offsets, box.shape, block.offsets, block.sizes)
-            if inside is None:
-                continue
-            target, source = inside
-            require_apart(self.directory, key, target, targets)
+        found = [
+            (block, *inside)
+            for block in self._near(key, offsets, box.shape)
+            if (inside := overlap(offsets, box.shape, block.offsets, block.sizes)) is not None
+        ]
+        targets = [target for _, target, _ in found]
+        require_apart(self.directory, key, targets)
+        require_filled(self.directory, key, offsets, sum(map(numel, targets)), box.numel())
+        for block, target, source in found:
             self._copy(block, source, box[target])
-            filled += box[target].numel()
-        require_filled(self.directory, key, offsets, filled, box.numel())
+
+    def _near(self, key: str, offsets: Sequence[int], sizes: Sequence[int]) -> Sequence[Block]:
+        """The blocks that may meet a box: all that have some of its first axis. Looked up, since a large run has a
+        million blocks and a thousand boxes."""
+        blocks = self._blocks[key]
+        if not sizes:
+            return blocks
+        low = bisect_left(blocks, offsets[0] - self._most_rows[key] + 1, key=_first_row)
+        return blocks[low : bisect_left(blocks, offsets[0] + sizes[0], key=_first_row)]
 
     def _copy(self, block: Block, source: Slices, target: torch.Tensor) -> None:
         """Copy the part `source` of a block; `target` is a view."""
@@ -144,6 +157,10 @@ class ShardReader:
                 os.close(descriptor)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read ({error}); use another checkpoint") from None
+
+
+def _first_row(block: Block) -> int:
+    return block.offsets[0]
 
 
 def _first_cut(source: Slices, sizes: Sequence[int]) -> int:
@@ -183,13 +200,32 @@ def overlap(
     return tuple(target), tuple(source)
 
 
-def require_apart(directory: Path, key: str, target: Slices, targets: list[Slices]) -> None:
-    """Raise unless `target` has no element in common with `targets`, to which it is added."""
-    if any(
-        all(a.start < b.stop and b.start < a.stop for a, b in zip(target, t, strict=True)) for t in targets
-    ):
+def numel(box: Slices) -> int:
+    """Elements of a box."""
+    return math.prod(part.stop - part.start for part in box)
+
+
+def require_apart(directory: Path, key: str, targets: Sequence[Slices]) -> None:
+    """Raise where two of `targets` have an element in common. Only those are compared that reach over each other along
+    the first axis on which not all are alike."""
+    cut = (axis for axis, parts in enumerate(zip(*targets, strict=True)) if any(p != parts[0] for p in parts))
+    axis = next(cut, None)
+    if len(targets) > 1 and (axis is None or _meet(targets, axis)):
         raise CheckpointError(f"{directory} has blocks of {key} that overlap; it is damaged")
-    targets.append(target)
+
+
+def _meet(targets: Sequence[Slices], axis: int) -> bool:
+    """Whether two of them do."""
+    reaching: list[Slices] = []
+    for target in sorted(targets, key=lambda target: target[axis].start):
+        reaching = [other for other in reaching if other[axis].stop > target[axis].start]
+        if any(
+            all(a.start < b.stop and b.start < a.stop for a, b in zip(target, other, strict=True))
+            for other in reaching
+        ):
+            return True
+        reaching.append(target)
+    return False
 
 
 def require_filled(directory: Path, key: str, offsets: Sequence[int], filled: int, wanted: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -17,14 +18,17 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cptron.durable import make_directory
 from cptron.errors import ConfigError
 
 LOCK = "lock"
 PATIENCE_S = 2.0
 """Who only asks for a lock holds it for an instant; a writer tries again for so long."""
 
-_UNKNOWN_HERE = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """What a file system answers that has no locks, or whose lock server is not there."""
+
+_HOLDER = re.compile(r"pid \d+ on host (?P<host>\S+) since .+")
 
 
 class Held(Exception):
@@ -34,7 +38,7 @@ class Held(Exception):
 @contextmanager
 def sole_writer(run: Path) -> Iterator[list[str]]:
     """Hold `run`, made where it does not exist, against every other writer; yields what people should know: that the
-    file system has no locks, if so.
+    file system has no locks, or that a writer on another host has left its lock.
 
     The file is removed at the end, and so are directories made for it that nothing else came into. Raises
     `ConfigError` where another process writes the run, and where the directory cannot be written.
@@ -42,7 +46,7 @@ def sole_writer(run: Path) -> Iterator[list[str]]:
     made: list[Path] = []
     try:
         try:
-            descriptor, lacking = _make_and_take(run, made)
+            descriptor, lacking, left_by = _make_and_take(run, made)
         except OSError as error:
             raise ConfigError(
                 f"run.dir={run} cannot be written ({error}); make it writable or choose another run.dir"
@@ -50,14 +54,7 @@ def sole_writer(run: Path) -> Iterator[list[str]]:
         except Held as error:
             raise _taken(run, str(error)) from None
         try:
-            yield (
-                [
-                    f"run.dir={run} is on a file system without locks ({lacking}): nothing keeps a second writer out; "
-                    "start no other run there"
-                ]
-                if lacking
-                else []
-            )
+            yield _notes(run, lacking, left_by)
         finally:
             _give_back(run / LOCK, descriptor)
     finally:
@@ -68,7 +65,7 @@ def sole_writer(run: Path) -> Iterator[list[str]]:
 def exclusive(path: Path, patience_s: float) -> Iterator[None]:
     """Hold the lock file `path` for as long, on a file system that has locks; it is removed at the end. Raises `Held`
     where another process has held it for `patience_s`, and OSError."""
-    descriptor, _ = _take(path, patience_s)
+    descriptor, _, _ = _take(path, patience_s)
     try:
         yield
     finally:
@@ -99,13 +96,27 @@ def refuse_other_writer(run: Path) -> None:
         raise _taken(run, holder)
 
 
-def _make_and_take(run: Path, made: list[Path]) -> tuple[int, str]:
+def _notes(run: Path, lacking: str, left_by: str) -> list[str]:
+    if lacking:
+        return [
+            f"run.dir={run} is on a file system without locks ({lacking}): nothing keeps a second writer out; "
+            "start no other run there"
+        ]
+    if left_by:
+        return [
+            f"run.dir={run} has a lock that {left_by} has left; should that run still live, locks of this file system "
+            "do not reach from host to host: stop one of them"
+        ]
+    return []
+
+
+def _make_and_take(run: Path, made: list[Path]) -> tuple[int, str, str]:
     """What `_take` returns for the lock of `run`; `made` becomes the directories made for it, inner ones first."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         made[:] = [path for path in (run, *run.parents) if not path.exists()]
         try:
-            run.mkdir(parents=True, exist_ok=True)
+            make_directory(run)
             return _take(run / LOCK, PATIENCE_S)
         except (FileNotFoundError, FileExistsError):
             if (
@@ -115,17 +126,19 @@ def _make_and_take(run: Path, made: list[Path]) -> tuple[int, str]:
             time.sleep(0.01)
 
 
-def _take(path: Path, patience_s: float) -> tuple[int, str]:
-    """Descriptor of the locked file, and what the file system answered if it has no locks. Raises OSError or `Held`."""
+def _take(path: Path, patience_s: float) -> tuple[int, str, str]:
+    """Descriptor of the locked file, what the file system answered if it has no locks, and which writer on another host
+    has left the file. Raises OSError or `Held`."""
     deadline = time.monotonic() + patience_s
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             lacking = _lock(descriptor)
             if lacking or _is_the_file(descriptor, path):
+                left_by = _other_host(descriptor)
                 _write_holder(descriptor)
                 _held.add(descriptor)
-                return descriptor, lacking
+                return descriptor, lacking, left_by
             # else the holder before has just removed the file
         except BlockingIOError:
             if time.monotonic() > deadline:
@@ -143,7 +156,7 @@ def _lock(descriptor: int) -> str:
     except BlockingIOError:
         raise
     except OSError as error:
-        if error.errno in _UNKNOWN_HERE:
+        if error.errno in NO_LOCKS:
             return str(error)
         raise
     return ""
@@ -157,11 +170,23 @@ def _is_the_file(descriptor: int, path: Path) -> bool:
         return False
 
 
+def _other_host(descriptor: int) -> str:
+    """Whom the file names, if that was on another host."""
+    holder = _holder(descriptor)
+    found = _HOLDER.fullmatch(holder)
+    return holder if found and found["host"] != socket.gethostname() else ""
+
+
 def _write_holder(descriptor: int) -> None:
+    """Say who holds it, for others to read. A full disk, on which somebody may want to delete, is no obstacle."""
     since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     text = f"pid {os.getpid()} on host {socket.gethostname()} since {since}\n"
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, text.encode(), 0)
+    try:
+        os.pwrite(descriptor, text.encode(), 0)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
 
 
 def _holder(descriptor: int) -> str:

@@ -7,11 +7,14 @@ what is on the disk; it counts what a save writes, so it is within a few percent
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from cptron.checkpoint import layout
+from cptron.checkpoint.marks import read_marks
 from cptron.checkpoint.retention import Rules, Saved, kept
 from cptron.config.schema import AdapterConfig, Config
 from cptron.durable import free_bytes
@@ -27,7 +30,7 @@ MOMENT_BYTES = {"fp32": 4, "bf16": 2}
 MOMENTS = {"adamw": 2, "sgd": 1, "muon": 2}
 """Tensors of state of a parameter, at most; with Muon a matrix has one of them."""
 BLOCK_OVERHEAD_BYTES = 1024
-"""Of a stored tensor: its header, and its lines in the indices and the manifest."""
+"""Of what a tensor parallel rank stores of a tensor: its header, and its lines in the indices and the manifest."""
 SMALL_FILES_BYTES = 16 << 10
 """Manifest, state and others of which there is one each."""
 
@@ -56,7 +59,7 @@ def checkpoint_bytes(config: Config, arch: Architecture, base: Path | None = Non
     moment = MOMENT_BYTES[optim.moments if optim.name == "adamw" else "fp32"]
     of_weights = WEIGHT_BYTES[config.train.precision] * sum(tensor.elements for tensor in tensors)
     of_state = (MASTER_BYTES + moments * moment) * sum(tensor.elements for tensor in trained)
-    blocks = len(tensors) + (1 + moments) * len(trained)
+    blocks = config.parallel.tp * (len(tensors) + (1 + moments) * len(trained))
     return of_weights + of_state + BLOCK_OVERHEAD_BYTES * blocks + SMALL_FILES_BYTES + _carried(base)
 
 
@@ -108,12 +111,13 @@ def _carried(base: Path | None) -> int:
     return sum(path.stat().st_size for path in directory.iterdir())
 
 
-def most_kept(config: Config, existing: list[int]) -> int:
-    """How many checkpoints the run will keep at once, at most, given the steps of those that it has."""
+def most_kept(config: Config, existing: list[int], marks: Mapping[int, tuple[str, ...]] | None = None) -> int:
+    """How many checkpoints the run will keep at once, at most, given the steps and marks of those that it has."""
     unit = config.train.global_batch_size * config.data.seq_length
     steps = sorted({*existing, *_saves(config, max(existing, default=0))})
     rules = Rules.of(config.checkpoint)
-    stay = kept([Saved(step, step * unit) for step in steps], rules)
+    marks = marks or {}
+    stay = kept([Saved(step, step * unit, marks=marks.get(step, ())) for step in steps], rules)
     return min(len(steps), len(stay) + rules.keep_best)
 
 
@@ -126,13 +130,14 @@ def _saves(config: Config, after: int) -> list[int]:
 
 def check_space(config: Config, arch: Architecture, base: Path | None) -> tuple[str, ...]:
     """A note where the disk will not hold all that the run keeps. Raises `ConfigError` where it has no room for a
-    checkpoint that is written beside one that is kept."""
+    checkpoint that is written beside one that is kept, and `CheckpointError` where marks cannot be read that the run
+    would ask for."""
     run = Path(config.run.dir)
     existing = [step for step, _ in layout.list_checkpoints(run / "checkpoints")]
     to_come = len(_saves(config, max(existing, default=0)))
     if not to_come:
         return ()
-    size, free = checkpoint_bytes(config, arch, base), free_bytes(run)
+    size, free = checkpoint_bytes(config, arch, base), free_bytes(run) + _left_over(run / "checkpoints")
     now = 1 if existing else min(2, to_come)
     if free < now * size:
         beside = "two must fit, one that is written beside one that is kept" if now == 2 else "one must fit"
@@ -140,7 +145,9 @@ def check_space(config: Config, arch: Architecture, base: Path | None) -> tuple[
             f"run.dir={run} has {_gb(free)} free, but a checkpoint takes about {_gb(size)} and {beside}; make room or "
             "choose another run.dir"
         )
-    at_once = most_kept(config, existing) + (1 if Rules.of(config.checkpoint).delete else 0)
+    deletes = Rules.of(config.checkpoint).delete
+    marks = read_marks(run / "checkpoints") if deletes else {}
+    at_once = most_kept(config, existing, marks) + (1 if deletes else 0)
     more = max(at_once - len(existing), 1)
     if free < more * size:
         return (
@@ -148,6 +155,16 @@ def check_space(config: Config, arch: Architecture, base: Path | None) -> tuple[
             f"there at once ({_gb(more * size)} more): make room, or keep fewer by checkpoint.keep_last",
         )
     return ()
+
+
+def _left_over(checkpoints: Path) -> int:
+    """Bytes of what a killed run was writing or deleting: the start removes it before anything is written."""
+    found = 0
+    for pattern in (".writing_*", ".removing_*"):
+        for path in (path for left in checkpoints.glob(pattern) for path in left.rglob("*")):
+            with suppress(OSError):  # it is gone
+                found += path.lstat().st_size if path.is_file() else 0
+    return found
 
 
 def _gb(num_bytes: int) -> str:

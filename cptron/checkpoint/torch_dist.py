@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from cptron.checkpoint.blocks import Block, TensorRecord
-from cptron.checkpoint.reader import Slices, overlap, require_apart, require_filled
+from cptron.checkpoint.reader import numel, overlap, require_apart, require_filled
 from cptron.checkpoint.tensor_bytes import DTYPES
 from cptron.checkpoint.untrusted import read_index, require_stored
 from cptron.errors import CheckpointError
@@ -107,16 +107,19 @@ class TorchDistReader:
         self._chunks: dict[str, list[_Chunk]] = {key: [] for key in self._tensors}
         try:
             self._facts = {key: _facts(value) for key, value in self._tensors.items()}
+            sizes = {
+                key: {tuple(chunk.offsets): tuple(chunk.sizes) for chunk in value.chunks}
+                for key, value in self._tensors.items()
+            }
             for place, info in places.items():
                 if place.fqn in self._tensors:
-                    self._chunks[place.fqn].append(self._chunk(place, info))
+                    self._chunks[place.fqn].append(self._chunk(place, info, sizes[place.fqn]))
         except (AttributeError, TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(
                 f"{directory / INDEX} is damaged ({error!r:.200}); use another checkpoint"
             ) from None
 
-    def _chunk(self, place: Any, info: Any) -> _Chunk:
-        sizes = {tuple(chunk.offsets): tuple(chunk.sizes) for chunk in self._tensors[place.fqn].chunks}
+    def _chunk(self, place: Any, info: Any, sizes: Mapping[Any, Any]) -> _Chunk:
         offsets = tuple(place.offset or ())
         if not is_file_name(info.relative_path):
             raise CheckpointError(
@@ -149,17 +152,16 @@ class TorchDistReader:
         sizes = self.shape(key) if sizes is None else sizes
         self._require_room(key)
         block = torch.empty(tuple(sizes), dtype=self.dtype(key))
-        filled = 0
-        targets: list[Slices] = []
-        for chunk in self._chunks[key]:
-            inside = overlap(offsets, sizes, chunk.offsets, chunk.sizes)
-            if inside is None:
-                continue
-            target, source = inside
-            require_apart(self.directory, key, target, targets)
+        found = [
+            (chunk, *inside)
+            for chunk in self._chunks[key]
+            if (inside := overlap(offsets, sizes, chunk.offsets, chunk.sizes)) is not None
+        ]
+        targets = [target for _, target, _ in found]
+        require_apart(self.directory, key, targets)
+        require_filled(self.directory, key, offsets, sum(map(numel, targets)), block.numel())
+        for chunk, target, source in found:
             block[target].copy_(self._load(chunk)[source])
-            filled += block[target].numel()
-        require_filled(self.directory, key, offsets, filled, block.numel())
         return block
 
     def _require_room(self, key: str) -> None:

@@ -70,17 +70,20 @@ class Proven:
 
     def __call__(self, path: Path) -> bool:
         """Whether this very file was proven."""
-        return _identity(path) in self._known
+        identity = _identity(path)
+        return identity is not None and identity in self._known
 
     def add(self, directory: Path, names: Sequence[str]) -> None:
-        """Enter files of a checkpoint that has no damage. Raises OSError."""
-        self._known |= {_identity(directory / name) for name in names}
+        """Enter files of a checkpoint that has no damage, and forget those that were deleted. Raises OSError."""
+        self._known = {line for line in self._known if Path(line.rsplit(" ", 3)[0]).exists()}
+        self._known |= {identity for name in names if (identity := _identity(directory / name)) is not None}
         replace_text(self._path, json.dumps(sorted(self._known)))
 
 
-def _identity(path: Path) -> str:
+def _identity(path: Path) -> str | None:
+    """None: there is no such file. The time is that of the kernel, which no program can set back."""
     try:
         found = path.stat()
     except OSError:
-        return ""
-    return f"{path.resolve()} {found.st_ino} {found.st_size} {found.st_mtime_ns}"
+        return None
+    return f"{path.resolve()} {found.st_ino} {found.st_size} {found.st_ctime_ns}"

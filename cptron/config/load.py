@@ -18,6 +18,7 @@ from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 import yaml
 
 from cptron.config.nodes import TAG, apply_override, compose, empty_section, no_mark, read_text, shown, where
+from cptron.config.presets import apply_preset
 from cptron.config.schema import Config
 from cptron.errors import ConfigError
 
@@ -35,27 +36,39 @@ _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A configuration, and for every dotted key of it `run.yaml:12`, `override` or `default`."""
+    """A configuration, and for every dotted key of it `run.yaml:12`, `override`, `preset NAME` or `default`."""
 
     config: Config
     provenance: dict[str, str]
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Loaded:
-    """Read `path`, apply `overrides` in order, fill in defaults.
+    """Read `path`, apply `overrides` in order, fill in the preset's values and defaults.
 
     An override is `section.key=VALUE` with VALUE in YAML; an element of a list is addressed by its position
     or its name, where it has one: `data.sources.0.token_share=0.5`, `data.sources.manual.token_share=0.5`.
     Raises `ConfigError` on anything that is not exactly a `Config`.
     """
-    root = compose(read_text(path), str(path))
+    return _load(compose(read_text(path), str(path)), str(path), overrides)
+
+
+def load_values(values: Mapping[str, Any], name: str, overrides: Sequence[str] = ()) -> Loaded:
+    """The same from what `config_to_dict` made, perhaps in another version; `name` says in errors where it is from."""
+    try:
+        text = yaml.dump(dict(values), Dumper=_Dumper, allow_unicode=True)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{name} is no configuration ({error!s:.80}); use another one") from None
+    return _load(compose(text, name), name, overrides)
+
+
+def _load(root: yaml.Node | None, name: str, overrides: Sequence[str]) -> Loaded:
     if root is None or root.tag == TAG + "null":
-        root = empty_section(no_mark(str(path)))
+        root = empty_section(no_mark(name))
     for override in overrides:
         root = apply_override(root, override)
     builder = _Builder()
     config = cast(Config, builder.build(Config, root, ""))
-    return Loaded(config, builder.provenance)
+    return Loaded(apply_preset(config, builder.provenance, DEFAULT), builder.provenance)
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:

@@ -61,12 +61,22 @@ class RunConfig:
 class StartConfig:
     """Which weights the run starts from. A run already in `run.dir` is always resumed, never restarted."""
 
-    mode: Literal["init_from", "random"] = "init_from"
-    """`init_from`: weights of `start.checkpoint`, new optimizer. `random`: only when asked for."""
+    mode: Literal["init_from", "branch", "random"] = "init_from"
+    """`init_from`: weights of `start.checkpoint`, new optimizer. `branch`: all of a run's checkpoint, also optimizer,
+    step, position in the data and random state. `random`: only when asked for."""
     checkpoint: str = ""
     """Checkpoint made by `cptron convert` (or by a run) whose weights are loaded by `init_from`."""
     hugging_face: str = ""
     """In place of `start.checkpoint`: a Hugging Face model, of which each rank reads its own part at the start."""
+    state: Literal["decayed", "constant_phase", "unknown"] = "unknown"
+    """Where the base's own pretraining left its learning rate; a checkpoint of a run knows it itself. From the
+    `constant_phase` nothing may warm up or exceed `start.lr_at_save`, unless `start.rewarm` says so."""
+    lr_at_save: float = 0.0
+    """Rate with which the base's own pretraining would have gone on; 0 means not known. A run's checkpoint knows it."""
+    lr_peak: float = 0.0
+    """Highest rate of the base's own pretraining, for `optim.preset: strong-shift`; 0 means not known."""
+    rewarm: bool = False
+    """Let the rate rise again from a checkpoint of the constant phase."""
     gate_tolerance_nats: float = 0.0
     """Largest |loss at step 0 - recorded loss| on the probe; 0 means 1e-3 for fp32 and 3e-2 for bf16."""
 
@@ -198,16 +208,32 @@ class OptimConfig:
     name: Literal["adamw", "sgd", "muon"] = "adamw"
     """`sgd`: with momentum, weight decay added to the gradient. `muon`: where the installed megatron-core and
     NVIDIA's emerging_optimizers have it."""
-    lr: float
-    """Peak learning rate, reached after warm-up."""
+    preset: Literal["none", "strong-shift", "weak-shift", "small-domain", "long-context"] = "none"
+    """Gives `schedule`, `lr`, `lr_min` and `warmup_steps` where they are not written; see [schedules](schedules.md)."""
+    lr: float = 0.0
+    """Peak learning rate, reached after warm-up; to be given, or to be left to `optim.preset`."""
     lr_min: float = 0.0
-    """Learning rate at the end of the decay."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """Shape after warm-up: `cosine` from `lr` to `lr_min`, or `constant` at `lr`."""
+    """Learning rate at the end of the decay, and the lowest of `inverse_sqrt`."""
+    schedule: Literal["cosine", "wsd", "inverse_sqrt", "infinite", "constant"] = "cosine"
+    """Shape after warm-up, see [schedules](schedules.md). `wsd`: constant, then a decay. `infinite`: a cool-down to
+    `lr_constant`, constant, and a decay only where `anneal_steps` asks for one."""
     warmup_steps: int = 0
-    """Linear warm-up: step t (from 0) uses lr * (t + 1) / warmup_steps."""
+    """Linear warm-up: step t (from 0) uses warmup_from + (lr - warmup_from) * (t + 1) / warmup_steps."""
+    warmup_from: float = 0.0
+    """Rate that the warm-up rises from."""
     decay_steps: int = 0
-    """Step at which the cosine reaches `lr_min`; 0 means `train.steps`."""
+    """Step (not length) at which `cosine`, `wsd` and `infinite` reach `lr_min`; 0 means `train.steps`."""
+    anneal_steps: int = 0
+    """Length of the decay of `wsd` and `infinite`, which ends at `decay_steps`; `infinite` with 0 never decays."""
+    decay_form: Literal["linear", "cosine", "exponential", "minus_sqrt", "geometric"] = "minus_sqrt"
+    """Form of that decay, r from 0 to 1. Share of lr - lr_min left: 1 - r, (1 + cos(pi r)) / 2, 2 * 0.5^r - 1 or
+    1 - sqrt(r); `geometric`: lr * (lr_min / lr)^r."""
+    lr_constant: float = 0.0
+    """Of `infinite`: the rate after the cool-down."""
+    cooldown_steps: int = 0
+    """Of `infinite`: length of the cool-down, which follows the warm-up."""
+    cooldown_form: Literal["cosine", "inverse_sqrt"] = "cosine"
+    """Of `infinite`: form of the cool-down."""
     weight_decay: float = 0.1
     """Decoupled weight decay of matrices; norms and biases are not decayed."""
     beta1: float = 0.9

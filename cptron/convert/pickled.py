@@ -106,7 +106,10 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise ConversionError(f"{path} holds no dictionary of tensors; ask for the model as safetensors")
     for name, tensor in found.items():
-        if not isinstance(name, str) or tensor.dtype not in CODES or tensor.layout != torch.strided:
+        is_plain = (
+            tensor.layout == torch.strided and tensor.device.type == "cpu"
+        )  # no sparse one, nor one without data
+        if not isinstance(name, str) or tensor.dtype not in CODES or not is_plain:
             raise ConversionError(
                 f"{path} has {name!r:.80} of type {tensor.dtype}; only plain tensors with a name can be written"
             )

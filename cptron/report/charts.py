@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from cptron.config.schema import Config
 from cptron.report.console import valid_sets
+from cptron.report.rates import planned_curve
 from cptron.report.sinks import Record
 from cptron.report.svg import Series, line_chart, smoothed
 
@@ -23,7 +24,7 @@ Marks = Sequence[tuple[float, str]]
 def training_charts(config: Config, steps: Sequence[Record], marks: Marks = ()) -> list[str]:
     """Loss in total and by source, learning rate, gradient norm and throughput against the step; `marks` in total loss
     and gradient norm."""
-    return [*_loss_charts(config, steps, marks), *_optimizer_charts(steps, marks)]
+    return [*_loss_charts(config, steps, marks), *_optimizer_charts(config, steps, marks)]
 
 
 def validation_charts(evals: Sequence[Record]) -> list[str]:
@@ -85,8 +86,10 @@ def _mix_charts(config: Config, steps: Sequence[Record]) -> list[str]:
     return charts
 
 
-def _optimizer_charts(steps: Sequence[Record], marks: Marks) -> list[str]:
-    rate = [Series("", points_of(steps, "step", "lr"), 0)]
+def _optimizer_charts(config: Config, steps: Sequence[Record], marks: Marks) -> list[str]:
+    used = points_of(steps, "step", "lr")
+    planned = [Series("as configured", planned_curve(config), 1)] if used else []
+    rate = [*planned, Series("used", used, 0)]
     norm = _curve("", points_of(steps, "step", "grad_norm"), 0)
     speed = _curve("", points_of(steps, "step", "tokens_per_s"), 0)
     return [

@@ -46,11 +46,11 @@ class ReportHook(Hook):
         plan, session = run.plan, run.session
         for note in plan.notes:
             self._console.note(note)
-        origin = (
-            f"resuming {plan.resume_from}"
-            if plan.resume_from
-            else f"starting from {plan.base or plan.hugging_face or 'random weights'}"
-        )
+        origin = f"starting from {plan.base or plan.hugging_face or 'random weights'}"
+        if plan.resume_from:
+            origin = f"resuming {plan.resume_from}"
+        elif plan.branch_from:
+            origin = f"branching from {plan.branch_from}, with its optimizer and position in the data"
         self._console.note(
             f"{origin}; {session.ranks.world_size} rank(s), {session.topology.describe()}, {session.device.kind}/"
             f"{session.device.backend}, {run.config.train.precision}"
@@ -88,6 +88,8 @@ class ReportHook(Hook):
             self._metrics.rewind(run.state.step)
             self._data_log.rewind(run.state.batches_drawn)
             self._shares, self._evaluated_step = {}, None
+            for note in run.plan.notes:  # on the checkpoint that it went back to
+                self._console.note(note)
         self._metrics.write(record)
         self._console.note(guard_line(record))
 

@@ -115,7 +115,7 @@ class JsonlSink:
         path = self._path
         kept: list[Record] = []
         if position > 0 and path.exists():
-            kept = [record for record in read_records(path) if record[self._key] <= position]
+            kept = [record for record in read_records(path) if self._place(record) <= position]
         temporary = path.with_name(path.name + ".tmp")
         with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(_line(record) for record in kept)
@@ -124,17 +124,29 @@ class JsonlSink:
         os.replace(temporary, path)
         return path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
 
+    def _place(self, record: Record) -> int:
+        place = record.get(self._key)
+        if type(place) is not int:
+            raise DataError(f"{self._path}: a record has no {self._key}; remove its line or restore the file")
+        return place
+
     def rewind(self, position: int) -> None:
-        """Cut off what came after `position`."""
-        self._file.close()
-        self._file = self._opened(position)
+        """Cut off what came after `position`. Raises `DataError` on a full disk."""
+        try:
+            self._file.close()
+            self._file = self._opened(position)
+        except OSError as error:
+            raise self._cannot_write(error) from None
 
     def write(self, record: Record) -> None:
         """Append one record. Raises `DataError` on a full disk."""
         try:
             self._file.write(_line(record))
         except OSError as error:
-            raise DataError(f"{self._path} cannot be written ({error}); free space and start again") from None
+            raise self._cannot_write(error) from None
+
+    def _cannot_write(self, error: OSError) -> DataError:
+        return DataError(f"{self._path} cannot be written ({error}); free space and start again")
 
     def close(self) -> None:
         """Close the file."""

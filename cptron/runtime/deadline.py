@@ -1,6 +1,6 @@
 """When a run has to stop and save to be through in time.
 
-Place in the flow: rank 0 asks after each step and tells the others (`agreement`). Invariant: the machine's clock is
+Place in the flow: asked in each step; what rank 0 finds holds for all (`agreement`). Invariant: the machine's clock is
 read once, to learn how long the job still has; from then on only the monotonic clock counts.
 """
 
@@ -16,6 +16,8 @@ from cptron.config.schema import RuntimeConfig
 from cptron.runtime.pace import EVALUATION, SAVE, Pace
 
 MARGIN_STEPS = 3
+LONGEST_JOB_S = 10 * 366 * 86400.0
+"""What ends later is no job: the number was in another unit."""
 JOB_END = "SLURM_JOB_END_TIME"
 STARTED = "CPTRON_STARTED_S"
 """Set by whoever starts ranks again: monotonic time in seconds from which `runtime.time_limit_minutes` counts."""
@@ -57,8 +59,8 @@ class Deadline:
             left_s = float(text) - now_s
         except ValueError:
             left_s = math.nan
-        if not 0 < left_s < math.inf:
-            self.notes.append(f"{JOB_END}={text} is no time to come: the end of the job is not watched")
+        if not 0 < left_s < LONGEST_JOB_S:
+            self.notes.append(f"{JOB_END}={text} is no end of this job: the end of the job is not watched")
             return
         self._ends_s[Limit.JOB_END] = time.monotonic() + left_s
         self.notes.append(

@@ -80,6 +80,15 @@ def from_main(action: Callable[[], T]) -> T:
     return found[0]  # type: ignore[no-any-return]
 
 
+def to_main(value: T) -> list[T]:
+    """What every rank has, by rank, on rank 0; an empty list on the others, which need no memory for it."""
+    import torch.distributed as dist
+
+    found: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, found, dst=0)
+    return found or []
+
+
 def shutdown() -> None:
     """Leave the process group, if any."""
     import torch.distributed as dist

@@ -43,6 +43,7 @@ class CommonEnd:
         self._ranks, self._pace, self._runtime, self._run_file = ranks, pace, runtime, run_file
         self._lifeline: Lifeline | None = None
         self._timer: threading.Timer | None = None
+        self._setting_timer = threading.Lock()
         self._showing = threading.Lock()
         self._shown = False
         self._leaving = False
@@ -53,12 +54,15 @@ class CommonEnd:
         `RankEnded`, once it is reported."""
         rank = self._ranks.rank
         watchdog = Watchdog(self._pace, self._runtime, self._hang)
+        in_peace = False
         try:
             if self._ranks.world_size > 1:
                 self._lifeline = Lifeline(self._ranks, self._other_ended)
             yield
+            in_peace = True
         except CptronError as error:
-            self._leave(EXIT_CODE)
+            where = f" [rank {rank}]" if self._ranks.world_size > 1 else ""
+            self._leave(EXIT_CODE, f"cptron: error{where}: {error}")
             self._tell(Ending(rank, EXIT_CODE, str(error)))
             raise
         except Exception as error:
@@ -68,7 +72,7 @@ class CommonEnd:
         finally:
             watchdog.close()
             if self._lifeline is not None:
-                self._lifeline.close()
+                self._lifeline.close(in_peace=in_peace)
 
     def close(self) -> None:
         """This process has come through its teardown."""
@@ -88,17 +92,20 @@ class CommonEnd:
         self._leave(ending.code)
         return RankEnded(ending.code, self._about(ending))
 
-    def _leave(self, code: int) -> None:
-        """The main thread is on its way out, and knows why."""
+    def _leave(self, code: int, line: str = "") -> None:
+        """The main thread is on its way out, and knows why; `line` is what it has still to say."""
         self._leaving = True
-        self._end_within(TEARDOWN_S, code)
+        self._end_within(TEARDOWN_S, code, line)
 
     def _other_ended(self, ending: Ending) -> None:
         """In the lifeline's thread: show the stacks after a hang, and see to it that this process ends."""
+        grace_s = GRACE_S
         if ending.code == HANG_EXIT_CODE:
+            if not self._leaving:  # first: the disk that takes the stacks may be what hangs
+                self._end_within(TEARDOWN_S, ending.code, self._about(ending))
             self._show_stacks(f"rank {ending.rank} hangs: {ending.text}")
+            grace_s = SHOW_S
         if not self._leaving:
-            grace_s = SHOW_S if ending.code == HANG_EXIT_CODE else GRACE_S
             self._end_within(grace_s, ending.code, self._about(ending))
 
     def _hang(self, what: str) -> None:
@@ -107,8 +114,8 @@ class CommonEnd:
             return  # it waits for one whose end is known
         self._end_within(TEARDOWN_S, HANG_EXIT_CODE)
         self._say(f"cptron: [rank {self._ranks.rank}] hangs: {what}")
-        self._show_stacks(what)
         self._tell(Ending(self._ranks.rank, HANG_EXIT_CODE, what))
+        self._show_stacks(what)
         time.sleep(SHOW_S)
         os._exit(HANG_EXIT_CODE)
 
@@ -142,11 +149,12 @@ class CommonEnd:
                 self._say(line)
             os._exit(code)
 
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = threading.Timer(seconds, end)
-        self._timer.daemon = True
-        self._timer.start()
+        with self._setting_timer:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = threading.Timer(seconds, end)
+            self._timer.daemon = True
+            self._timer.start()
 
     @staticmethod
     def _say(text: str, prefix: str = "") -> None:

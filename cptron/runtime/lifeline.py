@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import selectors
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,9 +20,12 @@ from typing import Any
 
 from cptron.errors import FAILED_EXIT_CODE, LaunchError
 from cptron.runtime.launcher import Ranks
+from cptron.runtime.sockets import allow_files, keep_alive, own_address
 
 CONNECT_S = 60.0
 MAX_TEXT = 2000
+MAX_LINE_BYTES = 65536
+"""More than any message takes; who sends a longer line is no rank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,44 +43,57 @@ class Lifeline:
     """This rank's end of the connections: rank 0 has one to every other rank, the others have one to rank 0."""
 
     def __init__(self, ranks: Ranks, on_ending: Callable[[Ending], None]) -> None:
-        """Connect the ranks; collective. `on_ending` is called once, in a thread, with the first end of another rank.
-        Raises `LaunchError` on all ranks when one cannot reach rank 0."""
-        import torch.distributed as dist
-
-        from cptron.runtime.dist import agree
+        """Connect the ranks; collective, and rank 0 knows all others when it is back. `on_ending` is called once, in a
+        thread, with the first end of another rank. Raises `LaunchError` on all ranks when one cannot reach rank 0."""
+        from cptron.runtime.dist import agree, from_main
 
         self._ranks, self._on_ending = ranks, on_ending
         self._lock = threading.Lock()
         self._peers: dict[socket.socket, int] = {}
         self._received: dict[socket.socket, bytes] = {}
+        self._missing = set(range(1, ranks.world_size))
+        self._all_greeted = threading.Event()
         self._known = threading.Event()
+        self._leaving = False
         self.ending: Ending | None = None
         """The first end of another rank that became known."""
         self._selector = selectors.DefaultSelector()
         self._wake, woken = socket.socketpair()
         self._selector.register(woken, selectors.EVENT_READ, "close")
-        where: list[Any] = [None]
-        if ranks.is_main:
-            where = [self._listen()]
-        dist.broadcast_object_list(where, src=0)
-        host, port, self._token = where[0]
-        if not ranks.is_main:
-            agree(lambda: self._connect(host, port))
-        else:
-            agree(lambda: None)
+        host, port, self._token = from_main(self._listen)
         self._thread = threading.Thread(target=self._attend, name="lifeline", daemon=True)
-        self._thread.start()
+        self._thread.start()  # before the others connect: of many, not all fit into the kernel's queue
+        try:
+            agree(lambda: None if ranks.is_main else self._connect(host, port))
+            agree(lambda: self._await_greetings() if ranks.is_main else None)
+        except BaseException:
+            self.close()
+            raise
 
     def _listen(self) -> tuple[str, int, str]:
         """Where the others find rank 0, and the word by which it knows them."""
-        token = uuid.uuid4().hex
         host, bound, family = "127.0.0.1", "127.0.0.1", socket.AF_INET
-        if self._ranks.local_world_size < self._ranks.world_size:
-            bound, (host, family) = "", _own_address()
-        server = socket.create_server((bound, 0), family=family, backlog=self._ranks.world_size)
+        try:
+            allow_files(self._ranks.world_size)
+            if self._ranks.local_world_size < self._ranks.world_size:
+                bound, (host, family) = "", own_address()
+            server = socket.create_server((bound, 0), family=family, backlog=self._ranks.world_size)
+        except OSError as error:
+            raise LaunchError(
+                f"rank 0 cannot listen for the other ranks ({error}); see that MASTER_ADDR is an address of its machine"
+            ) from None
         server.setblocking(False)
         self._selector.register(server, selectors.EVENT_READ, "accept")
-        return host, server.getsockname()[1], token
+        return host, server.getsockname()[1], uuid.uuid4().hex
+
+    def _await_greetings(self) -> None:
+        """Else one whose connection still waits in the kernel's queue would take a goodbye for a death."""
+        if not self._all_greeted.wait(CONNECT_S):
+            count = self._ranks.world_size - 1
+            raise LaunchError(
+                f"{count - len(self._missing)} of {count} ranks reached rank 0 within {CONNECT_S:g} s; open the ports "
+                "between the machines, and let a process have more open files than there are ranks (ulimit -n)"
+            )
 
     def _connect(self, host: str, port: int) -> None:
         try:
@@ -91,7 +107,7 @@ class Lifeline:
         self._send(peer, {"token": self._token, "rank": self._ranks.rank})
 
     def _add(self, peer: socket.socket, rank: int) -> None:
-        _keep_alive(peer)
+        keep_alive(peer)
         with self._lock:
             self._peers[peer] = rank
         self._received[peer] = b""
@@ -107,17 +123,20 @@ class Lifeline:
         self._known.wait(timeout_s)
         return self.ending
 
-    def close(self) -> None:
-        """Say goodbye, so that nobody takes what follows for a death."""
-        for peer in self._connected():
+    def close(self, *, in_peace: bool = True) -> None:
+        """Say goodbye, so that nobody takes what follows for a death; unless it is one. From then on nothing is heard:
+        the others close the connection on a goodbye, and that is no death either."""
+        self._leaving = True
+        for peer in self._connected() if in_peace else []:
             self._send(peer, {"goodbye": True})
         self._wake.close()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
     def _connected(self) -> list[socket.socket]:
+        """To ranks, not to who has not said yet which it is."""
         with self._lock:
-            return list(self._peers)
+            return [peer for peer, rank in self._peers.items() if rank >= 0]
 
     def _send(self, peer: socket.socket, message: dict[str, Any]) -> None:
         line = json.dumps({**message, "text": str(message.get("text", ""))[:MAX_TEXT]}).encode() + b"\n"
@@ -134,11 +153,16 @@ class Lifeline:
                     self._selector.close()
                     return
                 if key.data == "accept":
-                    with contextlib.suppress(OSError):
-                        self._add(key.fileobj.accept()[0], rank=-1)  # type: ignore[union-attr]
+                    self._accept(key.fileobj)  # type: ignore[arg-type]
                 else:
                     assert isinstance(key.fileobj, socket.socket)
                     self._read(key.fileobj)
+
+    def _accept(self, server: socket.socket) -> None:
+        try:
+            self._add(server.accept()[0], rank=-1)
+        except OSError:  # gone again; or no file is free, until one is closed
+            time.sleep(0.05)
 
     def _read(self, peer: socket.socket) -> None:
         try:
@@ -152,20 +176,32 @@ class Lifeline:
         for line in lines:
             if peer in self._received:
                 self._understand(peer, line)
+        if len(self._received.get(peer, b"")) > MAX_LINE_BYTES:
+            self._forget(peer)
 
     def _understand(self, peer: socket.socket, line: bytes) -> None:
         """A greeting, a goodbye, or an ending, in JSON; whoever says something else is no rank."""
+        ending = None
         try:
             message = json.loads(line)
-            if self._peers[peer] < 0 and message.get("token") == self._token:
-                with self._lock:
-                    self._peers[peer] = int(message["rank"])
-            elif self._peers[peer] < 0 or message.get("goodbye"):
-                self._forget(peer)
-            else:
-                self._heard(Ending(int(message["rank"]), int(message["code"]), str(message["text"])), peer)
-        except (ValueError, KeyError, TypeError, AttributeError):
+            if self._peers[peer] < 0 and message["token"] == self._token:
+                self._greeted(peer, int(message["rank"]))
+                return
+            if self._peers[peer] >= 0 and not message.get("goodbye"):
+                ending = Ending(int(message["rank"]), int(message["code"]), str(message["text"]))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            pass
+        if ending is None:
             self._forget(peer)
+        else:
+            self._heard(ending, peer)
+
+    def _greeted(self, peer: socket.socket, rank: int) -> None:
+        with self._lock:
+            self._peers[peer] = rank
+        self._missing.discard(rank)
+        if not self._missing:
+            self._all_greeted.set()
 
     def _lost(self, peer: socket.socket) -> None:
         rank = self._peers[peer]
@@ -181,7 +217,7 @@ class Lifeline:
         peer.close()
 
     def _heard(self, ending: Ending, source: socket.socket) -> None:
-        if self.ending is not None:
+        if self.ending is not None or self._leaving:
             return
         self.ending = ending
         for peer in self._connected() if self._ranks.is_main else []:
@@ -189,21 +225,3 @@ class Lifeline:
                 self._send(peer, asdict(ending))
         self._on_ending(ending)
         self._known.set()
-
-
-def _own_address() -> tuple[str, socket.AddressFamily]:
-    """How the other machines reach this one: by the name they know already, or by the address on the way to it."""
-    name, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    family, _, _, _, address = socket.getaddrinfo(name, port, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect(address)
-        own = str(probe.getsockname()[0])
-    return (name if own == address[0] else own), family
-
-
-def _keep_alive(peer: socket.socket) -> None:
-    """Notice a machine that lost its power, too: after 30 s."""
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, option):
-            peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

@@ -18,6 +18,8 @@ from cptron.errors import LaunchError
 from cptron.runtime.launcher import Ranks
 
 POLL_S = 0.02
+MOST_POLLS_PER_S = 5000.0
+"""Of all ranks together: the store is one process."""
 CURRENT = "cptron/start"
 
 
@@ -50,7 +52,7 @@ def _join(store: Store, ranks: Ranks, deadline_s: float) -> str:
             raise LaunchError(
                 f"rank {ranks.rank} found no rank 0; see why it did not start, or raise runtime.timeout_s"
             )
-        time.sleep(POLL_S)
+        time.sleep(max(POLL_S, ranks.world_size / MOST_POLLS_PER_S))
         if store.check([CURRENT]) and (current := store.get(CURRENT).decode()) != start:
             start = current
             mine = store.add(f"{start}/rank_{ranks.rank}", 1) == 1  # else one that is dead was in it

@@ -1,6 +1,6 @@
 """Requests to stop, from the scheduler or the keyboard.
 
-Place in the flow: the loop reports what came to the other ranks after each step. Invariant: a signal never interrupts
+Place in the flow: the ranks tell each other in each step what came to them. Invariant: a signal never interrupts
 a step; what stops all ranks after the same step is `agreement`.
 """
 

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, SubprocessContext
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
@@ -71,11 +71,15 @@ class RankAgent(LocalElasticAgent):
         self._grace_s = stop_grace_s
         self._asked: signal.Signals | None = None
         self._asked_s = 0.0
+        self._hangup_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # as nohup leaves it
         self._told: set[int] = set()
+        self._killed: set[int] = set()
         self._ended: dict[int, int] = {}
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         """Start the ranks. The base class takes some signals meanwhile; from here on all go to the ranks."""
+        for known in (self._told, self._killed, self._ended):
+            known.clear()  # of earlier ranks, whose process ids may come again
         self._listen()
         started: dict[int, Any] = super()._start_workers(worker_group)
         self._listen()
@@ -84,8 +88,7 @@ class RankAgent(LocalElasticAgent):
     def _listen(self) -> None:
         for number in STOP_SIGNALS:
             signal.signal(number, self._ask)
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
-            signal.signal(signal.SIGHUP, self._ask)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if self._hangup_ignored else self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         """A signal came to this process. Ranks know no SIGHUP."""
@@ -95,13 +98,17 @@ class RankAgent(LocalElasticAgent):
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         """Look at the ranks, as the base class does; but pass the signal on, let ranks end by themselves before they
-        are ended, and decide whether they may be started again."""
+        are ended, and decide whether they may be started again. The base class waits for ranks that have ended, and
+        forgets how: it is asked only when all have ended, or one has failed and that is judged."""
         self._pass_on()
         self._look()
-        if any(self._codes().values()):
+        codes = self._codes()
+        if any(codes.values()):
             self._name_the_killed()
             self._wait_for_the_rest()
             self._judge()
+        elif len(codes) < len(self._pids()):
+            return RunResult(state=WorkerState.HEALTHY)
         result: RunResult = super()._monitor_workers(worker_group)
         return result
 
@@ -112,18 +119,20 @@ class RankAgent(LocalElasticAgent):
         for pid in set(self._running()) - self._told:
             os.kill(pid, self._asked)
             self._told.add(pid)
-        if time.monotonic() > self._asked_s + self._grace_s and (slow := self._running()):
+        if time.monotonic() > self._asked_s + self._grace_s and (slow := set(self._running()) - self._killed):
             _say(
                 f"{len(slow)} rank(s) did not stop within {self._grace_s} s of {self._asked.name}; killing them"
             )
             for pid in slow:
                 os.kill(pid, signal.SIGKILL)
+            self._killed |= slow
 
     def _wait_for_the_rest(self) -> None:
         """One rank has failed. The others know it, and have something to say or to save."""
         deadline_s = time.monotonic() + SETTLE_S
         while self._running() and time.monotonic() < deadline_s:
             time.sleep(POLL_S)
+            self._pass_on()
 
     def _name_the_killed(self) -> None:
         """They could say nothing themselves."""
@@ -152,11 +161,19 @@ class RankAgent(LocalElasticAgent):
             try:
                 found = os.waitid(os.P_PID, pid, _PEEK)
             except ChildProcessError:  # the base class has ended it
-                self._ended[pid] = -signal.SIGTERM
+                self._ended[pid] = self._code_of_the_ended(pid)
                 continue
             if found is not None:
                 exited = found.si_code == os.CLD_EXITED
                 self._ended[pid] = found.si_status if exited else -found.si_status
+
+    def _code_of_the_ended(self, pid: int) -> int:
+        """What the base class was told of a process that it has waited for."""
+        assert isinstance(self._pcontext, SubprocessContext), "ranks are programs"
+        for handler in self._pcontext.subprocess_handlers.values():
+            if handler.proc.pid == pid and handler.proc.returncode is not None:
+                return int(handler.proc.returncode)
+        return -signal.SIGKILL  # it could not be waited for
 
     def _codes(self) -> dict[int, int]:
         """Exit codes of the ranks that have ended, negative for a signal."""
@@ -174,7 +191,10 @@ class RankAgent(LocalElasticAgent):
             128 + signal.SIGINT,
             *(-number for number in STOP_SIGNALS),
         }  # nothing to save
-        if self._asked and any(codes) and codes <= {STOPPED_EXIT_CODE, 0} | before_the_first_step:
+        harmless = {STOPPED_EXIT_CODE, 0} | before_the_first_step
+        if codes & before_the_first_step:
+            harmless.add(FAILED_EXIT_CODE)  # of one that had come further, and lost contact with it
+        if self._asked and any(codes) and codes <= harmless:
             if STOPPED_EXIT_CODE not in codes:
                 _say(f"stopped by {self._asked.name} before the first step; start again to go on")
             return STOPPED_EXIT_CODE

@@ -23,6 +23,7 @@ from cptron.durable import replace_text
 from cptron.errors import CheckpointError, ConfigError
 from cptron.runtime.dist import agree
 from cptron.runtime.session import Session
+from cptron.train.inherit import inherit
 from cptron.train.preflight import Plan
 from cptron.train.resume import RUN_FILE, find_run
 
@@ -40,6 +41,8 @@ def claimed(config: Config, plan: Plan, session: Session) -> Iterator[Plan]:
         agree(lambda: _check_unchanged(run, plan))
         if plan.base is not None and is_main:  # that of an adapter is needed again at a resume
             stack.enter_context(reading(plan.base))
+        if plan.branch_from is not None and plan.resume_from is None and is_main:
+            stack.enter_context(reading(plan.branch_from))  # a start again needs it until the first save
         yield replace(plan, notes=(*plan.notes, *notes))
 
 
@@ -64,6 +67,8 @@ def record_start(config: Config, plan: Plan, step: int) -> None:
     try:
         if plan.accepted or not (run / RUN_FILE).exists():
             layout.write_json(run / RUN_FILE, record)
+        if plan.branch_from is not None and plan.resume_from is None:
+            inherit(run, plan.branch_from)
         if plan.accepted:
             _journal(run / CHANGES, plan, step)
     except OSError as error:

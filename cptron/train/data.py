@@ -66,7 +66,8 @@ def open_data(config: Config, plan: Plan, session: Session) -> Opened:
 def _find(config: Config, plan: Plan, session: Session) -> _Found:
     """Rank-local."""
     data = config.data
-    saved = read_state(plan.resume_from / layout.STATE) if plan.resume_from else None
+    directory = plan.resume_from or plan.branch_from
+    saved = read_state(directory / layout.STATE) if directory else None
     state = TrainState.from_dict(saved) if saved else TrainState()
     for name in renewed(plan.accepted, state.ledger.entries):
         state.ledger.renew(name, state.step)

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from cptron.data.batch import MicroBatch
 from cptron.data.open import mix_of
-from cptron.errors import TrainingError
+from cptron.errors import CheckpointError, TrainingError
 from cptron.runtime.dist import agree, from_main
 from cptron.train.diagnose import Diagnosis, diagnose
 from cptron.train.hooks import Hook, Record
@@ -80,8 +80,8 @@ class Guards:
         return []
 
     def accept(self, loss_nats_per_token: float, grad_norm: float) -> bool:
-        """Whether the weights may follow the batch at hand."""
-        self._verdict = self._judge(*_of_rank_0(loss_nats_per_token, grad_norm, self._device))
+        """Whether the weights may follow the batch at hand, by numbers that are the same on every rank."""
+        self._verdict = self._judge(loss_nats_per_token, grad_norm)
         return self._verdict.action in ("train", "log")
 
     def settle(self, batches: Sequence[MicroBatch], updated: bool) -> bool:
@@ -139,15 +139,23 @@ class Guards:
         if diagnosis is not None:
             what += f". {diagnosis.text[0].upper()}{diagnosis.text[1:]}"
             if verdict.action == "stop":
-                raise TrainingError(f"{what}. Lower optim.lr or look at the data")
+                self._stop(f"{what}. Lower optim.lr or look at the data")
             if verdict.action == "skip" and diagnosis.in_weights:
-                raise TrainingError(f"{what}. No other batch can help; use guards.on_nonfinite=rollback")
+                self._stop(f"{what}. No other batch can help; use guards.on_nonfinite=rollback")
         earlier = self._journal.actions_since(self._run.state.batches_drawn - guards.spike_window + 1)
         if earlier >= guards.max_actions:
-            raise TrainingError(
+            self._stop(
                 f"{what}. {earlier} batch(es) were skipped or rolled back within the last {guards.spike_window} "
                 f"(guards.max_actions={guards.max_actions}); lower optim.lr, look at the data, or raise it"
             )
+
+    def _stop(self, why: str) -> NoReturn:
+        """End the run on all ranks; a checkpoint of before is written to its end first."""
+        try:
+            self._finish_saves()
+        except CheckpointError as error:
+            why = f"{why}. Nor could the checkpoint be completed: {error}"
+        raise TrainingError(why)
 
     def _describe(self, verdict: _Verdict) -> str:
         """One sentence on the batch at hand."""
@@ -235,11 +243,3 @@ def data_settings(run: Run) -> str:
     if data.mixer != "static":
         settings.append([data.mixer, data.mixer_every_batches, data.mixer_skip_batches])
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
-
-
-def _of_rank_0(loss: float, grad_norm: float, device: torch.device) -> tuple[float, float]:
-    """Rank 0's numbers on every rank: a last bit that differs must not make two ranks decide differently."""
-    values = torch.tensor([loss, grad_norm], dtype=torch.float64, device=device)
-    dist.broadcast(values, src=0)
-    found = values.tolist()
-    return found[0], found[1]

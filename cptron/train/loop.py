@@ -14,7 +14,6 @@ from cptron.errors import STOPPED_EXIT_CODE
 from cptron.evaluate.perplexity import evaluate_set
 from cptron.optim.optimizer import finish_param_gather
 from cptron.optim.schedule import learning_rate
-from cptron.runtime.agreement import StepStatus
 from cptron.runtime.pace import EVALUATION, SAVE
 from cptron.train.guards import Guards
 from cptron.train.hooks import Action, Hook
@@ -30,7 +29,7 @@ from cptron.train.stop import Stop
 def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
     """Train until `train.steps` or until asked to stop; returns the exit code: 0, or `STOPPED_EXIT_CODE`."""
     config, steps, pace = run.config, run.config.train.steps, run.session.pace
-    status, code = StepStatus(run.session.device.torch_device), 0
+    code = 0
     stop.listen()
     saver = Saver(run)
     reason = f"finished {steps} steps"
@@ -45,6 +44,13 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
         if _owes_evaluation(run):
             evaluate_all(run, hooks)
 
+        def accept(loss_nats_per_token: float, grad_norm: float) -> bool:
+            due = _evaluates(run, run.state.step + 1)
+            device = run.session.device.torch_device
+            return guards.accept(
+                *stop.agree(loss_nats_per_token, grad_norm, evaluation_is_due=due, device=device)
+            )
+
         while run.state.step < steps:
             # 1. this rank's part of the global batch; the ledger moves on by the whole batch, on every rank alike
             start_s = time.perf_counter()
@@ -55,7 +61,7 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
                     evaluate_all(run, hooks)
                 break
 
-            # 2. forward, backward, reduce; if the guards let it pass: clip, update
+            # 2. forward, backward, reduce; hear of the other ranks; if the guards let it pass: clip, update
             result = train_step(
                 run.chunks,
                 run.optimizer,
@@ -64,15 +70,14 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
                 optim=config.optim,
                 num_sources=len(run.source_names),
                 device=run.session.device.torch_device,
-                accept=guards.accept,
+                accept=accept,
                 before_update=saver.before_update,
             )
             if not guards.settle(batches, result.updated):
                 saved_step = min(saved_step, run.state.step)  # the batch is dropped, or the run rolled back
                 pace.step_done()
-                stop.report(status, evaluation_is_due=False)
-                if asked := stop.reason(status.agree()):
-                    code, reason = STOPPED_EXIT_CODE, f"{asked} after step {run.state.step}"
+                if stop.reason:
+                    code, reason = STOPPED_EXIT_CODE, f"{stop.reason} after step {run.state.step}"
                     break
                 continue
             run.state.step += 1
@@ -86,14 +91,12 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
             record = step_record(run, result, time.perf_counter() - start_s)
             action = max((hook.on_step(run, record) for hook in hooks), default=Action.CONTINUE)
             last = run.state.step == steps
-            evaluation_is_due = last or _due(run.state.step, config.eval.every_steps)
-            stop.report(status, evaluation_is_due=evaluation_is_due)
-            if asked := stop.reason(status.agree()):
+            if stop.reason:
                 action, code = Action.SAVE_AND_STOP, STOPPED_EXIT_CODE
-                reason = f"{asked} after step {run.state.step}"
+                reason = f"{stop.reason} after step {run.state.step}"
 
             # 4. validation
-            if action != Action.SAVE_AND_STOP and evaluation_is_due:
+            if action != Action.SAVE_AND_STOP and _evaluates(run, run.state.step):
                 action, evaluated_step = max(action, evaluate_all(run, hooks)), run.state.step
 
             # 5. checkpoint; the one before may have been written meanwhile
@@ -105,8 +108,7 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
 
         if run.state.step != saved_step:  # the data came to its end
             save(run, hooks, saver)
-        with pace.during(SAVE):
-            tell_saved(run, hooks, saver.finish())
+        tell_saved(run, hooks, saver.finish())
         for hook in hooks:
             hook.on_stop(run, reason)
         return code
@@ -147,12 +149,16 @@ def evaluate_all(run: Run, hooks: Sequence[Hook]) -> Action:
 
 
 def _owes_evaluation(run: Run) -> bool:
-    """The baseline of a new run; or the evaluation of the step at which a run was asked to stop."""
+    """The baseline of a new run or branch; or the evaluation of the step at which a run was asked to stop."""
     config, step = run.config, run.state.step
-    if step == 0:
+    if run.plan.resume_from is None:
         return config.eval.at_start
-    is_due = step == config.train.steps or _due(step, config.eval.every_steps)
-    return is_due and run.base is not None and not run.base.metrics
+    return _evaluates(run, step) and run.base is not None and not run.base.metrics
+
+
+def _evaluates(run: Run, step: int) -> bool:
+    """After this step."""
+    return step == run.config.train.steps or _due(step, run.config.eval.every_steps)
 
 
 def _due(step: int, every_steps: int) -> bool:

@@ -85,7 +85,7 @@ def run(config: Config, ranks: Ranks) -> int:
     ):
         deadline = Deadline(runtime, session.pace)
         plan = replace(plan, notes=(*plan.notes, *deadline.notes))
-        stop = at_the_end.enter_context(closing(Stop(deadline, is_main=ranks.is_main)))
+        stop = at_the_end.enter_context(closing(Stop(deadline)))
         run_file = Path(config.run.dir) / RUN_FILE
         end = at_the_end.enter_context(closing(CommonEnd(ranks, session.pace, runtime, run_file)))
         with end.shared(), claimed(config, plan, session) as plan:

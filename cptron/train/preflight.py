@@ -13,19 +13,22 @@ from typing import Any
 
 from cptron.checkpoint import layout
 from cptron.checkpoint.run_lock import refuse_other_writer
+from cptron.checkpoint.saved_rate import saved_rate
 from cptron.checkpoint.space import check_space
 from cptron.config.check import check_config
 from cptron.config.check_engine import check_shape
 from cptron.config.check_mixing import staged_configs
+from cptron.config.presets import preset_note
 from cptron.config.schema import Config
 from cptron.data.content import open_content
 from cptron.errors import ConfigError, DataError
-from cptron.json_text import parse_json
 from cptron.model.architecture import Architecture
 from cptron.model.backend import check_backend, check_offloading
-from cptron.model.families import family_of
+from cptron.optim.phases import describe_schedule
 from cptron.tokens.manifest import TokenizerRecord
-from cptron.train.resume import Change, Found, accepted_changes, find_run
+from cptron.train.origin import Origin, origin_of
+from cptron.train.resume import Change, Found, accepted_changes, find_run, found_parent
+from cptron.train.start_state import start_notes
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,8 @@ class Plan:
     """The run that is in the directory already."""
     hugging_face: Path | None = None
     """Hugging Face model whose weights a new run starts from; None for other starts."""
+    branch_from: Path | None = None
+    """Checkpoint of another run of which a new run takes all; None for other starts."""
     accepted: tuple[Change, ...] = ()
     """What has changed since the checkpoint, with consequences that `run.accept_changes` accepts."""
 
@@ -56,7 +61,9 @@ def preflight(config: Config, world_size: int) -> Plan:
     line."""
     check_config(config, world_size)
     refuse_other_writer(Path(config.run.dir))
-    base, arch, weights, tokenizer = _starting_point(config)
+    found = find_run(Path(config.run.dir), config.checkpoint.on_damage)
+    origin = origin_of(config, found)
+    arch, tokenizer = origin.arch, origin.tokenizer
     for staged, _ in [(config, ""), *staged_configs(config)]:
         check_shape(arch, staged)
     _check_reference(config, arch, tokenizer)
@@ -64,7 +71,7 @@ def preflight(config: Config, world_size: int) -> Plan:
     check_offloading(config.memory.offload_modules)
     data_notes, contents, made_with = _check_data(config, arch, tokenizer)
     identity = {
-        "start": weights,
+        "start": origin.weights,
         "tokenizer": made_with,
         "seed": config.run.seed,
         "seq_length": config.data.seq_length,
@@ -74,50 +81,58 @@ def preflight(config: Config, world_size: int) -> Plan:
     if config.adapter.kind != "none":
         settings = asdict(config.adapter) | {"targets": list(config.adapter.targets)}
         identity |= {f"adapter.{name}": value for name, value in settings.items()}
-    found = find_run(Path(config.run.dir), config.checkpoint.on_damage)
     notes = tuple(f"passed over: {problem}" for problem in found.problems) if found else ()
-    notes = (*notes, *data_notes, *check_space(config, arch, base))
+    notes = (*notes, *data_notes, *check_space(config, arch, origin.branch_from or origin.base))
     if not tokenizer and not config.data.tokenizer and config.start.mode != "random":
         notes = (
             *notes,
             "the base model came without a tokenizer: that the data was made with it is not proven",
         )
-    model = Path(config.start.hugging_face) if config.start.hugging_face else None
-    plan = Plan(arch, base, found.checkpoint if found else None, identity, notes, contents, found, model)
+    resume_from = found.checkpoint if found else None
+    notes = (*notes, *_rate_notes(config, origin, is_new=resume_from is None))
+    plan = Plan(
+        arch,
+        origin.base,
+        resume_from,
+        identity,
+        notes,
+        contents,
+        found,
+        origin.hugging_face,
+        origin.branch_from,
+    )
     settled(plan, config)
     return plan
+
+
+def _rate_notes(config: Config, origin: Origin, *, is_new: bool) -> tuple[str, ...]:
+    """The schedule and its preset; of a new run also how it suits the start."""
+    preset = preset_note(config)
+    notes = (
+        *([preset] if preset else []),
+        describe_schedule(config.optim, config.train.steps),
+    )
+    if not is_new:
+        return notes
+    saved = saved_rate(origin.manifest) if origin.manifest is not None else None
+    first_step = origin.manifest.step if origin.manifest is not None and origin.branch_from else 0
+    return (*notes, *start_notes(config, saved, first_step))
 
 
 def settled(plan: Plan, config: Config) -> Plan:
     """The plan with what has changed since its checkpoint, and notes on it. Raises `ConfigError` where a change is
     refused."""
-    if plan.found is None:
-        return plan
-    found = replace(plan.found, checkpoint=plan.resume_from)
-    accepted, notes = accepted_changes(config, found, plan.identity, plan.arch, plan.contents)
-    return replace(plan, accepted=accepted, notes=(*plan.notes, *notes))
-
-
-def _starting_point(config: Config) -> tuple[Path | None, Architecture, str, str]:
-    """Base checkpoint, architecture, fingerprint of the weights and of the tokenizer."""
-    if config.start.mode == "random":
-        path = Path(config.model.architecture)
-        if not path.is_file():
-            raise ConfigError(f"model.architecture={path} does not exist; give a Hugging Face config.json")
-        values = _read_architecture(path)
-        return None, family_of(str(values.get("model_type"))).read_config(values), "random", ""
-    if config.start.hugging_face:
-        from cptron.convert.direct import start_from
-
-        return None, *start_from(Path(config.start.hugging_face))
-    base = layout.resolve(config.start.checkpoint)
-    manifest = layout.read_manifest(base)
-    if manifest.adapter is not None:
-        raise ConfigError(
-            f"start.checkpoint={base} holds an adapter, not whole weights; "
-            "`cptron export --merge` and `cptron convert` make a checkpoint of it to start from"
+    accepted, notes = plan.accepted, plan.notes
+    if plan.found is not None:
+        found = replace(plan.found, checkpoint=plan.resume_from)
+        accepted, more = accepted_changes(config, found, plan.identity, plan.arch, plan.contents)
+        notes = (*notes, *more)
+    if plan.branch_from is not None and plan.resume_from is None:
+        accepted, more = accepted_changes(
+            config, found_parent(plan.branch_from), plan.identity, plan.arch, plan.contents
         )
-    return base, manifest.arch, manifest.weights_fingerprint, manifest.tokenizer_fingerprint
+        notes = (*notes, *more)
+    return replace(plan, accepted=accepted, notes=notes)
 
 
 def _check_reference(config: Config, arch: Architecture, tokenizer: str) -> None:
@@ -138,22 +153,6 @@ def _check_reference(config: Config, arch: Architecture, tokenizer: str) -> None
             f"proxy ({arch.vocab_size} ids); train a reference with the same"
         )
     check_shape(manifest.arch, config)
-
-
-def _read_architecture(path: Path) -> dict[str, Any]:
-    """Values of a Hugging Face config."""
-    try:
-        values = parse_json(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"model.architecture={path} is no JSON file ({error}); give a Hugging Face config.json"
-        ) from None
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"model.architecture={path} holds a {type(values).__name__}, not an object; "
-            "give a Hugging Face config.json"
-        )
-    return values
 
 
 def _check_data(

@@ -15,8 +15,9 @@ from cptron.checkpoint import layout
 from cptron.checkpoint.verify import Proven, damage
 from cptron.config.schema import Config
 from cptron.errors import CheckpointError
+from cptron.runtime.dist import agree, from_main
 from cptron.train.preflight import Plan
-from cptron.train.resume import RUN_FILE
+from cptron.train.resume import RUN_FILE, stopped_by_damage
 
 PROVEN = "proven.json"
 
@@ -32,11 +33,13 @@ def proven_plan(plan: Plan, config: Config) -> Plan:
         found = _damage(plan.base, directory, once)
         if found:
             raise CheckpointError(f"{found[0]}; use another start.checkpoint, or convert the model again")
+    if plan.branch_from is not None and plan.resume_from is None:
+        found = _damage(plan.branch_from, directory, once)
+        if found:
+            raise CheckpointError(f"{found[0]}; branch from another checkpoint of that run")
     while plan.resume_from is not None and (found := _damage(plan.resume_from, directory, once)):
         if config.checkpoint.on_damage == "stop":
-            raise CheckpointError(
-                f"{found[0]}; restore it, or set checkpoint.on_damage=previous to go on from an older checkpoint"
-            )
+            raise stopped_by_damage(found[0])
         older = _next_older(directory / "checkpoints", plan.resume_from)
         if older is None:
             raise CheckpointError(
@@ -47,15 +50,16 @@ def proven_plan(plan: Plan, config: Config) -> Plan:
 
 
 def _next_older(checkpoints: Path, than: Path) -> Path | None:
-    """The newest checkpoint before `than` that has all of its files, as the first rank sees it."""
-    found: list[Path | None] = [None]
-    if dist.get_rank() == 0:
-        for _, directory in reversed(layout.list_checkpoints(checkpoints)):
-            if directory.name < than.name and not _incomplete(directory):
-                found = [directory]
-                break
-    dist.broadcast_object_list(found)
-    return found[0]
+    """`older_checkpoint`, as the first rank sees it; collective."""
+    return from_main(lambda: older_checkpoint(checkpoints, than))
+
+
+def older_checkpoint(checkpoints: Path, than: Path) -> Path | None:
+    """The newest checkpoint before `than` that has all of its files."""
+    for step, directory in reversed(layout.list_checkpoints(checkpoints)):
+        if step < layout.saved_step(than) and not _incomplete(directory):
+            return directory
+    return None
 
 
 def _incomplete(directory: Path) -> bool:
@@ -73,6 +77,17 @@ def _damage(checkpoint: Path, run: Path, once: bool) -> list[str]:
     lines: list[list[str]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(lines, damage(checkpoint, (dist.get_rank(), dist.get_world_size()), known=known))
     found = [line for rank in lines for line in rank]
-    if once and not found and dist.get_rank() == 0 and (run / RUN_FILE).is_file():
-        proven.add(checkpoint, list(layout.read_manifest(checkpoint).files))
+    if once and not found:
+        agree(lambda: _record(proven, run, checkpoint) if dist.get_rank() == 0 else None)
     return found
+
+
+def _record(proven: Proven, run: Path, checkpoint: Path) -> None:
+    if not (run / RUN_FILE).is_file():  # a start that is refused leaves nothing behind
+        return
+    try:
+        proven.add(checkpoint, list(layout.read_manifest(checkpoint).files))
+    except OSError as error:
+        raise CheckpointError(
+            f"{run / PROVEN} cannot be written ({error}); free space or choose another run.dir"
+        ) from None

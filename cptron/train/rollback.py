@@ -16,6 +16,7 @@ from cptron.runtime.dist import agree, from_main
 from cptron.runtime.pace import START
 from cptron.train.preflight import Plan, settled
 from cptron.train.proof import proven_plan
+from cptron.train.resume import stopped_by_damage
 from cptron.train.setup import Run, load_again
 from cptron.train.state import read_state
 
@@ -30,23 +31,30 @@ class Target(NamedTuple):
 
 def newest_checkpoint(run: Run, why: str) -> Target:
     """The newest complete one that is not damaged, the same on every rank; collective. Raises a `CptronError` where
-    there is none: the weights that the run began with are no checkpoint of its own."""
+    there is none: the weights that the run began with are no checkpoint of its own; and where a newer one is damaged
+    and the configuration says to stop."""
 
-    def find() -> Path:
+    def find() -> tuple[Path, list[str]]:
         checkpoints = run.directory / "checkpoints"
         newest, problems = layout.newest_complete(checkpoints)
+        if problems and run.config.checkpoint.on_damage == "stop":
+            raise stopped_by_damage(problems[0])
         if newest is None:
             raise TrainingError(
                 f"{why}; a rollback needs a checkpoint, and {checkpoints} has none ({'; '.join(problems) or 'empty'}): "
                 "lower checkpoint.every_steps, or use the policy skip until the first is saved"
             )
-        return newest
+        return newest, list(problems)
 
-    proven = proven_plan(replace(run.plan, resume_from=from_main(find), accepted=(), notes=()), run.config)
-    plan = agree(lambda: settled(proven, run.config))
-    directory = plan.resume_from
-    assert directory is not None
-    saved = agree(lambda: read_state(directory / layout.STATE))
+    with run.session.pace.during(START):
+        newest, problems = from_main(find)
+        notes = tuple(f"passed over: {problem}" for problem in problems)
+        found = replace(run.plan, resume_from=newest, accepted=(), notes=notes)
+        proven = proven_plan(found, run.config)
+        plan = agree(lambda: settled(proven, run.config))
+        directory = plan.resume_from
+        assert directory is not None
+        saved = agree(lambda: read_state(directory / layout.STATE))
     return Target(plan, saved["step"], saved["batches_drawn"])
 
 

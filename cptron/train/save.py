@@ -6,6 +6,7 @@ that were complete before stay complete and findable; and of two saves the secon
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -24,14 +25,15 @@ from cptron.checkpoint.checksum import fingerprint
 from cptron.checkpoint.parts import everything
 from cptron.checkpoint.prune import prune
 from cptron.checkpoint.retention import Rules
-from cptron.checkpoint.sharded import Holdings, complete_shards
+from cptron.checkpoint.sharded import Holdings, Report, complete_shards
 from cptron.config.load import config_to_dict
 from cptron.durable import begin_directory, working_directory
-from cptron.errors import CheckpointError
+from cptron.errors import CheckpointError, TrainingError
 from cptron.model.adapters import is_adapter
 from cptron.model.vocab import padded_vocab_size
 from cptron.optim.optimizer import finish_param_gather
-from cptron.runtime.dist import agree
+from cptron.runtime.dist import agree, to_main
+from cptron.runtime.pace import SAVE
 from cptron.train.setup import Run, probe_loss
 from cptron.train.state import random_state
 from cptron.versions import installed_versions
@@ -45,17 +47,20 @@ class _Begun:
     manifest: layout.Manifest
     """Without what only the written files tell."""
     state: dict[str, Any]
+    """Whole on the main rank, which writes it."""
     holdings: Holdings
 
 
 class Saver:
-    """Saves one run, one checkpoint at a time. All of its methods are collective."""
+    """Saves one run, one checkpoint at a time. Methods are collective where they do not say otherwise."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self._checkpoints = run.directory / "checkpoints"
         self._begun: _Begun | None = None
         self._writer: BackgroundWriter | None = None
+        self._passed_over: set[int] = set()
+        """Steps of checkpoints that were found damaged, whatever their sizes say."""
         self.stall_time_s = 0.0
         """For how long training waited for the last save."""
         if run.session.ranks.is_main:
@@ -82,7 +87,8 @@ class Saver:
         else:
             writer = self._writer
             agree(lambda: writer.start(shards, rank, begun.holdings.blocks))
-            self._begun = begun
+            # of parameters in FP8 the blocks are copies, which need not stay until all is written
+            self._begun = replace(begun, holdings=replace(begun.holdings, blocks=[]))
         self.stall_time_s = time.perf_counter() - started_s
         return published
 
@@ -114,10 +120,11 @@ class Saver:
             except CheckpointError as error:
                 raise _cannot_write(working_directory(begun.final), error) from None
 
-        return [self._publish(begun, agree(result))]
+        with self._run.session.pace.during(SAVE):
+            return [self._publish(begun, agree(result))]
 
     def close(self) -> None:
-        """End the process behind this rank."""
+        """End the process behind this rank, and what it is writing; not collective."""
         if self._writer is not None:
             self._writer.close()
 
@@ -127,8 +134,12 @@ class Saver:
         final = layout.step_directory(self._checkpoints, run.state.step)
         finish_param_gather(run.chunks)
         loss = probe_loss(run)
-        random_states: list[dict[str, str]] = [{} for _ in range(run.session.ranks.world_size)]
-        dist.all_gather_object(random_states, random_state())
+        if not math.isfinite(loss):  # a resume would not take it, nor look beyond it
+            raise TrainingError(
+                f"the weights after step {run.state.step} have loss {loss} on the probe and are not saved; the "
+                "checkpoint before stays the newest: lower optim.lr or look at the data"
+            )
+        random_states = to_main(random_state())
 
         def begin() -> None:
             with _disk_errors(working_directory(final)):
@@ -144,12 +155,11 @@ class Saver:
 
     def _publish(self, begun: _Begun, written: Written) -> Path:
         """Complete what all ranks have written."""
-        reports: list[Any] = [None] * self._run.session.ranks.world_size
-        dist.all_gather_object(reports, begun.holdings.report(written))
+        reports = to_main(begun.holdings.report(written))
         agree(lambda: self._complete(begun, reports) if self._run.session.ranks.is_main else None)
         return begun.final
 
-    def _complete(self, begun: _Begun, reports: list[Any]) -> None:
+    def _complete(self, begun: _Begun, reports: list[Report]) -> None:
         working = working_directory(begun.final)
         with _disk_errors(working):
             files, checksums = complete_shards(working / layout.SHARDS, reports)
@@ -162,7 +172,14 @@ class Saver:
             layout.publish(
                 begun.final, manifest, {f"{layout.SHARDS}/{name}": file for name, file in files.items()}
             )
-            prune(self._checkpoints, Rules.of(self._run.config.checkpoint))
+            self._prune(begun.manifest.step)
+
+    def _prune(self, published: int) -> None:
+        """Delete what no rule keeps. A checkpoint of a later step than the one just published is one that a resume or
+        a rollback has passed over: it counts for no rule until it is replaced."""
+        later = {step for step, _ in layout.list_checkpoints(self._checkpoints) if step > published}
+        self._passed_over = (self._passed_over | later) - {published}
+        prune(self._checkpoints, Rules.of(self._run.config.checkpoint), distrusted=self._passed_over)
 
 
 @contextmanager
@@ -203,7 +220,9 @@ def _manifest(run: Run, loss_nats_per_token: float) -> layout.Manifest:
         probe=layout.Probe(token_ids=run.probe_token_ids, loss_nats_per_token=loss_nats_per_token),
         layout=run.session.topology.describe(),
         precision=run.config.train.precision,
-        parent=str(run.plan.resume_from or run.plan.base or run.plan.hugging_face or ""),
+        parent=str(
+            run.plan.resume_from or run.plan.branch_from or run.plan.base or run.plan.hugging_face or ""
+        ),
         lineage=_lineage(run),
         config=config_to_dict(run.config),
         ledger=run.state.ledger.to_dict(),
@@ -215,6 +234,5 @@ def _manifest(run: Run, loss_nats_per_token: float) -> layout.Manifest:
 def _lineage(run: Run) -> tuple[str, ...]:
     """What this run started from: a resume adds nothing to it."""
     before = run.base.lineage if run.base else ()
-    return (
-        before if run.plan.resume_from or run.plan.base is None else (str(run.plan.base.resolve()), *before)
-    )
+    start = run.plan.branch_from or run.plan.base
+    return before if run.plan.resume_from or start is None else (str(start.resolve()), *before)

@@ -119,14 +119,14 @@ def _load(
 ) -> tuple[layout.Manifest | None, dict[str, bytes]]:
     """Fill model and optimizer from where the plan says; what that place says of itself, and its small files (main
     rank only)."""
-    directory = plan.resume_from or plan.base
+    whole_state = plan.resume_from or plan.branch_from
+    directory = whole_state or plan.base
     if directory is not None:
         base = agree(lambda: layout.read_manifest(directory))
         is_main = session.ranks.is_main
         hugging_face = agree(lambda: layout.read_hugging_face(directory) if is_main else {})
-        resuming = plan.resume_from is not None
-        load_weights(directory, bare, optimizer if resuming else None, base=plan.base)
-        if not resuming:
+        load_weights(directory, bare, optimizer if whole_state else None, base=plan.base)
+        if not whole_state:
             init_magnitudes(bare)
             optimizer.reload_model_params()
         return base, hugging_face
@@ -145,7 +145,7 @@ def load_again(run: Run, plan: Plan) -> None:
     """
     run.loader.close()
     finish_param_gather(run.chunks)
-    run.plan = plan
+    run.plan, run.evaluated = plan, {}
     bare = [chunk.module for chunk in run.chunks]
     run.base, run.hugging_face = _load(run.plan, run.session, bare, run.optimizer)
     run.state, run.loader, run.valid_sets = open_data(run.config, run.plan, run.session)

@@ -1,15 +1,14 @@
 """Whether the ranks, together, stop after a step: by a signal to any of them, or since time runs out.
 
-Place in the flow: the loop lets it report into the step's agreement and read the answer. Invariant: every rank reads
-the same answer.
+Place in the flow: the loop asks once a step, between the gradient norm and the update. Invariant: every rank gets the
+same answer.
 """
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Mapping
+import torch
 
-from cptron.runtime.agreement import Slot, StepStatus
+from cptron.runtime.agreement import Agreed, agree_on_step
 from cptron.runtime.deadline import Deadline, Limit
 from cptron.runtime.signals import StopRequest
 
@@ -17,29 +16,33 @@ from cptron.runtime.signals import StopRequest
 class Stop:
     """What can stop this rank's run, from the first step until the process is about to exit."""
 
-    def __init__(self, deadline: Deadline, *, is_main: bool) -> None:
+    def __init__(self, deadline: Deadline) -> None:
         self._deadline = deadline
-        self._is_main = is_main
         self._request = StopRequest()
+        self.reason = ""
+        """`stopped by ...` where the ranks have to stop after the step at hand."""
 
     def listen(self) -> None:
         """From now on a signal is a request to stop. Before, when nothing is there to be saved, it ends the process."""
         self._request.listen()
 
-    def report(self, status: StepStatus, *, evaluation_is_due: bool) -> None:
-        """Tell the other ranks what came to this one. Of the clocks only that of rank 0 counts."""
-        status.report(Slot.SIGNAL, self._request.received)
-        if self._is_main:
-            status.report(Slot.DEADLINE, self._deadline.near(evaluation_is_due=evaluation_is_due))
-
-    @staticmethod
-    def reason(agreed: Mapping[Slot, int]) -> str:
-        """`stopped by ...` where the ranks have to stop, else an empty string."""
-        if number := agreed[Slot.SIGNAL]:
-            return f"stopped by {signal.Signals(number).name}"
-        limit = Limit(agreed[Slot.DEADLINE])
-        return f"stopped by {limit.reason}" if limit else ""
+    def agree(
+        self, loss: float, grad_norm: float, *, evaluation_is_due: bool, device: torch.device
+    ) -> tuple[float, float]:
+        """Tell the other ranks what came to this one, and hear `reason`; of the clocks only that of rank 0 counts. Rank
+        0's loss and gradient norm, too. Collective."""
+        limit = self._deadline.near(evaluation_is_due=evaluation_is_due)
+        agreed = agree_on_step(loss, grad_norm, limit, self._request.received, device)
+        self.reason = _reason(agreed)
+        return agreed.loss, agreed.grad_norm
 
     def close(self) -> None:
         """Let signals end the process again."""
         self._request.close()
+
+
+def _reason(agreed: Agreed) -> str:
+    if agreed.signals:
+        return f"stopped by {max(agreed.signals).name}"
+    limit = Limit(agreed.limit)
+    return f"stopped by {limit.reason}" if limit else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rank_calls
@@ -13,6 +14,7 @@ from tiny_world import SHORT, Layout, World
 
 from cptron.checkpoint.layout import list_checkpoints, read_manifest
 from cptron.checkpoint.verify import damage
+from cptron.runtime.pace import SAVE
 from cptron.testing import run_ranks
 
 ASYNC = "checkpoint.asynchronous=true"
@@ -37,6 +39,37 @@ def test_the_checkpoints_are_the_same(layout: Layout, world: World, tmp_path: Pa
         assert ours.metrics == theirs.metrics
     assert not list((runs[1] / "checkpoints").glob(".*"))
     assert all(damage(path) == [] for _, path in list_checkpoints(runs[1] / "checkpoints"))
+
+
+def train_noting_phases(config: str, overrides: list[str]) -> tuple[rank_calls.Outcome, set[str]]:
+    """Train; also where the ranks say that they are while a checkpoint is published."""
+    from cptron.train.save import Saver
+
+    publish, phases = Saver._publish, set()
+
+    def note_and_publish(self: Saver, *words: Any) -> Path:
+        phases.add(self._run.session.pace.entered[0])
+        return publish(self, *words)
+
+    Saver._publish = note_and_publish  # type: ignore[method-assign]
+    try:
+        return rank_calls.train(config, overrides), phases
+    finally:
+        Saver._publish = publish  # type: ignore[method-assign]
+
+
+def test_to_publish_is_no_part_of_a_step(world: World, tmp_path: Path) -> None:
+    """It writes what the ranks have in common and deletes old checkpoints, which may take longer than a step may."""
+    words = [
+        *SHORT,
+        ASYNC,
+        f"run.dir={tmp_path / 'run'}",
+        "data.valid=[]",
+        "eval.every_steps=0",
+        "eval.at_start=false",
+    ]
+    ((outcome, phases),) = run_ranks(train_noting_phases, 1, str(world.config), words)
+    assert (outcome.error, phases) == ("", {SAVE})
 
 
 def train_with_dying_writer(config: str, overrides: list[str], rank: int) -> rank_calls.Outcome:

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 from commands import records
-from tiny_world import ONE, World
+from tiny_world import ONE, Layout, World
 
+from cptron.checkpoint import layout
+from cptron.checkpoint import main as checkpoint_main
+from cptron.checkpoint.in_use import unread
 from cptron.checkpoint.layout import list_checkpoints, read_manifest
 from cptron.checkpoint.retention import Milestone, Rules, Saved, kept
 from cptron.checkpoint.run_lock import sole_writer
 from cptron.checkpoint.space import checkpoint_bytes
+from cptron.checkpoint.verify import damage
 from cptron.cli import main
 from cptron.config.load import load_config
 
@@ -70,9 +74,13 @@ def test_list(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "checkpoints" / f"step_{step:08d}" / "state.json").unlink()
     (run / "checkpoints" / ".writing_step_00000099").mkdir()
     assert main(["checkpoint", "list", str(run)]) == 0
-    header, _, *lines = capsys.readouterr().out.splitlines()
-    assert header.split()[:3] == ["step", "tokens", "size"] and METRIC in header
-    assert "damaged" in lines[0] and "state.json is missing" in lines[0]
+    header, _, *lines, below = capsys.readouterr().out.splitlines()
+    assert header.split()[:3] == ["step", "tokens", "size"] and "general nats/token" in header
+    assert (
+        " damaged " in lines[0]
+        and lines[0].endswith("no rule deletes what is damaged")
+        and "state.json is missing" in below
+    )
     assert "newest, last 1" in lines[-2] and "complete" in lines[-2]
     assert lines[-1].split()[0] == "99" and "writing was cut off" in lines[-1]
     assert main(["checkpoint", "list", str(run), "--json"]) == 0
@@ -132,6 +140,8 @@ def test_prune_and_promote(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert steps(run) == before
     assert out.count("would remove") == len(others) - 1 and f"step_{first:08d}" not in out  # the milestone's
     with sole_writer(run):
+        assert main([*words, "--dry-run"]) == 0
+        assert out.endswith(capsys.readouterr().out) and steps(run) == before
         assert main([*words, "--yes"]) == 2
     assert "is being written by pid" in capsys.readouterr().err and steps(run) == before
     path = run / "checkpoints" / f"step_{newest:08d}" / "state.json"
@@ -148,16 +158,56 @@ def test_prune_and_promote(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_wrong_words(run: Path, world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each is one line."""
+    """Each is one line, and nothing is deleted."""
+    before = steps(run)
     for words, message in {
         ("list", str(world.base)): "has no checkpoints directory",
-        ("promote", str(run), "77", "--name", "x"): "step_00000077 does not exist",
+        ("promote", str(run), "77", "--name", "x"): "step_00000077 does not exist; give a run, one of",
+        ("promote", str(run), "12", "--name", ""): "mark '' must be printable text",
+        ("verify", str(run), "--threads", "-1"): "--threads=-1 must not be negative",
+        ("prune", str(run), "--yes", "--keep-best", "1", "--best-metric", "valid/general/los"): (
+            f"was measured at no checkpoint of {run / 'checkpoints'}; use valid/domain/loss"
+        ),
         ("prune", str(run), "--dry-run", "--keep-best", "2"): "the metric goes with --keep-best",
         ("prune", str(run), "--dry-run", "--keep-last", "-1"): "must be from 0",
     }.items():
         assert main(["checkpoint", *words]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert message in line
+    assert steps(run) == before
+
+
+def test_a_run_without_rules(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Keeps all; who wants to delete is told how."""
+    path = run / "config.yaml"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if "  keep_" not in line and "best_metric" not in line))
+    assert main(["checkpoint", "prune", str(run), "--yes"]) == 0
+    assert "no rule that deletes; give --keep-last N" in capsys.readouterr().out
+    assert main(["checkpoint", "list", str(run)]) == 0
+    assert (
+        capsys.readouterr().out.count("nothing is deleted") == len(steps(run)) - 2
+    )  # beside milestone and newest
+
+
+def test_verify_beside_a_run_that_deletes(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is gone when its turn comes is no damage; what is being read does not go."""
+    there = list_checkpoints(run / "checkpoints")
+    gone = (1, run / "checkpoints" / "step_00000001")
+    monkeypatch.setattr(layout, "list_checkpoints", lambda checkpoints: [gone, *there])
+    seen = []
+
+    def watched(directory: Path, **_: int) -> list[str]:
+        with unread(directory) as free:
+            seen.append((directory, free))
+        return damage(directory)
+
+    monkeypatch.setattr(checkpoint_main, "damage", watched)
+    assert main(["checkpoint", "verify", str(run)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(there)
+    assert seen == [(gone[1], True), *((path, False) for _, path in there)]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +216,8 @@ def test_wrong_words(run: Path, world: World, capsys: pytest.CaptureFixture[str]
         ["train.precision=fp32"],
         ["train.precision=bf16", "optim.frozen=['*word_embeddings*']"],
         ["train.precision=bf16", "optim.moments=bf16"],
-        ["train.precision=bf16", "optim.name=sgd", "parallel.tp=1"],
+        ["train.precision=bf16", "optim.name=sgd"],
+        ["train.precision=bf16", "parallel.tp=2"],
         ["train.precision=fp32", "adapter.kind=dora", "adapter.rank=64"],
     ],
     ids=" ".join,
@@ -175,7 +226,8 @@ def test_the_room_a_checkpoint_takes(words: list[str], world: World, tmp_path: P
     """Within 5 % of what is written, also for this tiny model, of which small files are a large part."""
     small = ["train.steps=1", "eval.at_start=false", "optim.warmup_steps=0", "eval.every_steps=0"]
     overrides = [*words, *small, "data.valid=[]"]
-    run = world.trained(tmp_path / "run", ONE, *overrides)
+    where = Layout(2, tp=2) if "parallel.tp=2" in words else ONE
+    run = world.trained(tmp_path / "run", where, *overrides)
     ((_, path),) = list_checkpoints(run / "checkpoints")
     manifest = read_manifest(path)
     written = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -158,3 +158,22 @@ def test_what_export_needs_outlives_the_checkpoint_resumed_from(
     assert "config.json" in wanted and carried == wanted
     (exported,) = run_ranks(rank_calls.command, 1, ["export", str(run), str(tmp_path / "hf")])
     assert exported.error == ""
+
+
+def test_killed_between_its_first_two_files(
+    world: World, whole_runs: dict[Layout, Path], tmp_path: Path
+) -> None:
+    """A start claims its directory with `run.json` and stores its configuration next: without one, nothing is known to
+    have changed, and the same command begins."""
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(whole_runs[ONE] / "run.json", run)
+    words = (
+        "data.valid=[]",
+        "eval.every_steps=0",
+        "eval.at_start=false",
+        "train.steps=2",
+        "optim.warmup_steps=0",
+    )
+    world.trained(run, ONE, *words)
+    assert [record["step"] for record in steps(run)] == [1, 2]

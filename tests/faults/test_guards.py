@@ -14,8 +14,9 @@ from commands import assert_close, records, steps
 from guard_world import BAD, SEQ, GuardWorld, make_guard_world
 from tiny_world import ONE, Layout
 
-from cptron.checkpoint.layout import list_checkpoints
+from cptron.checkpoint.layout import list_checkpoints, read_manifest
 from cptron.data.audit import audit
+from cptron.runtime.pace import START
 from cptron.testing import run_ranks
 
 STEPS = 48
@@ -192,6 +193,26 @@ def test_rollback_without_a_checkpoint(guarded: GuardWorld, tmp_path: Path) -> N
     assert not (run / "journal.jsonl").exists()
 
 
+@pytest.mark.parametrize("on_damage", ["previous", "stop"])
+def test_rollback_past_a_damaged_checkpoint(on_damage: str, guarded: GuardWorld, tmp_path: Path) -> None:
+    """It is named and passed over, or the run stops, as in a resume. What had been measured of the steps that are lost
+    is forgotten: the new checkpoint of the same step does not have it. To prove one may take longer than a step."""
+    run = tmp_path / "run"
+    lost = run / "checkpoints" / "step_00000036"
+    words = ("guards.on_spike=rollback", "checkpoint.every_steps=12", f"checkpoint.on_damage={on_damage}")
+    overrides = guarded.words(run, ONE, *words)
+    call = (guard_calls.train_with_damage, 1, str(guarded.config), overrides, BAD, str(lost))
+    ((outcome, phases),) = run_ranks(*call)
+    if on_damage == "stop":
+        assert f"{lost}" in outcome.error and "set checkpoint.on_damage=previous" in outcome.error
+        assert not (run / "journal.jsonl").exists()
+        return
+    assert outcome.error == "" and phases == [START]
+    assert f"passed over: checkpoint {lost}" in outcome.stdout
+    assert [entry["to_step"] for entry in journal(run)] == [24]
+    assert read_manifest(lost).metrics == {}
+
+
 def test_entries_about_other_data_are_not_repeated(
     guarded: GuardWorld, undisturbed: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -322,3 +343,11 @@ def test_a_bad_gradient_is_skipped(guarded: GuardWorld, tmp_path: Path) -> None:
     assert (entry["batch"], entry["action"], entry["cause"]) == (5, "skip", "nonfinite")
     assert all(math.isfinite(record["grad_norm"]) for record in steps(run))
     assert_accounts(run, [5], 6)
+
+
+def test_a_stop_completes_the_checkpoint_that_is_being_written(guarded: GuardWorld, tmp_path: Path) -> None:
+    """Begun after step 3, and the step after it goes wrong: nothing that was trained is lost."""
+    run, words = tmp_path / "run", ("checkpoint.asynchronous=true",)
+    errors = faulty(guarded, run, Layout(2), ("gradient", FC2, 1, 4, math.nan), *words)
+    assert all(error.startswith("TrainingError: gradient norm is nan at step 4") for error in errors)
+    assert [step for step, _ in list_checkpoints(run / "checkpoints")] == [3]

@@ -13,7 +13,7 @@ import pytest
 import rank_calls
 from commands import call, cptron, evals, kill_group, records, snapshot, started, steps
 from shard_files import sign
-from tiny_world import ONE, Layout, World
+from tiny_world import ONE, SHORT, Layout, World
 
 from cptron.checkpoint import layout
 from cptron.checkpoint.layout import list_checkpoints, read_manifest
@@ -104,6 +104,59 @@ def test_keep_last_deletes_only_older_checkpoints(world: World, tmp_path: Path) 
     for _, directory in kept:
         read_manifest(directory)
     assert list((run / "checkpoints").glob(".*")) == []
+
+
+def test_what_is_saved_after_damage_stays(
+    world: World, whole_runs: dict[Layout, Path], tmp_path: Path
+) -> None:
+    """A flipped bit in the newest checkpoint shows in no size: the one that is saved before its step stays all the
+    same, however few are kept, and the same command goes on from it."""
+    run = tmp_path / "run"
+    shutil.copytree(whole_runs[ONE], run)
+    shard = largest_shard(run / "checkpoints" / "step_00000020")
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    words = ("checkpoint.keep_last=1", "checkpoint.every_steps=3", "eval.every_steps=0")
+    world.trained(run, ONE, *words, "train.steps=12")
+    assert [step for step, _ in list_checkpoints(run / "checkpoints")] == [12, 20]
+    world.trained(run, ONE, *words, "train.steps=14")
+    assert [record["step"] for record in records(run, "start")] == [0, 10, 12]
+
+
+def train_with_late_nan(config: str, overrides: list[str], step: int) -> rank_calls.Outcome:
+    """Train; a weight of rank 1 becomes NaN by the update of `step`, after which it is saved."""
+    import torch
+
+    from cptron.runtime.launcher import launched_ranks
+    from cptron.train.save import Saver
+
+    save, ranks = Saver.save, launched_ranks()
+
+    def spoil_and_save(self: Saver) -> list[Path]:
+        if self._run.state.step == step and ranks is not None and ranks.rank == 1:
+            with torch.no_grad():
+                next(self._run.chunks[0].parameters()).fill_(torch.nan)
+        return save(self)
+
+    Saver.save = spoil_and_save  # type: ignore[method-assign]
+    try:
+        return rank_calls.train(config, overrides)
+    finally:
+        Saver.save = save  # type: ignore[method-assign]
+
+
+def test_weights_that_are_no_numbers_are_not_saved(world: World, tmp_path: Path) -> None:
+    """No start would take them, nor look for those before: the run ends on all ranks, and goes on from the checkpoint
+    before."""
+    run = tmp_path / "run"
+    words = [*SHORT, "parallel.tp=2", f"run.dir={run}"]
+    for outcome in run_ranks(train_with_late_nan, 2, str(world.config), words, 6, timeout_s=240):
+        assert outcome.error.startswith("TrainingError: the weights after step 6 have loss nan on the probe")
+    assert [step for step, _ in list_checkpoints(run / "checkpoints")] == [3]
+    assert not list((run / "checkpoints").glob(".*"))
+    world.trained(run, Layout(2, tp=2), *SHORT)
+    assert [record["step"] for record in records(run, "start")] == [0, 3]
 
 
 def train_on_full_disk(config: str, overrides: list[str]) -> rank_calls.Outcome:

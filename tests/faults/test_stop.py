@@ -53,7 +53,7 @@ def test_end_of_the_job(world: World, tmp_path: Path) -> None:
         "eval.every_steps=0",
         "runtime.stop_margin_s=600",
     ]
-    finished = run_ranks(train_in_a_job, 2, str(world.config), [*words, "train.steps=4"], [3600.0, 603.0])
+    finished = run_ranks(train_in_a_job, 2, str(world.config), [*words, "train.steps=4"], [3600.0, 300.0])
     assert [(outcome.error, outcome.code) for outcome in finished] == [("", 0)] * 2
     assert "the job ends in 60 min (SLURM_JOB_END_TIME): the run stops and saves before" in finished[0].stdout
     outcomes = run_ranks(train_in_a_job, 2, str(world.config), words, [604.0, 3600.0], timeout_s=240)

@@ -104,9 +104,11 @@ def test_a_checkpoint_that_came_after_the_plan(
 
 
 def test_what_a_killed_start_leaves_is_no_other_run(world: World, tmp_path: Path) -> None:
-    """A start that dies while it loads leaves a lock file alone."""
+    """A start that dies while it loads leaves a lock file alone. If that was on another host, it is said: locks of some
+    file systems do not reach so far."""
     run = tmp_path / "run"
     run.mkdir()
     (run / LOCK).write_text("pid 1 on host gone since then\n")
     (outcome,) = world.train(run, ONE, "train.steps=1", "eval.at_start=false", "optim.warmup_steps=0")
     assert not outcome.error
+    assert f"run.dir={run} has a lock that pid 1 on host gone since then has left" in outcome.stdout

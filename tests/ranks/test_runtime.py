@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -142,3 +144,30 @@ def test_a_failing_rank_ends_the_call_with_its_traceback() -> None:
         run_ranks(first_rank_fails, 2)
     assert time.monotonic() - start_s < 60
     assert run_ranks(os.getpid, 1)
+
+
+def agreed_on(losses: list[float], received: list[int]) -> object:
+    """What this rank hears in a step in which each rank has a loss, a limit and a signal of its own."""
+    import torch
+
+    from cptron.runtime.agreement import agree_on_step
+    from cptron.runtime.dist import init_process_group, shutdown
+    from cptron.runtime.launcher import launched_ranks
+
+    ranks = launched_ranks()
+    assert ranks is not None
+    init_process_group("gloo", ranks, 60)
+    found = agree_on_step(
+        losses[ranks.rank], 0.1 + ranks.rank, 2 - ranks.rank, received[ranks.rank], torch.device("cpu")
+    )
+    shutdown()
+    return repr(found.loss), found.grad_norm, found.limit, sorted(found.signals)
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf, 0.1])
+def test_a_step_is_agreed_on(loss: float) -> None:
+    """Rank 0's numbers to the bit, whatever they are, and everybody's signals."""
+    signals = [0, signal.SIGUSR1, signal.SIGTERM]
+    found = run_ranks(agreed_on, 3, [loss, 0.3, math.nan], signals)
+    assert found == [(repr(loss), 0.1, 2, sorted(signals[1:]))] * 3
+    assert run_ranks(agreed_on, 3, [loss, 0.3, 1.0], [0, 0, 0]) == [(repr(loss), 0.1, 2, [])] * 3

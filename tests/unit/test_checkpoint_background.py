@@ -88,6 +88,38 @@ def test_an_error_of_the_process_is_raised(tmp_path: Path) -> None:
         writer.close()
 
 
+def test_a_disk_that_fills_up_is_an_error(tmp_path: Path) -> None:
+    """In the middle of a block, with much of it in use."""
+    writer = BackgroundWriter()
+    try:
+        spec = BlockSpec("a", (0, 0), (1000, 100), "float32", parameter="a", matrix=(1000, 100))
+        big: Blocks = [(spec, torch.randn(100_000)), *blocks()]
+        psutil.Process(writer._process.pid).rlimit(psutil.RLIMIT_FSIZE, (50_000, psutil.RLIM_INFINITY))
+        writer.start(tmp_path, 0, big)
+        with pytest.raises(CheckpointError, match="File too large"):
+            writer.result()
+        psutil.Process(writer._process.pid).rlimit(
+            psutil.RLIMIT_FSIZE, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY)
+        )
+        writer.start(tmp_path, 0, big)
+        assert writer.result().checksums == written_here(tmp_path / "here", big).checksums
+    finally:
+        writer.close()
+
+
+def test_a_process_that_is_killed_while_it_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half an answer is none."""
+    half = tmp_path / "half"
+    half.write_text("#!/bin/sh\nread request\nprintf '{\"blocks\": ['\nexit 3\n")
+    half.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(half))
+    writer = BackgroundWriter()
+    writer.start(tmp_path, 0, blocks())
+    with pytest.raises(CheckpointError, match="ended with exit code 3"):
+        writer.result()
+    writer.close()
+
+
 def test_a_killed_process_is_an_error_not_a_wait(tmp_path: Path) -> None:
     """Whether it was killed while it wrote, or before."""
     writer = BackgroundWriter()

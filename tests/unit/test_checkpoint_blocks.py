@@ -22,10 +22,11 @@ import torch.distributed.checkpoint as dcp
 from hypothesis import given
 from hypothesis import strategies as st
 
+import cptron.checkpoint.reader as reader_of_blocks
 from cptron.checkpoint.block_file import BlockFile
 from cptron.checkpoint.blocks import INDEX, Block, TensorRecord, read_index, write_index
 from cptron.checkpoint.boxes import boxes, pieces
-from cptron.checkpoint.reader import ShardReader
+from cptron.checkpoint.reader import ShardReader, require_apart
 from cptron.checkpoint.tensor_bytes import DTYPES, bytes_of
 from cptron.checkpoint.torch_dist import write_torch_index
 from cptron.errors import CheckpointError
@@ -112,6 +113,40 @@ def test_torch_and_zip_read_what_is_written(dtype: str, tmp_path: Path) -> None:
         assert block.data % 64 == 0
 
 
+@given(st.lists(shapes.filter(lambda shape: len(shape) == 2), max_size=8), st.data())
+def test_overlaps_are_found(sizes: list[list[int]], data: st.DataObject) -> None:
+    """Against an array in which each box counts its elements."""
+    boxes_of = [[data.draw(st.integers(0, 8)) for _ in shape] for shape in sizes]
+    targets = [
+        tuple(slice(first, first + size) for first, size in zip(box, shape, strict=True))
+        for box, shape in zip(boxes_of, sizes, strict=True)
+    ]
+    count = np.zeros((13, 13), dtype=int)
+    for target in targets:
+        count[target] += 1
+    if count.max() > 1:
+        with pytest.raises(CheckpointError, match="overlap"):
+            require_apart(Path("x"), "a", targets)
+    else:
+        require_apart(Path("x"), "a", targets)
+
+
+def test_a_read_looks_at_few_of_many_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a stack of layers at those of its own layer, in number."""
+    whole = torch.arange(600.0).view(100, 3, 2)
+    cuts = [((layer, row, 0), (1, 1, 2)) for layer in range(100) for row in range(3)]
+    reader = written(tmp_path, whole, [cuts[-1], *cuts[:-1]])
+    looked: list[object] = []
+    overlap = reader_of_blocks.overlap
+    monkeypatch.setattr(
+        reader_of_blocks, "overlap", lambda *words: [looked.append(words), overlap(*words)][1]
+    )
+    for layer in (0, 57, 99):
+        assert torch.equal(reader.read("a", (layer, 0, 0), (1, 3, 2)), whole[layer : layer + 1])
+    assert len(looked) == 9
+    assert torch.equal(reader.read("a", (98, 1, 0), (2, 2, 1)), whole[98:, 1:, :1])
+
+
 def test_what_is_not_there_is_never_made_up(tmp_path: Path) -> None:
     """An index that lacks a block, or has one twice: memory as it was found is no weight."""
     reader = written(tmp_path, WHOLE_RC, [((0, 0), (4, 4)), ((4, 0), (2, 4))])
@@ -121,8 +156,9 @@ def test_what_is_not_there_is_never_made_up(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=rf"holds {held} of {sizes[0] * sizes[1]} elements of a"):
             reader.read("a", offsets, sizes)
     reader._blocks["a"] += [last, last]
-    with pytest.raises(CheckpointError, match="overlap"):
-        reader.read("a")
+    for offsets, sizes in (((0, 0), (6, 4)), ((4, 0), (2, 4))):
+        with pytest.raises(CheckpointError, match="overlap"):
+            reader.read("a", offsets, sizes)
     (tmp_path / "__0_0.distcp").write_bytes((tmp_path / "__0_0.distcp").read_bytes()[: last.data])
     reader._blocks["a"].pop()
     with pytest.raises(CheckpointError, match="cannot be read"):

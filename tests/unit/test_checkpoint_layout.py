@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from shard_files import sign
 from small_arch import SMALL
 
 from cptron.checkpoint import layout
@@ -19,6 +20,7 @@ from cptron.checkpoint.hashing import hash_file
 from cptron.durable import begin_directory
 from cptron.errors import CheckpointError
 from cptron.model.architecture import RopeScaling
+from cptron.train.proof import older_checkpoint
 
 ARCH = replace(
     SMALL,
@@ -111,12 +113,18 @@ def test_everything_is_on_disk_before_the_name_is_given(
     fsync, rename = os.fsync, os.rename
     monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.fstat(fd).st_ino), fsync(fd)))
     monkeypatch.setattr(os, "rename", lambda *names: (events.append("rename"), rename(*names)))
-    final = save(tmp_path, 1)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    final = save(checkpoints, 1)
     before, after = events[: events.index("rename")], events[events.index("rename") + 1 :]
     written = [final, *final.rglob("*")]
     assert len(written) == 9
     assert [path for path in written if path.stat().st_ino not in before] == []
-    assert after == [tmp_path.stat().st_ino]
+    assert after == [checkpoints.stat().st_ino]
+    above = (
+        checkpoints.parent,
+        tmp_path,
+    )  # hold the names of directories that were made for the first of them
+    assert [path for path in above if path.stat().st_ino not in before] == []
 
 
 @pytest.mark.parametrize("what", ["absent", "shorter"])
@@ -161,6 +169,9 @@ def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     assert [step for step, _ in layout.list_checkpoints(tmp_path)] == [7, 99_999_999, 100_000_000]
     assert layout.list_checkpoints(tmp_path / "absent") == []
+    for than, older in ((100_000_000, 99_999_999), (99_999_999, 7), (7, None)):
+        expected = None if older is None else layout.step_directory(tmp_path, older)
+        assert older_checkpoint(tmp_path, layout.step_directory(tmp_path, than)) == expected
 
 
 def cut(name: str | Path) -> Callable[[Path], None]:
@@ -202,7 +213,15 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing field": (change_manifest(step=None), r"manifest\.json is damaged"),
     "unknown field": (change_manifest(colour=3), r"manifest\.json is damaged"),
     "files that are a list": (change_manifest(files=["a"]), r"manifest\.json is damaged"),
-    "another format": (change_manifest(format_version=99), "format_version 99, this version reads 2"),
+    "another format": (
+        lambda d: sign(d, format_version=99),
+        "format_version 99, this version reads 2; use the version",
+    ),
+    "format 1, which had no digest": (
+        lambda d: ((d / layout.DIGEST).unlink(), change_manifest(format_version=1)(d)),
+        "format_version 1, this version reads 2",
+    ),
+    "format by damage": (change_manifest(format_version=3), r"manifest\.json is damaged"),
     "no directory": (shutil.rmtree, "does not exist"),
 }
 
@@ -252,6 +271,32 @@ def test_newest_complete_passes_over_damaged_ones(tmp_path: Path) -> None:
     newest, problems = layout.newest_complete(tmp_path)
     assert newest is None
     assert len(problems) == 3
+
+
+def test_a_newer_version_is_not_passed_over(tmp_path: Path) -> None:
+    """It may be good: to go on from an older one would lose what was done since, and later replace it."""
+    save(tmp_path, 10)
+    sign(save(tmp_path, 20), format_version=99)
+    with pytest.raises(layout.OtherFormat, match=r"step_00000020/manifest\.json has format_version 99"):
+        layout.newest_complete(tmp_path)
+    save(tmp_path, 30)
+    assert layout.newest_complete(tmp_path) == (tmp_path / "step_00000030", [])
+
+
+def test_a_disk_that_fails_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files whose size cannot even be asked for: the checkpoint before is used."""
+    first, second = save(tmp_path, 1), save(tmp_path, 2)
+    stat = os.stat
+
+    def failing(path: object, *words: object, **options: object) -> object:
+        if str(path).startswith(str(second / layout.SHARDS)):
+            raise OSError(5, "Input/output error", str(path))
+        return stat(path, *words, **options)  # type: ignore[arg-type, call-overload]
+
+    monkeypatch.setattr(os, "stat", failing)
+    newest, problems = layout.newest_complete(tmp_path)
+    assert newest == first
+    assert [f"checkpoint {second} cannot be read" in line for line in problems] == [True]
 
 
 def test_a_damaged_checkpoint_is_replaced_by_a_new_one(tmp_path: Path) -> None:

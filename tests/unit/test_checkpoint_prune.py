@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from shard_files import sign
 from test_checkpoint_layout import DAMAGE, save
 
-from cptron.checkpoint import layout, marks, run_lock
+from cptron.checkpoint import in_use, layout, marks, run_lock
 from cptron.checkpoint.in_use import reading
 from cptron.checkpoint.marks import MARKS, mark, one_at_a_time, read_marks, unmark
 from cptron.checkpoint.prune import prune
@@ -65,6 +68,41 @@ def test_damaged_ones_are_no_hope(case: str, tmp_path: Path) -> None:
     assert steps(tmp_path) == [4, 5]
 
 
+def test_what_may_be_good_stays(tmp_path: Path) -> None:
+    """Of another version, or marked: also where damaged ones are to go."""
+    saved(tmp_path, 1, 2, 3, 4)
+    sign(tmp_path / "step_00000001", format_version=99)
+    mark(tmp_path, 2, "chosen")
+    for step in (2, 3):
+        (tmp_path / f"step_{step:08d}" / layout.STATE).unlink()
+    assert [path.name for path in prune(tmp_path, Rules(keep_last=1), damaged=True).removed] == [
+        "step_00000003"
+    ]
+    assert steps(tmp_path) == [1, 2, 4]
+
+
+def test_what_was_passed_over_counts_for_no_rule(tmp_path: Path) -> None:
+    """A checkpoint whose bytes are wrong, in the right sizes, must not cost the good ones before it."""
+    saved(tmp_path, 1, 2, 3)
+    assert prune(tmp_path, Rules(keep_last=1), distrusted={3}).removed == [tmp_path / "step_00000001"]
+    assert steps(tmp_path) == [2, 3]
+    saved(tmp_path, 4)
+    prune(tmp_path, Rules(keep_last=2), distrusted={3})
+    assert steps(tmp_path) == [2, 3, 4]
+
+
+def test_links_and_files_in_place_of_checkpoints(tmp_path: Path) -> None:
+    """Of a checkpoint that was moved and linked only the link goes; a file is damage like any other."""
+    saved(tmp_path, 1, 3)
+    moved = tmp_path / "elsewhere"
+    (tmp_path / "step_00000001").rename(moved)
+    (tmp_path / "step_00000001").symlink_to(moved)
+    (tmp_path / "step_00000002").write_text("in the way")
+    prune(tmp_path, Rules(keep_last=1), damaged=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "step_00000003"]
+    assert len(list(moved.iterdir())) == 5
+
+
 def test_a_deletion_that_was_cut_off_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It took the name first; nothing half is listed, and the next prune removes it, whatever its rules."""
     saved(tmp_path, 1, 2, 3)
@@ -97,7 +135,7 @@ def test_what_cannot_be_deleted_is_said(tmp_path: Path, monkeypatch: pytest.Monk
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "unlink", refuse)
-    with pytest.raises(PermissionError):
+    with pytest.raises(CheckpointError, match=r"no rule keeps cannot be deleted \(.*Permission denied"):
         prune(tmp_path, Rules(keep_last=1))
 
 
@@ -127,7 +165,16 @@ def test_marks(tmp_path: Path) -> None:
     assert read_marks(tmp_path) == {4: ("other",)}
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"x": ["a"]}', '{"1": [2]}', '{"1": 2}', "\x00"])
+@pytest.mark.parametrize("name", ["", "  ", "two\nlines", "\x1b[31m"])
+def test_a_mark_has_a_name_that_can_be_shown(name: str, tmp_path: Path) -> None:
+    """It stands in lists and in lines of a log."""
+    saved(tmp_path, 1)
+    with pytest.raises(CheckpointError, match=r"must be printable text on one line"):
+        mark(tmp_path, 1, name)
+    assert read_marks(tmp_path) == {}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"1": "ab"}', '{"x": ["a"]}', '{"1": [2]}', '{"1": 2}', "\x00"])
 def test_damaged_marks_stop_every_deletion(text: str, tmp_path: Path) -> None:
     """Nobody knows what was to be kept."""
     saved(tmp_path, 1, 2)
@@ -166,6 +213,34 @@ def test_what_is_read_stays(tmp_path: Path) -> None:
         pass
 
 
+def test_what_cannot_be_asked_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manifest that is read-only is asked all the same; where asking fails, somebody may be reading. Without locks
+    nobody is known to."""
+    saved(tmp_path, 1, 2)
+    opened = os.open
+
+    def read_only(path: object, flags: int, *rest: int) -> int:
+        if flags & os.O_RDWR and str(path).endswith(layout.MANIFEST):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, flags, *rest)  # type: ignore[arg-type]
+
+    def fails(number: int) -> Callable[..., None]:
+        def fail(*_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        return fail
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", read_only)
+        with reading(tmp_path / "step_00000001"):
+            assert prune(tmp_path, Rules(keep_last=1)).removed == []
+    for number, free in ((errno.EIO, False), (errno.EBADF, False), (errno.ENOLCK, True)):
+        with monkeypatch.context() as patch:
+            patch.setattr(in_use.fcntl, "flock", fails(number))
+            with in_use.unread(tmp_path / "step_00000001") as found:
+                assert found is free
+
+
 def test_marking_and_deleting_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And say who is at it when that does not end."""
     saved(tmp_path, 1, 2)
@@ -175,6 +250,14 @@ def test_marking_and_deleting_wait_for_each_other(tmp_path: Path, monkeypatch: p
             with pytest.raises(CheckpointError, match=rf"is being changed by pid {os.getpid()} on host"):
                 action()
     assert not (tmp_path / run_lock.LOCK).exists()
+    assert steps(tmp_path) == [1, 2]
+
+
+def test_without_a_rule_nothing_is_asked(tmp_path: Path) -> None:
+    """Not even marks that nobody can read stand in the way of a run that deletes nothing."""
+    saved(tmp_path, 1, 2)
+    (tmp_path / MARKS).write_text("{")
+    assert prune(tmp_path, Rules()).removed == []
     assert steps(tmp_path) == [1, 2]
 
 

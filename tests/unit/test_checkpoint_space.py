@@ -8,10 +8,11 @@ import pytest
 from small_arch import SMALL
 
 from cptron.checkpoint import layout, space
+from cptron.checkpoint.marks import MARKS
 from cptron.checkpoint.space import check_space, checkpoint_bytes, most_kept
 from cptron.config.load import load_config
 from cptron.config.schema import Config
-from cptron.errors import ConfigError
+from cptron.errors import CheckpointError, ConfigError
 from cptron.inspect_run import num_parameters
 from cptron.model.vocab import padded_vocab_size
 
@@ -83,6 +84,39 @@ def test_how_many_are_kept(
 ) -> None:
     """By the rules, over the whole run, with what it has already."""
     assert most_kept(config(tmp_path, *overrides), existing) == expected
+
+
+def test_marked_ones_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They stay beside those of the rules, and take none of their room; unreadable marks are said before the start."""
+    asked = config(tmp_path, "checkpoint.keep_last=2")
+    assert most_kept(asked, [10, 20, 30], {10: ("a",), 20: ("b", "c")}) == 4
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for step in (10, 20, 30):
+        layout.step_directory(checkpoints, step).mkdir(parents=True)
+    layout.write_json(checkpoints / MARKS, {"10": ["a"], "20": ["b"], "30": ["c"]})
+    size = checkpoint_bytes(asked, SMALL)
+    for free, said in ((3, False), (2, True)):
+        monkeypatch.setattr(space, "free_bytes", lambda path, room=free * size: room)
+        assert bool(check_space(asked, SMALL, None)) is said
+    (checkpoints / MARKS).write_text("[]")
+    with pytest.raises(CheckpointError, match=r"marks\.json cannot be read"):
+        check_space(asked, SMALL, None)
+    assert check_space(config(tmp_path, "checkpoint.every_steps=0"), SMALL, None) == ()
+
+
+def test_what_a_killed_run_left_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is removed at the start, so it must not keep the run from going on."""
+    asked = config(tmp_path, "checkpoint.keep_last=1")
+    size = checkpoint_bytes(asked, SMALL)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    layout.step_directory(checkpoints, 10).mkdir(parents=True)
+    monkeypatch.setattr(space, "free_bytes", lambda path: size // 4)
+    with pytest.raises(ConfigError, match="one must fit"):
+        check_space(asked, SMALL, None)
+    for name in (".writing_step_00000020", ".removing_step_00000005"):
+        (checkpoints / name / "shards").mkdir(parents=True)
+        (checkpoints / name / "shards" / "a").write_bytes(bytes(size // 2))
+    assert check_space(asked, SMALL, None) == ()
 
 
 def test_the_disk_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from pathlib import Path
+from pathlib import Path, PosixPath
 
 import pytest
 
@@ -76,3 +76,11 @@ def test_a_real_index_is_accepted(tmp_path: Path) -> None:
     tensors = {"a": torch.ones(3, 4), "b": torch.ones(2, dtype=torch.bfloat16), "c": torch.arange(3)}
     dcp.save(tensors, checkpoint_id=str(tmp_path / "shards"), no_dist=True)
     read_index(tmp_path / "shards")
+
+
+def test_a_class_is_not_changed(tmp_path: Path) -> None:
+    """State may be given to an object, and with pickle to a class: it would stay changed for the whole process."""
+    index = b"\x80\x04cpathlib\nPosixPath\nN}X\x07\x00\x00\x00planted"
+    with pytest.raises(CheckpointError, match="it changes a class"):
+        read_index(with_index(tmp_path, index + b"K\x01s\x86b."))
+    assert not hasattr(Path, "planted") and not hasattr(PosixPath, "planted")

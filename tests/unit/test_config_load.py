@@ -92,7 +92,8 @@ def test_the_resolved_file_reads_back_equal(tmp_path: Path, config: Config) -> N
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_an_override_sets_its_key_and_nothing_else(tmp_path: Path, data: st.DataObject) -> None:
-    key, hint = data.draw(st.sampled_from(scalar_leaves(Config)))
+    leaves = [leaf for leaf in scalar_leaves(Config) if leaf[0] != "optim.preset"]  # which sets others
+    key, hint = data.draw(st.sampled_from(leaves))
     value = data.draw(values_of(hint))
     before = load_config(write(tmp_path, MINIMAL))
     after = load_config(write(tmp_path, MINIMAL), [f"{key}={as_yaml(value)}"])

@@ -67,6 +67,9 @@ def test_other_content_is_refused(pickled: Path, tmp_path: Path) -> None:
     torch.save([torch.ones(2)], pickled / "pytorch_model-1.bin")
     with pytest.raises(ConversionError, match="holds no dictionary of tensors"):
         convert_pickled(pickled, tmp_path / "out")
+    torch.save({"a": torch.ones(2, device="meta")}, pickled / "pytorch_model-1.bin")
+    with pytest.raises(ConversionError, match="only plain tensors with a name can be written"):
+        convert_pickled(pickled, tmp_path / "out")
     (pickled / "pytorch_model-1.bin").write_bytes(b"PK\x03\x04 damaged")
     with pytest.raises(ConversionError, match="is refused"):
         convert_pickled(pickled, tmp_path / "out")

@@ -104,9 +104,9 @@ def test_the_end_of_the_job(clock: Clock) -> None:
     assert deadline.near() == Limit.JOB_END
 
 
-@pytest.mark.parametrize("text", ["49999", "soon", "nan", "inf", ""])
+@pytest.mark.parametrize("text", ["49999", "0", "-1", "soon", "nan", "inf", "", "1e300", "50600000000"])
 def test_a_job_end_that_is_none(text: str, clock: Clock) -> None:
-    """Past or no number: said, and not obeyed."""
+    """Past, no number, or milliseconds: said, and not obeyed."""
     deadline = Deadline(RuntimeConfig(), Pace(), {JOB_END: text}, now_s=50000.0)
     (note,) = deadline.notes
     assert f"{JOB_END}={text}" in note and "not watched" in note

@@ -59,6 +59,7 @@ LIGHT_FILES = (
     "checkpoint/save_worker.py",
     "checkpoint/space.py",
     "checkpoint/verify.py",
+    "mixture/main.py",
     "model/architecture.py",
     "train/preflight.py",
 )

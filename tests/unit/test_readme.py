@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import re
 import shlex
@@ -75,15 +76,18 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 def parse_only(verb: str, arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     """What the verb's own parser makes of the arguments; the verb does not run."""
-    parse: Callable[..., argparse.Namespace] = argparse.ArgumentParser.parse_args
     results: list[argparse.Namespace] = []
 
-    def stop(self: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> argparse.Namespace:
+    def stop(
+        self: argparse.ArgumentParser, parse: Callable[..., Any], args: Any = None, namespace: Any = None
+    ) -> argparse.Namespace:
         results.append(parse(self, args, namespace))
         raise Parsed
 
     with monkeypatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+        for name in ("parse_args", "parse_intermixed_args"):
+            parse = getattr(argparse.ArgumentParser, name)
+            patch.setattr(argparse.ArgumentParser, name, functools.partialmethod(stop, parse))
         with pytest.raises(Parsed):
             importlib.import_module(VERBS[verb][0]).main(list(arguments))
     return results[0]

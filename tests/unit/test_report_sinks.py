@@ -235,3 +235,18 @@ def test_a_file_that_is_rewound_goes_on_from_there(tmp_path: Path) -> None:
     sink.write({"kind": "data", "step": 1, "batch": 4, "again": True})
     sink.close()
     assert [record.get("again", False) for record in read_records(path)] == [False] * 3 + [True]
+
+
+def test_what_cannot_be_cut_off_is_an_error_in_one_line(tmp_path: Path) -> None:
+    """The disk is full, or a line has no such position."""
+    path = tmp_path / "data_log.jsonl"
+    sink = JsonlSink(path, 0, key="batch")
+    sink.write({"kind": "data", "step": 1, "batch": 1})
+    (tmp_path / "data_log.jsonl.tmp").mkdir()
+    with pytest.raises(DataError, match="cannot be written"):
+        sink.rewind(1)
+    (tmp_path / "data_log.jsonl.tmp").rmdir()
+    for value in ({}, {"batch": "1"}, {"batch": None}):
+        path.write_text(json.dumps({"kind": "data", "step": 1, **value}) + "\n")
+        with pytest.raises(DataError, match="batch"):
+            JsonlSink(path, 1, key="batch")

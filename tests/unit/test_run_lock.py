@@ -95,9 +95,15 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
         refuse_other_writer(run)
     for left in (b"pid 1 on host elsewhere since ever\n", b"", b"\xff\x00" * 300):
         (run / LOCK).write_bytes(left)
-        with sole_writer(run):
+        with sole_writer(run) as notes:
             assert (run / LOCK).read_text().startswith(f"pid {os.getpid()} ")
+            said = "has a lock that pid 1 on host elsewhere since ever has left; should that run still live"
+            assert [said in note for note in notes] == ([True] if b"elsewhere" in left else [])
         assert not (run / LOCK).exists()
+    here = socket.gethostname()
+    (run / LOCK).write_text(f"pid 1 on host {here} since 2026-01-02 03:04:05 UTC\n")
+    with sole_writer(run) as notes:  # the kernel knows that it is gone
+        assert notes == []
 
 
 @pytest.mark.parametrize("kind", ["fork", "spawn"])
@@ -150,7 +156,7 @@ def test_a_directory_that_another_start_removes_is_made_again(
     """It had made it, and ends between our look and our lock; when that does not end, it is an error."""
     run, take, calls = tmp_path / "a" / "run", run_lock._take, 0
 
-    def removed(path: Path, patience_s: float) -> tuple[int, str]:
+    def removed(path: Path, patience_s: float) -> tuple[int, str, str]:
         nonlocal calls
         calls += 1
         if calls < 3:
@@ -195,6 +201,27 @@ def test_a_file_system_without_locks_is_said(
         pytest.raises(ConfigError, match=r"cannot be written .*choose another"),
         sole_writer(tmp_path / "run"),
     ):
+        pass
+
+
+def test_a_full_disk_can_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody may want to delete there; only who holds the lock cannot be said. Another error is one."""
+    number = errno.ENOSPC
+
+    def refuse(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    monkeypatch.setattr(run_lock, "PATIENCE_S", 0.1)
+    with sole_writer(tmp_path / "run"):
+        assert other_writer(tmp_path / "run") == "another process"
+        with (
+            pytest.raises(ConfigError, match="is being written by another process"),
+            sole_writer(tmp_path / "run"),
+        ):
+            pass
+    number = errno.EIO
+    with pytest.raises(ConfigError, match="cannot be written"), sole_writer(tmp_path / "run"):
         pass
 
 

@@ -8,10 +8,14 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from faults.injection.trials import CannotInject
+
+BUSY_S = 20.0
+"""A directory that is written to is let alone within this time."""
 
 
 def _call(*words: str | Path) -> None:
@@ -40,10 +44,23 @@ def read_only(directory: Path) -> Iterator[None]:
     """Let a directory, as it is now, be read only: for root too, whom permissions do not hold."""
     _call("mount", "--bind", directory, directory)
     try:
-        _call("mount", "-o", "remount,bind,ro", directory)
+        _remount(directory)
         yield
     finally:
         _call("umount", "--lazy", directory)
+
+
+def _remount(directory: Path) -> None:
+    """To read only, which waits for a moment in which nothing is open for writing."""
+    deadline_s = time.monotonic() + BUSY_S
+    while True:
+        try:
+            _call("mount", "-o", "remount,bind,ro", directory)
+            return
+        except CannotInject as error:
+            if "busy" not in str(error) or time.monotonic() > deadline_s:
+                raise
+        time.sleep(0.01)
 
 
 def free_bytes(directory: Path) -> int:
