@@ -66,7 +66,7 @@ def _filled(
     held: dict[str, float] = {}
     while free := [name for name in names if name not in held]:
         room, asked = total - math.fsum(held.values()), math.fsum(shares[name] for name in free)
-        given = {name: room * shares[name] / asked if asked else room / len(free) for name in free}
+        given = {name: room * (shares[name] / asked) if asked else room / len(free) for name in free}
         below = {name: least[name] for name in free if given[name] < least[name]}
         if not below:
             return held | given
