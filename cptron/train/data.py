@@ -175,7 +175,7 @@ def reopen(run: Run, shares: Mapping[str, float] | None = None) -> None:
     factors = factors_of(state)
     again = stream.again([factors.get(name, 1.0) for name in run.source_names], position)
     run.loader = _loader(run.config, run.session, again, state)
-    pass
+    state.ledger.assign(position)  # the loader has put the shares of the next batch in force there
 
 
 def _normalised(run: Run, values: Sequence[float]) -> dict[str, float]:
