@@ -30,6 +30,7 @@ VERBS = {
     "train": ("cptron.train.main", "continue pretraining, on one rank or many"),
     "anneal": ("cptron.train.anneal", "branch a run from its constant phase and decay the learning rate"),
     "schedule": ("cptron.report.rates", "the learning rates of a run, before it is trained"),
+    "doremi": ("cptron.train.doremi_main", "shares of the sources, found by a small proxy model"),
     "checkpoint": ("cptron.checkpoint.main", "list, prove, delete and keep the checkpoints of a run"),
     "eval": ("cptron.evaluate.main", "loss of a checkpoint or a Hugging Face model on validation data"),
     "mixlaw": ("cptron.mixture.main", "laws of the loss by mixture: fit them to runs, predict from them"),

@@ -12,6 +12,7 @@ import re
 from cptron.config.check_engine import check_engine
 from cptron.config.check_forgetting import check_forgetting
 from cptron.config.check_guards import check_guards
+from cptron.config.check_mixing import check_mixing
 from cptron.config.check_optim import check_optim_choices
 from cptron.config.check_retention import check_retention
 from cptron.config.check_schedule import check_schedule
@@ -39,6 +40,7 @@ def check_config(config: Config, world_size: int) -> None:
     check_retention(config)
     check_guards(config)
     check_forgetting(config)
+    check_mixing(config, world_size)
 
 
 def _check_counts(config: Config) -> None:

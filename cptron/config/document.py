@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -78,12 +79,14 @@ def _type_name(hint: Any) -> str:
         return ", ".join(f"`{choice}`" for choice in get_args(hint))
     if get_origin(hint) is tuple:
         return "list of sections"
+    if get_origin(hint) is Mapping:
+        return "numbers by name"
     return {str: "text", int: "integer", float: "number", bool: "true or false"}[hint]
 
 
 def _default(field: Field[Any]) -> str:
     if field.default is MISSING:
-        return "required"
+        return "required" if field.default_factory is MISSING else "empty"
     value = field.default
     if isinstance(value, bool):
         return "`true`" if value else "`false`"

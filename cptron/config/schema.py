@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cptron.config.schema_data import DataConfig, EvalConfig, SourceConfig, ValidSetConfig
+from cptron.config.schema_data import DataConfig, EvalConfig, SourceConfig, StageConfig, ValidSetConfig
+from cptron.config.schema_doremi import DoremiConfig
 from cptron.config.schema_forgetting import ForgettingConfig
 from cptron.config.schema_outputs import CheckpointConfig, LogConfig, MilestoneConfig, RuntimeConfig
 
@@ -21,6 +22,7 @@ __all__ = [
     "CheckpointConfig",
     "Config",
     "DataConfig",
+    "DoremiConfig",
     "EvalConfig",
     "ForgettingConfig",
     "Fp8Config",
@@ -35,6 +37,7 @@ __all__ = [
     "RunConfig",
     "RuntimeConfig",
     "SourceConfig",
+    "StageConfig",
     "StartConfig",
     "TrainConfig",
     "ValidSetConfig",
@@ -291,6 +294,7 @@ class Config:
     train: TrainConfig
     optim: OptimConfig
     guards: GuardsConfig = field(default_factory=GuardsConfig)
+    doremi: DoremiConfig = field(default_factory=DoremiConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     forgetting: ForgettingConfig = field(default_factory=ForgettingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -125,7 +125,10 @@ def _forward(batches: Iterator[MicroBatch], model: Any, num_sources: int, device
     if batch.on_first_tensor_rank:
         tokens_BS, labels_BS, mask_BS = _from_first_tensor_rank(tokens_BS, labels_BS, mask_BS)
     source_B = torch.from_numpy(batch.source_B).to(device, non_blocking=True)
-    output = model(tokens_BS, batch.documents_BS, labels_BS, mask_BS)
+    weights_BS = mask_BS
+    if batch.weight_B is not None:
+        weights_BS = mask_BS * torch.from_numpy(batch.weight_B).to(device, non_blocking=True)[:, None]
+    output = model(tokens_BS, batch.documents_BS, labels_BS, weights_BS)
     return output, functools.partial(masked_sums, mask_BS=mask_BS, source_B=source_B, num_sources=num_sources)
 
 
@@ -167,6 +170,62 @@ def evaluate(
     finally:
         for chunk in chunks:
             chunk.train()
+
+
+def excess_losses(
+    chunks: Sequence[Any],
+    reference: Sequence[Any],
+    batches: Sequence[MicroBatch],
+    num_sources: int,
+    device: torch.device,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What each token's loss is above the reference model's, where it is above, in nats, summed by source, and the
+    counted tokens by source; both over all ranks. Forward only; collective."""
+    ours, theirs = (_token_losses(model, batches, device) for model in (chunks, reference))
+    sums_K2 = torch.zeros(num_sources, 2, dtype=torch.float64, device=device)
+    if is_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0:
+        for batch, our_BS, their_BS in zip(batches, ours, theirs, strict=True):
+            mask_BS = _here(batch.loss_mask_BS, device).double()
+            excess_BS = (our_BS - their_BS).clamp_min(0).double() * mask_BS
+            source_B = torch.from_numpy(batch.source_B).to(device)
+            sums_K2.index_add_(0, source_B, torch.stack([excess_BS.sum(1), mask_BS.sum(1)], dim=1))
+    dist.all_reduce(sums_K2)
+    sums = sums_K2.cpu().numpy()
+    return sums[:, 0], sums[:, 1]
+
+
+def _token_losses(
+    chunks: Sequence[Any], batches: Sequence[MicroBatch], device: torch.device
+) -> list[torch.Tensor]:
+    """Loss of each token `[B, S]` of this context rank's part, by micro-batch; on the last stage."""
+    kept: list[torch.Tensor] = []
+
+    def forward(iterator: Iterator[MicroBatch], model: Any) -> Any:
+        output, _ = _forward(iterator, model, 1, device)
+
+        def keep(losses: Any) -> Any:
+            kept.append(losses.loss)
+            return torch.zeros((), device=device), torch.ones((), dtype=torch.int, device=device), {}
+
+        return output, keep
+
+    whole = _whole_groups(batches, len(chunks))
+    batch_size, seq_length = batches[0].tokens_BS.shape
+    for chunk in chunks:
+        chunk.eval()
+    with torch.no_grad(), without_offloading(chunks):
+        get_forward_backward_func()(
+            forward_step_func=forward,
+            data_iterator=[iter(whole) for _ in chunks] if len(chunks) > 1 else iter(whole),
+            model=list(chunks),
+            num_microbatches=len(whole),
+            seq_length=seq_length,
+            micro_batch_size=batch_size,
+            forward_only=True,
+        )
+    for chunk in chunks:
+        chunk.train()
+    return kept[: len(batches)]
 
 
 def _whole_groups(batches: Sequence[MicroBatch], num_chunks: int) -> list[MicroBatch]:
