@@ -20,6 +20,16 @@ def check_regularise(config: Config) -> None:
     _check_projection(config)
     _check_distill(config)
     _check_freeze(config)
+    if config.doremi.reference and (config.regularise.pulls or _uses_replay(config)):
+        raise ConfigError(
+            f"doremi.reference={config.doremi.reference} finds a blend with the loss of its sources alone; remove the "
+            "section regularise"
+        )
+
+
+def _uses_replay(config: Config) -> bool:
+    """Whether something is done with replay data beside training on them."""
+    return bool(config.regularise.agem or config.regularise.distill.weight)
 
 
 def _check_strengths(config: Config) -> None:
@@ -72,6 +82,11 @@ def _check_projection(config: Config) -> None:
     if not config.regularise.agem:
         return
     _refuse_muon("regularise.agem=true", config)
+    if config.adapter.kind != "none":
+        raise ConfigError(
+            f"regularise.agem=true with adapter.kind={config.adapter.kind} would hold gradients of adapters against "
+            "each other, which nobody has measured; train all weights, or use replay alone"
+        )
     roles = {source.role for source in config.data.sources}
     for role in ("new", "replay"):
         if role not in roles:
@@ -104,6 +119,12 @@ def _check_distill(config: Config) -> None:
         raise ConfigError(
             f"{asked} with teacher=cached finds a sample's tokens by data.order=cptron, not by {config.data.order}; "
             "use teacher=live"
+        )
+    lengths = {stage.seq_length or config.data.seq_length for stage in config.data.stages}
+    if wanted.teacher == "cached" and not lengths <= {config.data.seq_length}:
+        raise ConfigError(
+            f"{asked} with teacher=cached finds tokens in samples of data.seq_length={config.data.seq_length}, and "
+            f"data.stages have {', '.join(map(str, sorted(lengths)))}; use teacher=live"
         )
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cptron.config.schema_data import DataConfig, EvalConfig, SourceConfig, ValidSetConfig
+from cptron.config.schema_data import DataConfig, EvalConfig, SourceConfig, StageConfig, ValidSetConfig
+from cptron.config.schema_doremi import DoremiConfig
+from cptron.config.schema_forgetting import ForgettingConfig
 from cptron.config.schema_outputs import CheckpointConfig, LogConfig, MilestoneConfig, RuntimeConfig
 from cptron.config.schema_regularise import DistillConfig, FreezeConfig, RegulariseConfig
 
@@ -22,7 +24,9 @@ __all__ = [
     "Config",
     "DataConfig",
     "DistillConfig",
+    "DoremiConfig",
     "EvalConfig",
+    "ForgettingConfig",
     "Fp8Config",
     "FreezeConfig",
     "GuardsConfig",
@@ -37,6 +41,7 @@ __all__ = [
     "RunConfig",
     "RuntimeConfig",
     "SourceConfig",
+    "StageConfig",
     "StartConfig",
     "TrainConfig",
     "ValidSetConfig",
@@ -296,7 +301,9 @@ class Config:
     optim: OptimConfig
     regularise: RegulariseConfig = field(default_factory=RegulariseConfig)
     guards: GuardsConfig = field(default_factory=GuardsConfig)
+    doremi: DoremiConfig = field(default_factory=DoremiConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    forgetting: ForgettingConfig = field(default_factory=ForgettingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

@@ -29,6 +29,8 @@ class MicroBatch(NamedTuple):
     """Number of each sequence in its source, where it is a sample of one."""
     teacher: Any = None
     """What a teacher says of the targets (`regularise.teacher.Said`), on ranks of the last stage; None without one."""
+    weight_B: npt.NDArray[np.float32] | None = None
+    """What the losses of each sequence are multiplied with in what is trained on; what is reported stays as it is."""
 
     def rows(self, start: int, stop: int) -> MicroBatch:
         """Views of some of its sequences."""
@@ -39,4 +41,5 @@ class MicroBatch(NamedTuple):
             source_B=self.source_B[start:stop],
             documents_BS=self.documents_BS[start:stop],
             sample_B=None if self.sample_B is None else self.sample_B[start:stop],
+            weight_B=None if self.weight_B is None else self.weight_B[start:stop],
         )

@@ -9,7 +9,7 @@ Shapes: B micro-batch, S sequence, K sources.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,7 +129,10 @@ def _forward(batches: Iterator[MicroBatch], model: Any, num_sources: int, device
         tokens_BS, labels_BS, mask_BS = _from_first_tensor_rank(tokens_BS, labels_BS, mask_BS)
     source_B = torch.from_numpy(batch.source_B).to(device, non_blocking=True)
     teacher = batch.teacher and batch.teacher.targets(mask_BS)
-    output = model(tokens_BS, batch.documents_BS, labels_BS, mask_BS, teacher)
+    weights_BS = mask_BS
+    if batch.weight_B is not None:
+        weights_BS = mask_BS * torch.from_numpy(batch.weight_B).to(device, non_blocking=True)[:, None]
+    output = model(tokens_BS, batch.documents_BS, labels_BS, weights_BS, teacher)
     return output, functools.partial(masked_sums, mask_BS=mask_BS, source_B=source_B, num_sources=num_sources)
 
 
@@ -179,11 +182,62 @@ def top_tokens_of(
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """What a teacher answers to each micro-batch: ids and probabilities `[B, S, K]` of this context rank's part, on the
     last stage; nothing on others. Collective over the ranks of one copy of the model only."""
+    return _collected(chunks, batches, device, lambda answer: answer)
+
+
+def excess_losses(
+    chunks: Sequence[Any],
+    reference: Sequence[Any],
+    batches: Sequence[MicroBatch],
+    num_sources: int,
+    device: torch.device,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What each token's loss is above the reference model's, where it is above, in nats, summed by source, and the
+    counted tokens by source; both over all ranks. Forward only; collective."""
+    ours, theirs = (_token_losses(model, batches, device) for model in (chunks, reference))
+    sums_K2 = torch.zeros(num_sources, 2, dtype=torch.float64, device=device)
+    if is_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0:
+        for batch, our_BS, their_BS in zip(batches, ours, theirs, strict=True):
+            mask_BS = here(batch.loss_mask_BS, device).double()
+            excess_BS = (our_BS - their_BS).clamp_min(0).double() * mask_BS
+            source_B = torch.from_numpy(batch.source_B).to(device)
+            sums_K2.index_add_(0, source_B, torch.stack([excess_BS.sum(1), mask_BS.sum(1)], dim=1))
+    dist.all_reduce(sums_K2)
+    sums = sums_K2.cpu().numpy()
+    return sums[:, 0], sums[:, 1]
+
+
+def _token_losses(
+    chunks: Sequence[Any], batches: Sequence[MicroBatch], device: torch.device
+) -> list[torch.Tensor]:
+    """Loss of each token `[B, S]` of this context rank's part, by micro-batch; on the last stage."""
+    for chunk in chunks:
+        chunk.eval()
+    try:
+        return _collected(chunks, batches, device, lambda losses: losses.loss)
+    finally:
+        for chunk in chunks:
+            chunk.train()
+
+
+def _collected(
+    chunks: Sequence[Any], batches: Sequence[MicroBatch], device: torch.device, keep: Callable[[Any], Any]
+) -> list[Any]:
+    """What `keep` takes of the last chunk's output for each micro-batch, on the last stage; nothing on others."""
+
+    def forward(iterator: Iterator[MicroBatch], model: Any) -> Any:
+        output, _ = _forward(iterator, model, 1, device)
+        return output, lambda answer: (
+            torch.zeros((), device=device),
+            torch.ones((), dtype=torch.int, device=device),
+            keep(answer),
+        )
+
     whole = whole_groups(batches, len(chunks))
     batch_size, seq_length = batches[0].tokens_BS.shape
     with torch.no_grad(), without_offloading(chunks):
         answers = get_forward_backward_func()(
-            forward_step_func=functools.partial(_forward_teacher, device=device),
+            forward_step_func=forward,
             data_iterator=[iter(whole) for _ in chunks] if len(chunks) > 1 else iter(whole),
             model=list(chunks),
             num_microbatches=len(whole),
@@ -192,16 +246,6 @@ def top_tokens_of(
             forward_only=True,
         )
     return list(answers[: len(batches)])
-
-
-def _forward_teacher(batches: Iterator[MicroBatch], model: Any, device: torch.device) -> Any:
-    """megatron-core's forward step: what the last chunk answers is collected in the place of a loss."""
-    output, _ = _forward(batches, model, 1, device)
-
-    def keep(answer: Any) -> Any:
-        return torch.zeros((), device=device), torch.ones((), dtype=torch.int, device=device), answer
-
-    return output, keep
 
 
 def whole_groups(batches: Sequence[MicroBatch], num_chunks: int) -> list[MicroBatch]:

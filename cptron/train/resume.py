@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +19,11 @@ from cptron.checkpoint.saved_rate import saved_rate
 from cptron.config.resume_rules import Rule, rule_of
 from cptron.config.schema import Config
 from cptron.config.stored import ABSENT, dotted, read_stored, stored_configs
-from cptron.data.ledger import Ledger
+from cptron.data.ledger import Ledger, source_of
 from cptron.durable import partial_path
 from cptron.errors import CheckpointError, ConfigError
+from cptron.forgetting.journal import JOURNAL, read_verdicts
+from cptron.forgetting.left import is_left
 from cptron.json_text import parse_json
 from cptron.model.architecture import Architecture
 from cptron.optim.schedule import learning_rate
@@ -71,7 +74,10 @@ def find_run(directory: Path, on_damage: Literal["previous", "stop"] = "previous
         identity = dict(parse_json(path.read_text())["identity"])
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged ({error!r}); restore it or choose another run.dir") from None
-    newest, problems = layout.newest_complete(directory / "checkpoints")
+    verdicts = read_verdicts(directory / JOURNAL)
+    newest, problems = layout.newest_complete(
+        directory / "checkpoints", lambda found: not is_left(found.step, found.attempt, verdicts)
+    )
     if newest is None and problems:
         raise CheckpointError(f"no checkpoint of {directory} is usable: {problems[0]}")
     if problems and on_damage == "stop":
@@ -120,7 +126,8 @@ def renewed(accepted: tuple[Change, ...], names: Mapping[str, Any]) -> list[str]
     """Those sources, of `names`, whose account an accepted change starts anew."""
     if any(change.rule.renews == "all" for change in accepted):
         return list(names)
-    return [name for name in names if any(change.key == _content_key(name) for change in accepted)]
+    one = [change.key.rpartition(".")[0] for change in accepted if change.rule.renews == "one"]
+    return [name for name in names if f"data.sources.{source_of(name)}" in one]
 
 
 def _changes(
@@ -139,6 +146,7 @@ def _changes(
             for name, content in _ledger_contents(saved.ledger).items():
                 if name in contents:
                     before[_content_key(name)], now[_content_key(name)] = content, contents[name]
+    _compare_orders(before, now)
     return [
         Change(key, before.get(key, ABSENT), now.get(key, ABSENT), rule_of(key, before, now))
         for key in {**before, **now}
@@ -146,6 +154,17 @@ def _changes(
         and key != "run.accept_changes"
         and not (found.is_parent and key.startswith(OF_THE_BRANCH))
     ]
+
+
+def _compare_orders(before: dict[str, str], now: dict[str, str]) -> None:
+    """The order of a source has changed only where it was a source before; runs of earlier versions do not name it."""
+    for key in [key for key in now if fnmatchcase(key, "data.sources.*.order")]:
+        if f"{key.rpartition('.')[0]}.path" in before:
+            before.setdefault(key, '"shuffled"')
+        else:
+            del now[key]
+    for key in [key for key in before if fnmatchcase(key, "data.sources.*.order") and key not in now]:
+        del before[key]
 
 
 def _stored_values(run: Path, checkpoint: Path | None) -> dict[str, str] | None:

@@ -20,7 +20,7 @@ from cptron.convert.direct import load_direct
 from cptron.convert.probe import probe_tokens
 from cptron.data.batch import MicroBatch
 from cptron.data.loader import TrainLoader
-from cptron.data.valid import ValidSet
+from cptron.data.windows import WindowSet
 from cptron.errors import CheckpointError, ConfigError, TrainingError
 from cptron.model.adapters import freeze_base, init_adapters, init_magnitudes
 from cptron.model.build import build_chunks
@@ -55,7 +55,8 @@ class Run:
     optimizer: Any
     state: TrainState
     loader: TrainLoader
-    valid_sets: list[ValidSet]
+    valid_sets: list[WindowSet]
+    """Validation sets and probes."""
     source_names: list[str]
     base: layout.Manifest | None
     """What this process loaded says of itself: a checkpoint, or a Hugging Face model; None for random weights."""
@@ -65,6 +66,8 @@ class Run:
     rank only."""
     evaluated: Record = field(default_factory=dict)
     """The last evaluation."""
+    losses: dict[str, bytes] = field(default_factory=dict)
+    """Losses by window that a save carries: of the base, and of the last evaluation; main rank only."""
 
     @property
     def directory(self) -> Path:
@@ -167,6 +170,7 @@ def load_again(run: Run, plan: Plan) -> None:
     bare = [chunk.module for chunk in run.chunks]
     run.base, run.hugging_face = _load(run.plan, run.session, bare, run.optimizer)
     run.state, run.loader, run.valid_sets = open_data(run.config, run.plan, run.session)
+    run.evaluated = {}  # of the steps that are left
     _gate(run)
 
 

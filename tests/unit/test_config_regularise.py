@@ -50,6 +50,16 @@ def test_what_can_be_meant_passes(words: list[str], tmp_path: Path) -> None:
         (["regularise.l2sp=1", NO_DECAY, "adapter.kind=lora"], "would hold weights that do not move"),
         (["regularise.l2sp=1", NO_DECAY, "start.checkpoint=''", "start.hugging_face=H"], "names none"),
         (["regularise.agem=true"], "no source has role=replay"),
+        (["regularise.agem=true", REPLAY, "adapter.kind=lora"], "gradients of adapters"),
+        (["regularise.agem=true", REPLAY, "doremi.reference=R"], "remove the section regularise"),
+        (["regularise.l2sp=1", NO_DECAY, "doremi.reference=R"], "remove the section regularise"),
+        (
+            [
+                *("regularise.distill.weight=1", "regularise.distill.teacher=cached", REPLAY),
+                "data.stages=[{until_tokens: 100, seq_length: 8}, {}]",
+            ],
+            "data.stages have 8, 32; use teacher=live",
+        ),
         (
             ["regularise.agem=true", REPLAY, "data.sources.domain.role=replay"],
             "no source has role=new",
