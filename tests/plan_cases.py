@@ -52,7 +52,12 @@ TINY = llama(
 
 
 def recipe(
-    *, micro: int = 1, batch: int = 128, seq_length: int = 8192, overrides: tuple[str, ...] = (), **parallel: Any
+    *,
+    micro: int = 1,
+    batch: int = 128,
+    seq_length: int = 8192,
+    overrides: tuple[str, ...] = (),
+    **parallel: Any,
 ) -> Config:
     """The shipped recipe for Llama 3.1 8B, cut so."""
     config = load_config(RECIPE, overrides).config
@@ -67,5 +72,3 @@ def recipe(
 def h100s(count: int, **others: Any) -> Cluster:
     """So many H100."""
     return Cluster(gpu=GPUS["h100"], num_gpus=count, **others)
-
-

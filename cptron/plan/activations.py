@@ -70,7 +70,9 @@ def _attention(config: Config, arch: Architecture, e: int, low: int, *, recomput
     q, k = arch.num_attention_heads * arch.head_dim, arch.num_kv_heads * arch.head_dim
     cp = config.parallel.cp
     product = q + 2 * k
-    output = e * q + (low * q if low != e else 0)  # attention keeps its own, FP8 the next product's input beside it
+    output = e * q + (
+        low * q if low != e else 0
+    )  # attention keeps its own, FP8 the next product's input beside it
     normed = {"none": 0, "head": q, "projection": q + k}[arch.qk_norm]
     if recomputed:
         return Kept(0, e * (q + product + normed) + output)

@@ -53,6 +53,8 @@ def corpus_of(config: Config) -> list[SourcePlan]:
         tokens = open_content(source.path).tokens.num_tokens if idx_path(source.path).is_file() else None
         epochs = drawn / tokens if tokens else None
         found.append(
-            SourcePlan(source.name, source.role, shares[source.name], drawn, tokens, epochs, source.max_epochs)
+            SourcePlan(
+                source.name, source.role, shares[source.name], drawn, tokens, epochs, source.max_epochs
+            )
         )
     return found

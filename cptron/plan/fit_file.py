@@ -32,7 +32,8 @@ def fit_record(fit: Fit) -> dict[str, Any]:
             {
                 **asdict(log),
                 "residual_step_time": log.residual,
-                "residual_memory": log.predicted_memory_gib * fit.efficiency.memory_factor / log.memory_gib - 1,
+                "residual_memory": log.predicted_memory_gib * fit.efficiency.memory_factor / log.memory_gib
+                - 1,
             }
             for log in fit.logs
         ],

@@ -224,5 +224,7 @@ def _read(path: Path, name: str, given: dict[str, Any]) -> Gpu:
             raise ConfigError(f"{where} has {number!r}, must be a number from 0; correct it")
     needed = known - {"usd_per_hour", "source", "fp8_tflop_per_s", "board_w", "server_w"}
     if len(values["usd_per_hour"]) != 2 or not all(values[key] > 0 for key in needed):
-        raise ConfigError(f"{where} needs {', '.join(sorted(needed))} above 0, and one price or two; correct it")
+        raise ConfigError(
+            f"{where} needs {', '.join(sorted(needed))} above 0, and one price or two; correct it"
+        )
     return Gpu(name=name, **values)

@@ -76,7 +76,12 @@ def _parser() -> argparse.ArgumentParser:
         help=f"between nodes: one of {', '.join(INTERCONNECTS)}, or Gbit/s a GPU; default ndr400",
     )
     add("--tokens", metavar="N", help="tokens to train on, as 50e9; default: the recipe's steps")
-    add("--model", type=Path, metavar="PATH", help="config.json or checkpoint, where the recipe's is elsewhere")
+    add(
+        "--model",
+        type=Path,
+        metavar="PATH",
+        help="config.json or checkpoint, where the recipe's is elsewhere",
+    )
     add("--price", metavar="USD", help="of a GPU-hour, as 2.5 or 2-4; default: a wide range")
     add("--calibrate", type=Path, nargs="+", metavar="LOG", help="fit to metrics.jsonl of runs on such GPUs")
     add("--calibrate-gpus", type=int, metavar="N", help="GPUs of those runs, where no checkpoint tells it")
@@ -123,7 +128,8 @@ def _planned(
         as_written=as_written,
         refusal=refusal,
         ranked=[
-            (estimate, totals(estimate, arch, cluster, efficiency)) for estimate in found.fitting[: max(1, top)]
+            (estimate, totals(estimate, arch, cluster, efficiency))
+            for estimate in found.fitting[: max(1, top)]
         ],
         corpus=corpus_of(config),
     )
@@ -142,7 +148,11 @@ def _too_small(
     else:
         why = f"no layout that fits: the leanest {too_large_reason(lean[1], cluster)}"
     smallest = smallest_cluster(config, arch, cluster, factor)
-    more = f"the smallest that fits is {smallest.change}" if smallest else "no number of these GPUs up to 1024 nodes fits"
+    more = (
+        f"the smallest that fits is {smallest.change}"
+        if smallest
+        else "no number of these GPUs up to 1024 nodes fits"
+    )
     changes = [remedy.change for remedy in options(config, arch, cluster, factor)]
     fewer = f"; or on {cluster.num_gpus} GPUs: {', or '.join(changes)}" if changes else ""
     return ConfigError(f"{asked}: {why}; {more}{fewer}")

@@ -46,14 +46,7 @@ class Memory:
     @property
     def allocated(self) -> float:
         """What torch's allocator has given out: `mem_peak_gib` of a run."""
-        return (
-            self.weights
-            + self.gradients
-            + self.optimizer
-            + self.teacher
-            + self.activations
-            + self.working
-        )
+        return self.weights + self.gradients + self.optimizer + self.teacher + self.activations + self.working
 
     @property
     def total(self) -> float:
@@ -161,7 +154,9 @@ def _backward_of_layer(config: Config, arch: Architecture, layout: Layout, token
         return gradients
     nothing = MemoryConfig(offload_modules=config.memory.offload_modules)
     again = kept_by_layer(config, arch, nothing).on_rank(layout)
-    already = input_of_layer(config, arch) if config.memory.recompute == "full" else kept_by_layer(config, arch)
+    already = (
+        input_of_layer(config, arch) if config.memory.recompute == "full" else kept_by_layer(config, arch)
+    )
     return gradients + tokens * (again - already.on_rank(layout))
 
 

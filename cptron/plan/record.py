@@ -159,7 +159,10 @@ def overrides(config: Config) -> list[str]:
         f"parallel.{name}={getattr(parallel, name)}"
         for name in ("tp", "cp", "pp", "virtual_stages", "first_stage_layers", "last_stage_layers")
     ]
-    found += [f"train.micro_batch_size={config.train.micro_batch_size}", f"memory.recompute={memory.recompute}"]
+    found += [
+        f"train.micro_batch_size={config.train.micro_batch_size}",
+        f"memory.recompute={memory.recompute}",
+    ]
     if memory.recompute == "selective":
         found.append(f"memory.recompute_modules=[{','.join(memory.recompute_modules)}]")
     return [*found, f"memory.recompute_layers={memory.recompute_layers}", f"train.steps={config.train.steps}"]

@@ -117,8 +117,7 @@ def weighted_stages(config: Config) -> list[tuple[Config, float]]:
     ]
     whole = sum(lengths) or 1.0
     return [
-        (staged, length / whole)
-        for (staged, _), length in zip(staged_configs(config), lengths, strict=True)
+        (staged, length / whole) for (staged, _), length in zip(staged_configs(config), lengths, strict=True)
     ]
 
 

@@ -54,7 +54,9 @@ def _read_config(path: Path, key: str) -> Architecture:
     try:
         values: Any = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{key}={path} is no JSON file ({error}); give a Hugging Face config.json") from None
+        raise ConfigError(
+            f"{key}={path} is no JSON file ({error}); give a Hugging Face config.json"
+        ) from None
     if not isinstance(values, dict):
         raise ConfigError(
             f"{key}={path} holds a {type(values).__name__}, not an object; give a Hugging Face config.json"

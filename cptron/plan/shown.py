@@ -53,7 +53,16 @@ def _recipe(facts: Facts) -> list[str]:
     verdict = f"fits, {left:.1f} GiB left" if left >= 0 else f"does NOT fit, {-left:.1f} GiB too much"
     parts = ", ".join(
         f"{name} {memory[name] / GIB:.1f}"
-        for name in ("weights", "gradients", "optimizer", "teacher", "activations", "working", "slack", "context")
+        for name in (
+            "weights",
+            "gradients",
+            "optimizer",
+            "teacher",
+            "activations",
+            "working",
+            "slack",
+            "context",
+        )
         if memory[name]
     )
     return [
@@ -125,7 +134,9 @@ def _prices(record: Facts) -> str:
 
 
 def _range(values: Facts, form: str) -> str:
-    return f"{form.format(values['expected'])} [{form.format(values['low'])} to {form.format(values['high'])}]"
+    return (
+        f"{form.format(values['expected'])} [{form.format(values['low'])} to {form.format(values['high'])}]"
+    )
 
 
 def _outputs(record: Facts) -> list[str]:
@@ -155,7 +166,9 @@ def _corpus(sources: Sequence[Facts]) -> list[str]:
     ).splitlines()
     absent = [source["name"] for source in sources if source["tokens"] is None]
     if absent:
-        lines.append(f"token files of {', '.join(absent)} are not on this machine: their epochs are not known")
+        lines.append(
+            f"token files of {', '.join(absent)} are not on this machine: their epochs are not known"
+        )
     over = [source["name"] for source in sources if source["is_exhausted"]]
     if over:
         lines.append(f"{', '.join(over)}: the run asks for more epochs than max_epochs allows")

@@ -32,7 +32,9 @@ class Remedy:
     memory: Memory
 
 
-def leanest(config: Config, arch: Architecture, cluster: Cluster, factor: float = 1.0) -> tuple[Config, Memory] | None:
+def leanest(
+    config: Config, arch: Architecture, cluster: Cluster, factor: float = 1.0
+) -> tuple[Config, Memory] | None:
     """The accepted layout that needs the least memory; None where none is accepted."""
     found: tuple[Config, Memory] | None = None
     for variants in layouts(config, arch, cluster):
@@ -45,7 +47,9 @@ def leanest(config: Config, arch: Architecture, cluster: Cluster, factor: float 
     return found
 
 
-def smallest_cluster(config: Config, arch: Architecture, cluster: Cluster, factor: float = 1.0) -> Remedy | None:
+def smallest_cluster(
+    config: Config, arch: Architecture, cluster: Cluster, factor: float = 1.0
+) -> Remedy | None:
     """The smallest number of these GPUs on which it fits; None where 1024 nodes are not enough."""
     (whole,) = held_by_stage(replace(config, parallel=ParallelConfig()), arch)
     divided_at_best = sum(static_bytes(config, whole, 1))

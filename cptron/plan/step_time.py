@@ -91,7 +91,14 @@ def computed_per_token(config: Config, arch: Architecture) -> float:
     layers = matmul_flops_per_token(arch) - head
     mlp = 18 * arch.hidden_size * arch.ffn_hidden_size * arch.num_layers
     attention = attention_flops(arch, [s]) / s
-    return head + layers - mlp + mlp * (1 + again.mlp) + (layers - mlp) * again.linear + attention * (1 + again.core)
+    return (
+        head
+        + layers
+        - mlp
+        + mlp * (1 + again.mlp)
+        + (layers - mlp) * again.linear
+        + attention * (1 + again.core)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +137,9 @@ def step_time(
     layer = _layer(config, arch, cluster, layout, reached, messages_factor)
     head = _head(config, arch, cluster, layout, reached)
     sizes = stage_sizes(arch.num_layers, layout)
-    stages = [size * layer.total + (head if stage == layout.pp - 1 else 0) for stage, size in enumerate(sizes)]
+    stages = [
+        size * layer.total + (head if stage == layout.pp - 1 else 0) for stage, size in enumerate(sizes)
+    ]
     slowest = max(range(layout.pp), key=stages.__getitem__)
     waiting = (layout.pp - 1) / layout.virtual_stages * sum(stages) / layout.pp
     data = _data_messages(config, arch, cluster, layout, dp, max(stages), messages_factor)
@@ -160,7 +169,9 @@ def _layer(
     scores = attention_flops(arch, [s]) / s / arch.num_layers * (1 + again.core)
     scores_peak = gpu.peak(precision) * reached * ATTENTION_REACHED
     products = tokens / layout.tp * (linear / peak + scores / scores_peak)
-    moved = e * tokens / layout.tp * (30 * h + 6 * (q + k) + 9 * f)  # read and written, forward and twice backward
+    moved = (
+        e * tokens / layout.tp * (30 * h + 6 * (q + k) + 9 * f)
+    )  # read and written, forward and twice backward
     pointwise = moved / (gpu.memory_gb_per_s * 1e9 * BANDWIDTH_REACHED)
     return _Layer(
         compute=max(products + pointwise, LAYER_LAUNCH_S),
@@ -189,9 +200,7 @@ def _context_messages(cluster: Cluster, layout: Layout, own_bytes: float) -> flo
     return 2 * (own_bytes * (layout.cp - 1) / bandwidth + MESSAGE_S)
 
 
-def _head(
-    config: Config, arch: Architecture, cluster: Cluster, layout: Layout, reached: float
-) -> float:
+def _head(config: Config, arch: Architecture, cluster: Cluster, layout: Layout, reached: float) -> float:
     """Output layer and loss of a micro-batch: its products are never in FP8; logits are read and written some ten times
     in fp32."""
     tokens, gpu = tokens_of_micro_batch(config), cluster.gpu

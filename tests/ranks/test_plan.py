@@ -49,7 +49,16 @@ def short(**others: Any) -> Config:
         (replace(short(tp=2), adapter=LORA), TINY, 2),
         (replace(short(pp=2), adapter=DORA), TINY, 2),
     ],
-    ids=["dp2", "tp2-pp2-tied", "fp32-gemma", "interleaved-cp2-bf16-moments", "uneven-sgd", "frozen", "lora", "dora"],
+    ids=[
+        "dp2",
+        "tp2-pp2-tied",
+        "fp32-gemma",
+        "interleaved-cp2-bf16-moments",
+        "uneven-sgd",
+        "frozen",
+        "lora",
+        "dora",
+    ],
 )
 def test_weights_gradients_and_optimizer_to_the_byte(config: Config, arch: Architecture, ranks: int) -> None:
     """Of every rank; the optimizer's over the ranks that divide it, gradients but for the padding of their buffers."""
@@ -98,7 +107,5 @@ MEMORY = {
 def test_a_layer_keeps_what_the_formula_says(recompute: str, parallel: dict[str, Any], ranks: int) -> None:
     """What autograd saves in four layers less what it saves in two, in bf16 on the CPU, within a hundredth."""
     config = replace(short(micro=2, **parallel), memory=MEMORY[recompute])
-    four, two = (
-        run_ranks(saved, ranks, config, replace(TINY, num_layers=layers))[0] for layers in (4, 2)
-    )
+    four, two = (run_ranks(saved, ranks, config, replace(TINY, num_layers=layers))[0] for layers in (4, 2))
     assert (four - two) / 2 == pytest.approx(kept(config, TINY), rel=0.01)

@@ -1,0 +1,159 @@
+"""Calibration: what it recovers from a log, what it writes down, and which logs it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from plan_cases import LLAMA3_8B, h100s, recipe
+
+from cptron.config.load import resolved_yaml
+from cptron.errors import CptronError, DataError
+from cptron.plan.calibrate import LEAST_STEPS, LEFT_OUT, fit
+from cptron.plan.fit_file import fit_record, read_fit, write_fit
+from cptron.plan.memory import memory_of_stage
+from cptron.plan.step_time import step_time
+
+HUGGING_FACE_8B = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "num_hidden_layers": 32,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+}
+REACHED, MEMORY = 0.47, 1.06
+
+
+def log_of(
+    directory: Path, *, steps: int = 60, noise: float = 0.02, restarts: tuple[int, ...] = (), **parallel: Any
+) -> Path:
+    """The log of a run on 8 GPUs that reaches 47 % of the peak and allocates 6 % more than the formula, with slow steps
+    after each start."""
+    directory.mkdir()
+    config = recipe(batch=64, **parallel)
+    (directory / "config.yaml").write_text(resolved_yaml(config))
+    seconds = step_time(config, LLAMA3_8B, h100s(8), reached=REACHED).total
+    peak = memory_of_stage(config, LLAMA3_8B, 8, 0).allocated * MEMORY / 2**30
+    random = np.random.default_rng(0)
+    records: list[dict[str, Any]] = []
+    for step in range(steps):
+        if step == 0 or step in restarts:
+            records.append({"kind": "start", "step": step})
+            slow = LEFT_OUT
+        slow -= 1
+        time = seconds * (1 + noise * random.standard_normal()) * (5 if slow >= 0 else 1)
+        records.append({"kind": "step", "step": step + 1, "step_time_s": time, "mem_peak_gib": peak})
+        if step % 20 == 0:
+            records.append({"kind": "eval", "step": step + 1})
+    path = directory / "metrics.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A config.json."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(HUGGING_FACE_8B))
+    return path
+
+
+def test_recovers_what_the_log_was_made_with(tmp_path: Path, model: Path) -> None:
+    """Within the noise, though every start begins with slow steps; residuals of both logs, one of another layout, are
+    written down, and the file plans as the fit does."""
+    logs = [log_of(tmp_path / "a", restarts=(30,), cp=2), log_of(tmp_path / "b", tp=2)]
+    found = fit(logs, h100s(64), model, 8)
+    efficiency = found.efficiency
+    assert efficiency.expected == pytest.approx(REACHED, rel=0.02)
+    assert efficiency.memory_factor == pytest.approx(MEMORY, rel=0.001)
+    assert efficiency.low <= 0.9 * efficiency.expected < 1.1 * efficiency.expected <= efficiency.high
+    assert efficiency.is_measured and str(logs[0]) in efficiency.source
+    assert [log.steps_left_out for log in found.logs] == [2 * LEFT_OUT, LEFT_OUT]
+    record = fit_record(found)
+    assert all(
+        abs(log["residual_step_time"]) < 0.02 and abs(log["residual_memory"]) < 0.001
+        for log in record["logs"]
+    )
+    assert [log["layout"] for log in record["logs"]] == ["tp1_cp2_pp1_dp4", "tp2_sp_pp1_dp4"]
+    write_fit(tmp_path / "fit.json", found)
+    assert read_fit(tmp_path / "fit.json", "h100") == efficiency
+    with pytest.raises(DataError, match="is of h100, but --gpu is h200"):
+        read_fit(tmp_path / "fit.json", "h200")
+
+
+def test_a_restart_without_a_record_is_seen(tmp_path: Path, model: Path) -> None:
+    """Steps that go back are a new start."""
+    path = log_of(tmp_path / "run", steps=40)
+    lines = path.read_text().splitlines()
+    steps = [line for line in lines if '"step"' in line and json.loads(line)["kind"] == "step"]
+    path.write_text("\n".join([*lines, *steps]) + "\n")
+    assert fit([path], h100s(8), model, 8).logs[0].steps_left_out == 2 * LEFT_OUT
+
+
+def test_memory_of_a_process_is_not_that_of_a_gpu(tmp_path: Path, model: Path) -> None:
+    """It is left alone, and said."""
+    path = log_of(tmp_path / "run")
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records:
+        if record["kind"] == "step":
+            record["mem_peak_gib"] = 1.5
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    found = fit([path], h100s(8), model, 8)
+    assert found.efficiency.memory_factor == 1.0 and "memory is not calibrated" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("log", "num_gpus", "said"),
+    [
+        ({"steps": LEFT_OUT + LEAST_STEPS - 1}, 8, f"has {LEAST_STEPS - 1} steps after warming up"),
+        ({"noise": 0.4}, 8, "a spread of"),
+        ({}, None, "no checkpoint that tells .* --calibrate-gpus"),
+        ({}, 1, "at their peak take"),
+        ({}, 3, "world size 3|multiple of"),
+    ],
+    ids=["short", "noisy", "unknown-world", "faster-than-the-peak", "impossible-world"],
+)
+def test_logs_that_do_not_suffice(
+    log: dict[str, Any], num_gpus: int | None, said: str, tmp_path: Path, model: Path
+) -> None:
+    """Each with the number that is missing."""
+    with pytest.raises(CptronError, match=said):
+        fit([log_of(tmp_path / "run", **log)], h100s(8), model, num_gpus)
+
+
+@pytest.mark.parametrize("value", [None, "nan", -1.0, True])
+def test_step_times_that_are_no_times(value: object, tmp_path: Path, model: Path) -> None:
+    """Refused, not averaged."""
+    path = log_of(tmp_path / "run")
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    records[20]["step_time_s"] = value
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    with pytest.raises(DataError, match="step_time_s="):
+        fit([path], h100s(8), model, 8)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"format": 2}',
+        '{"format": 1, "gpu": "h100", "efficiency": {"low": 1, "expected": 0.5, "high": 0.6, "memory_factor": 1, "source": ""}}',
+        '{"format": 1, "gpu": "h100", "efficiency": {"low": 0.1, "expected": 0.5, "high": 0.6, "memory_factor": 0, "source": ""}}',
+    ],
+)
+def test_damaged_fits(text: str, tmp_path: Path) -> None:
+    """One line each."""
+    path = tmp_path / "fit.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match="--fit .* cannot be read"):
+        read_fit(path, "h100")

@@ -1,0 +1,114 @@
+"""`cptron plan` from the command line: what it prints, that the trainer takes it, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from plan_cases import LLAMA3_8B, RECIPE
+from test_plan_calibrate import HUGGING_FACE_8B
+
+from cptron import cli
+from cptron.config.check import check_config
+from cptron.config.check_engine import check_shape
+from cptron.config.load import load_config
+
+HEADINGS = (
+    "model ",
+    "cluster ",
+    "speed ",
+    "as written",
+    "predicted fastest",
+    "the run with",
+    "checkpoints",
+    "source ",
+)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    """A config.json."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(HUGGING_FACE_8B))
+    return str(path)
+
+
+def test_json_and_text(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both of the same plan; the overrides of every layout are accepted by the trainer for that many ranks."""
+    arguments = ["plan", str(RECIPE), "--gpus", "16", "--gpu", "h100", "--tokens", "50e9", "--model", model]
+    assert cli.main([*arguments, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["predicted"] is True and record["as_written"]["fits"] is True
+    assert record["model"]["parameters"] == 8_030_261_248
+    assert len(record["layouts"]) == 5 and record["layouts_that_fit"] > 5 and record["layouts_refused"]
+    for layout in record["layouts"]:
+        config = load_config(RECIPE, layout["overrides"]).config
+        check_config(config, 16)
+        check_shape(LLAMA3_8B, config)
+        assert layout["memory"]["left_bytes"] > 0
+        assert layout["tokens"] >= 50e9 > layout["tokens"] - 256 * 8192
+        assert layout["mfu_causal"]["expected"] < layout["mfu_full"]["expected"]
+    assert [source["share"] for source in record["corpus"]] == [0.7, 0.3]
+    assert record["corpus"][0]["epochs"] is None
+    each = record["checkpoints"]["bytes_each"]
+    assert each == pytest.approx(14 * 8_030_261_248, rel=0.001)
+    assert cli.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert all(heading in text for heading in HEADINGS)
+    assert record["layouts"][0]["layout"] in text and "a prediction, nothing of it measured" in text
+    assert max(map(len, text.splitlines())) < 320
+
+
+def test_too_small_is_refused_with_what_would_do(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 2 and one line."""
+    assert cli.main(["plan", str(RECIPE), "--gpus", "1", "--gpu", "h100", "--model", model]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--gpus 1 --gpu h100: no layout that fits: the leanest needs" in line
+    assert "GiB more than h100 has" in line and "the smallest that fits is --gpus 2" in line
+    assert "or on 1 GPUs: " in line and "adapter.kind=lora" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--gpus", "0"], "must be at least 1"),
+        (["--gpus", "12"], "whole nodes"),
+        (["--tokens", "many"], "--tokens many"),
+        (["--price", "4-2"], "--price 4-2"),
+        (["--interconnect", "fast"], "--interconnect fast"),
+        (["--gpu", "h101"], "did you mean h100"),
+        (["--calibrate", "absent/metrics.jsonl"], "does not exist"),
+        (["--fit", "absent.json"], "cannot be read"),
+        (["--model", "absent"], "--model=absent is not on this machine"),
+        (["--gpus", "7"], "no layout that the trainer accepts|must be a multiple"),
+    ],
+)
+def test_bad_arguments(
+    arguments: list[str], said: str, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line each."""
+    usual = ["--gpus", "8", "--gpu", "h100", "--model", model]
+    assert cli.main(["plan", str(RECIPE), *usual, *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert any(part in line for part in said.split("|"))
+
+
+def test_the_models_shape_has_to_be_there(capsys: pytest.CaptureFixture[str]) -> None:
+    """The recipe's checkpoint is on the cluster, not here."""
+    assert cli.main(["plan", str(RECIPE), "--gpus", "8", "--gpu", "h100"]) == 2
+    assert "start.checkpoint=checkpoints/llama-3.1-8b is not on this machine" in capsys.readouterr().err
+
+
+def test_corpus_of_token_files(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Tokens and epochs of the files that are here; a limit that is exceeded is said."""
+    from data_world import write_tokens
+
+    prefix = tmp_path / "law"
+    write_tokens(prefix, [[1, 2, 3] * 1000] * 10)
+    overrides = [f"data.sources.domain.path={prefix}", "data.sources.domain.max_epochs=2"]
+    arguments = ["plan", str(RECIPE), *overrides, "--gpus", "8", "--gpu", "h200", "--model", model]
+    assert cli.main([*arguments, "--tokens", "2097152", "--json"]) == 0
+    source = json.loads(capsys.readouterr().out)["corpus"][0]
+    assert source["tokens"] == 30_000
+    assert source["epochs"] == pytest.approx(0.7 * 2097152 / 30_000) and source["is_exhausted"] is True
