@@ -107,8 +107,8 @@ def fit(paths: Sequence[Path], cluster: Cluster, model: Path | None, num_gpus: i
 def _implausible(factors: Sequence[float]) -> str:
     listed = ", ".join(f"{factor:.2f}" for factor in factors)
     return (
-        f"measured memory is {listed} times the predicted one, so it is not that of a GPU's allocator (on a CPU it is the "
-        "process's): memory is not calibrated"
+        f"measured memory is {listed} times the predicted one, so it is not that of a GPU's allocator (on a CPU "
+        "it is the process's): memory is not calibrated"
     )
 
 
@@ -125,8 +125,8 @@ def _read(
     low, median, high = (float(value) for value in np.quantile(times, (0.1, 0.5, 0.9)))
     if (high - low) / median > MOST_SPREAD:
         raise DataError(
-            f"{path}: the steps took {low:.3g} to {high:.3g} s (10 to 90 %), a spread of {(high - low) / median:.0%} of "
-            f"the median, at most {MOST_SPREAD:.0%} can be fitted; use a log of a quiet machine"
+            f"{path}: the steps took {low:.3g} to {high:.3g} s (10 to 90 %), a spread of {(high - low) / median:.0%} "
+            f"of the median, at most {MOST_SPREAD:.0%} can be fitted; use a log of a quiet machine"
         )
     count = num_gpus or _world_of(path)
     place = replace(cluster, num_gpus=count)
@@ -231,8 +231,8 @@ def _solve(config: Config, arch: Architecture, cluster: Cluster, measured_s: flo
         )
     if predicted(low) < measured_s:
         raise DataError(
-            f"{path}: a step took {measured_s:.4g} s, which is below a ten-thousandth of the peak of {cluster.num_gpus} "
-            f"{cluster.gpu.name}; give the GPU it ran on with --gpu or --gpu-file"
+            f"{path}: a step took {measured_s:.4g} s, which is below a ten-thousandth of the peak of "
+            f"{cluster.num_gpus} {cluster.gpu.name}; give the GPU it ran on with --gpu or --gpu-file"
         )
     for _ in range(60):
         middle = math.sqrt(low * high)

@@ -72,6 +72,6 @@ def network_of(interconnect: str, gpus_per_node: int) -> float:
         found = -1.0
     if not 0 < found < 1e6:
         raise ConfigError(
-            f"--interconnect {interconnect} is not known; use {either(list(INTERCONNECTS))}, or a number of Gbit/s a GPU"
+            f"--interconnect {interconnect} is not known; use {either(list(INTERCONNECTS))}, or Gbit/s a GPU"
         )
     return found / 8

@@ -55,7 +55,7 @@ def require_sound(config: Config, arch: Architecture) -> None:
 def layouts(
     config: Config, arch: Architecture, cluster: Cluster, refused: Counter[str] | None = None
 ) -> Iterator[Iterator[Config]]:
-    """The recipe under each layout and micro-batch, and of each the ways of recomputing, the one that recomputes nothing
+    """The recipe under each layout and micro-batch, of each the ways of recomputing, the one that does nothing again
     first: those that the trainer accepts. `refused` counts the others by their reason."""
     for parallel in _parallels(config.parallel, arch, cluster):
         lightest = replace(

@@ -34,7 +34,7 @@ def base_of(config: Config) -> Path | None:
     path = Path(config.start.checkpoint)
     if not config.start.checkpoint or config.start.hugging_face or not path.is_dir():
         return None
-    return layout.resolve(path)
+    return layout.resolve(str(path))
 
 
 def _read(path: Path, key: str) -> Architecture:
@@ -43,10 +43,10 @@ def _read(path: Path, key: str) -> Architecture:
     if path.is_file():
         return _read_config(path, key)
     if path.is_dir():
-        return layout.read_manifest(layout.resolve(path)).arch
+        return layout.read_manifest(layout.resolve(str(path))).arch
     raise ConfigError(
-        f"{key}={path} is not on this machine, and the plan needs the model's shape; give --model with its Hugging Face "
-        "config.json, or a checkpoint"
+        f"{key}={path} is not on this machine, and the plan needs the model's shape; give --model with its Hugging "
+        "Face config.json, or a checkpoint"
     )
 
 

@@ -38,8 +38,8 @@ def _head(record: Facts) -> list[str]:
         f"model    {model['family']}, {model['parameters'] / 1e9:.3f} B parameters; "
         f"{model['flops_per_token_causal'] / 1e9:.2f} GFLOP a token with causal attention, "
         f"{model['flops_per_token_full_attention'] / 1e9:.2f} with the full square",
-        f"cluster  {cluster['num_gpus']} x {gpu['name']} ({gpu['memory_gib']:g} GiB, {gpu['bf16_tflop_per_s']:g} TFLOP/s "
-        f"bf16), {cluster['gpus_per_node']} a node, {cluster['network_gb_per_s']:g} GB/s a GPU between nodes",
+        f"cluster  {cluster['num_gpus']} x {gpu['name']} ({gpu['memory_gib']:g} GiB, {gpu['bf16_tflop_per_s']:g} "
+        f"TFLOP/s bf16), {cluster['gpus_per_node']} a node, {cluster['network_gb_per_s']:g} GB/s a GPU between nodes",
         f"speed    {known}: matrix products reach {efficiency['expected']:.0%} of the peak "
         f"({efficiency['low']:.0%} to {efficiency['high']:.0%}; {efficiency['source']})",
     ]
@@ -106,15 +106,16 @@ def _ranking(record: Facts) -> list[str]:
 
 
 def _value(facts: Facts, key: str) -> str:
-    return dict(item.split("=", 1) for item in facts["overrides"])[key]
+    found: str = dict(item.split("=", 1) for item in facts["overrides"])[key]
+    return found
 
 
 def _run(record: Facts) -> list[str]:
     best = record["layouts"][0]
     peak = f"{best['peak_tflop_per_s']:g} TFLOP/s"
     return [
-        f"the run with {best['layout']}: {best['tokens'] / 1e9:.2f} B tokens in {best['steps']:,} steps (predicted; low to "
-        "high in brackets)",
+        f"the run with {best['layout']}: {best['tokens'] / 1e9:.2f} B tokens in {best['steps']:,} steps (predicted; "
+        "low to high in brackets)",
         f"  tokens/s/GPU   {_range(best['tokens_per_s_per_gpu'], '{:.0f}')}",
         f"  MFU causal     {_range(best['mfu_causal'], '{:.1%}')} of {peak}: each token attends to those before it",
         f"  MFU full       {_range(best['mfu_full'], '{:.1%}')}: the same speed with the full square of scores counted "

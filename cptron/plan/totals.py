@@ -47,7 +47,7 @@ class Totals:
     mfu_causal: Range
     """Model FLOPs with causal attention, over the peak."""
     mfu_full: Range
-    """The same with the full square of scores, as PaLM and Megatron-LM before 25.09 count: larger for the same speed."""
+    """The same with the full square of scores, as PaLM and Megatron-LM before 25.09 count: more for the same speed."""
     hfu_causal: Range
     """With what is recomputed: what the hardware computes."""
     peak_tflop_per_s: float

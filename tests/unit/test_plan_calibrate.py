@@ -140,6 +140,12 @@ def test_step_times_that_are_no_times(value: object, tmp_path: Path, model: Path
         fit([path], h100s(8), model, 8)
 
 
+FIT = (
+    '{"format": 1, "gpu": "h100", "efficiency": {"low": %g, "expected": 0.5, '
+    '"high": 0.6, "memory_factor": %g, "source": ""}}'
+)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -147,13 +153,13 @@ def test_step_times_that_are_no_times(value: object, tmp_path: Path, model: Path
         "[]",
         "{}",
         '{"format": 2}',
-        '{"format": 1, "gpu": "h100", "efficiency": {"low": 1, "expected": 0.5, "high": 0.6, "memory_factor": 1, "source": ""}}',
-        '{"format": 1, "gpu": "h100", "efficiency": {"low": 0.1, "expected": 0.5, "high": 0.6, "memory_factor": 0, "source": ""}}',
+        FIT % (1, 1),
+        FIT % (0.1, 0),
     ],
 )
 def test_damaged_fits(text: str, tmp_path: Path) -> None:
     """One line each."""
     path = tmp_path / "fit.json"
     path.write_text(text)
-    with pytest.raises(DataError, match="--fit .* cannot be read"):
+    with pytest.raises(DataError, match=r"--fit .* cannot be read"):
         read_fit(path, "h100")

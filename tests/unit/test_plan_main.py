@@ -105,7 +105,7 @@ def test_corpus_of_token_files(tmp_path: Path, model: str, capsys: pytest.Captur
     from data_world import write_tokens
 
     prefix = tmp_path / "law"
-    write_tokens(prefix, [[1, 2, 3] * 1000] * 10)
+    write_tokens(prefix, [3000] * 10)
     overrides = [f"data.sources.domain.path={prefix}", "data.sources.domain.max_epochs=2"]
     arguments = ["plan", str(RECIPE), *overrides, "--gpus", "8", "--gpu", "h200", "--model", model]
     assert cli.main([*arguments, "--tokens", "2097152", "--json"]) == 0

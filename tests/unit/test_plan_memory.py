@@ -53,9 +53,9 @@ def test_model_and_optimizer_that_mbridge_measured(parameters: int, shards: int,
 def test_peaks_of_llama_2_7b_in_megatron_lm_of_2023(
     tp: int, pp: int, dp: int, micro: int, measured_gib: float
 ) -> None:
-    """Megatron-LM#482: `max_memory_allocated`. Its layers kept other tensors than ours: no sequence parallelism, dropout
-    masks, queries, keys and values copied, an unfused SwiGLU. They do not say the sequence length: 2048 is the power of
-    two that fits."""
+    """Megatron-LM#482: `max_memory_allocated`. Its layers kept other tensors than ours: no sequence parallelism,
+    dropout masks, queries, keys and values copied, an unfused SwiGLU. They do not say the sequence length: 2048 is the
+    power of two that fits."""
     h, f = LLAMA2_7B.hidden_size, LLAMA2_7B.ffn_hidden_size
     tokens = micro * 2048
     kept = Kept(hidden=(2 + 2 + 2 + 2 + 3) * h, inner=(6 + 2 + 2) * h + 8 * f)

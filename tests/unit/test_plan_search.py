@@ -163,7 +163,8 @@ def test_the_leanest_is_the_leanest() -> None:
 def test_stages_share_the_tokens() -> None:
     """By their ends in tokens, in the order of the recipe; sequence and batch are the stage's."""
     overrides = (
-        "data.stages=[{until_tokens: 300000000}, {until_tokens: 500000000, seq_length: 16384}, {global_batch_size: 64}]",
+        "data.stages=[{until_tokens: 300000000}, {until_tokens: 500000000, seq_length: 16384}, "
+        "{global_batch_size: 64}]",
     )
     config = with_tokens(recipe(overrides=overrides), 1e9)
     parts = weighted_stages(config)
