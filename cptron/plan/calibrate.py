@@ -8,8 +8,6 @@ over.
 from __future__ import annotations
 
 import math
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,14 +25,11 @@ from cptron.plan.efficiency import Efficiency
 from cptron.plan.layouts import require_accepted
 from cptron.plan.memory import memory_of_stage
 from cptron.plan.shape import model_of
+from cptron.plan.steady import number_of, steady_steps
 from cptron.plan.step_time import step_time
-from cptron.report.sinks import Record, read_records
 from cptron.runtime.topology import Layout, Topology
 
 GIB = 2**30
-LEFT_OUT = 5
-"""Steps after each start, which warm up caches, compilers and pages."""
-LEAST_STEPS = 20
 MOST_SPREAD = 0.25
 """Of (90 % quantile - 10 % quantile) / median of the step times."""
 ELSEWHERE = 0.1
@@ -70,6 +65,17 @@ class LogFit:
 
 
 @dataclass(frozen=True, slots=True)
+class _Read:
+    """A log with the run that it is of."""
+
+    found: LogFit
+    config: Config
+    arch: Architecture
+    place: Cluster
+    on_gpus: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Fit:
     """All logs together."""
 
@@ -80,134 +86,87 @@ class Fit:
 
 
 def fit(paths: Sequence[Path], cluster: Cluster, model: Path | None, num_gpus: int | None) -> Fit:
-    """Fit `metrics.jsonl` files of runs on this kind of GPU. `num_gpus` where no checkpoint of a run tells it. Raises
+    """Fit `metrics.jsonl` files of runs on this kind of GPU. `num_gpus` where a log does not tell it. Raises
     `DataError` where a log does not suffice."""
     read = [_read(path, cluster, model, num_gpus) for path in paths]
-    reached = float(np.median([found.reached for found, *_ in read]))
+    reached = float(np.median([one.found.reached for one in read]))
     logs = tuple(
-        replace(found, predicted_s=step_time(config, arch, place, reached=reached).total)
-        for found, config, arch, place in read
+        replace(
+            one.found,
+            predicted_s=step_time(one.config, one.arch, one.place, reached=reached).total,
+        )
+        for one in read
     )
-    factors = [found.memory_gib / found.predicted_memory_gib for found in logs]
-    plausible = all(PLAUSIBLE[0] <= factor <= PLAUSIBLE[1] for factor in factors)
-    notes = () if plausible else (_implausible(factors),)
+    factor, notes = _memory_factor(read)
     slowest = min(found.reached * found.step_time_s[1] / found.step_time_s[2] for found in logs)
     fastest = max(found.reached * found.step_time_s[1] / found.step_time_s[0] for found in logs)
     efficiency = Efficiency(
         low=min(slowest, reached * (1 - ELSEWHERE)),
         expected=reached,
         high=max(fastest, reached * (1 + ELSEWHERE)),
-        memory_factor=max(factors) if plausible else 1.0,
+        memory_factor=factor,
         source=f"fitted to {', '.join(found.log for found in logs)}",
         is_measured=True,
     )
     return Fit(cluster.gpu.name, efficiency, logs, notes)
 
 
-def _implausible(factors: Sequence[float]) -> str:
+def _memory_factor(read: Sequence[_Read]) -> tuple[float, tuple[str, ...]]:
+    """The largest of all logs, and a note where it is not that of a GPU's allocator."""
+    factors = [one.found.memory_gib / one.found.predicted_memory_gib for one in read]
+    if all(one.on_gpus for one in read) and all(PLAUSIBLE[0] <= factor <= PLAUSIBLE[1] for factor in factors):
+        return max(factors), ()
     listed = ", ".join(f"{factor:.2f}" for factor in factors)
-    return (
-        f"measured memory is {listed} times the predicted one, so it is not that of a GPU's allocator (on a CPU "
-        "it is the process's): memory is not calibrated"
+    return 1.0, (
+        f"measured memory is {listed} times the predicted one and not, or not plausibly, that of a GPU's allocator "
+        "(on a CPU it is the process's): memory is not calibrated",
     )
 
 
-def _read(
-    path: Path, cluster: Cluster, model: Path | None, num_gpus: int | None
-) -> tuple[LogFit, Config, Architecture, Cluster]:
-    if not path.is_file():
-        raise DataError(f"--calibrate {path} does not exist; name the metrics.jsonl of a run")
+def _read(path: Path, cluster: Cluster, model: Path | None, num_gpus: int | None) -> _Read:
+    steady = steady_steps(path)
     config = load_config(path.parent / "config.yaml").config
-    steps, left_out, stage = _steady(path, read_records(path))
     if config.data.stages:
-        config = staged_configs(config)[min(stage, len(config.data.stages) - 1)][0]
-    times = np.array([record["step_time_s"] for record in steps])
+        config = staged_configs(config)[min(steady.stage, len(config.data.stages) - 1)][0]
+    times = np.array([record["step_time_s"] for record in steady.steps])
     low, median, high = (float(value) for value in np.quantile(times, (0.1, 0.5, 0.9)))
     if (high - low) / median > MOST_SPREAD:
         raise DataError(
             f"{path}: the steps took {low:.3g} to {high:.3g} s (10 to 90 %), a spread of {(high - low) / median:.0%} "
             f"of the median, at most {MOST_SPREAD:.0%} can be fitted; use a log of a quiet machine"
         )
-    count = num_gpus or _world_of(path)
-    place = replace(cluster, num_gpus=count)
+    count = num_gpus or steady.world_size
+    if not count:
+        raise DataError(
+            f"{path} does not say on how many GPUs its {len(times)} steps ran; give --calibrate-gpus"
+        )
     arch = _model(config, path, model)
     require_accepted(config, arch, count)
-    reached = _solve(config, arch, place, median, path)
-    measured = float(np.median([_number(path, record, "mem_peak_gib") for record in steps]))
+    layout = Topology(count, Layout.of(config.parallel)).describe()
+    if steady.layout not in ("", layout):
+        raise DataError(
+            f"{path} ends with steps of {steady.layout}, but config.yaml beside it says {layout}; use the log of a run "
+            "that was not changed after them"
+        )
+    place = replace(cluster, num_gpus=count)
+    measured = float(np.median([number_of(path, record, "mem_peak_gib") for record in steady.steps]))
     found = LogFit(
         log=str(path),
-        layout=_layout_name(config, count),
+        layout=layout,
         num_gpus=count,
-        steps_used=len(steps),
-        steps_left_out=left_out,
+        steps_used=len(times),
+        steps_left_out=steady.left_out,
         step_time_s=(low, median, high),
-        reached=reached,
+        reached=_solve(config, arch, place, median, path),
         predicted_s=median,
         memory_gib=measured,
         predicted_memory_gib=memory_of_stage(config, arch, count, 0).allocated / GIB,
     )
-    return found, config, arch, place
-
-
-def _layout_name(config: Config, count: int) -> str:
-    return Topology(count, Layout.of(config.parallel)).describe()
-
-
-def _steady(path: Path, records: Sequence[Record]) -> tuple[list[Record], int, int]:
-    """Steps of the stage that has most of them, without those that follow a start; how many were left out; the
-    stage."""
-    since_start, kept, left_out = 0, list[Record](), 0
-    before: int | None = None
-    for record in records:
-        if record["kind"] == "start":
-            since_start = 0
-        if record["kind"] != "step":
-            continue
-        if before is not None and record["step"] <= before:
-            since_start = 0  # gone back: a restart without a record of it
-        before = record["step"]
-        _number(path, record, "step_time_s")
-        since_start += 1
-        if since_start <= LEFT_OUT:
-            left_out += 1
-        else:
-            kept.append(record)
-    stage, _ = Counter(int(record.get("stage", 0)) for record in kept).most_common(1)[0] if kept else (0, 0)
-    used = [record for record in kept if int(record.get("stage", 0)) == stage]
-    left_out += len(kept) - len(used)
-    if len(used) < LEAST_STEPS:
-        raise DataError(
-            f"{path} has {len(used)} steps after warming up ({left_out} left out), must have at least {LEAST_STEPS}; "
-            "train longer, or set log.every_steps lower"
-        )
-    return used, left_out, stage
-
-
-def _number(path: Path, record: Record, key: str) -> float:
-    value = record.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise DataError(
-            f"{path}: step {record['step']} has {key}={value!r}, must be a number above 0; use a log of cptron train"
-        )
-    return float(value)
-
-
-def _world_of(path: Path) -> int:
-    """From the layout that the newest checkpoint says it was saved under."""
-    for _, directory in reversed(checkpoint_layout.list_checkpoints(path.parent / "checkpoints")):
-        try:
-            name = checkpoint_layout.read_manifest(directory).layout
-        except CptronError:
-            continue
-        parts = dict(re.findall(r"(?:^|_)(tp|cp|pp|dp)(\d+)", name))
-        if "dp" in parts:
-            return math.prod(int(size) for size in parts.values())
-    raise DataError(
-        f"{path.parent} has no checkpoint that tells on how many GPUs it ran; say it with --calibrate-gpus"
-    )
+    return _Read(found, config, arch, place, steady.on_gpus)
 
 
 def _model(config: Config, path: Path, model: Path | None) -> Architecture:
+    """That of the run's own checkpoints, where it has any."""
     if model is None:
         for _, directory in reversed(checkpoint_layout.list_checkpoints(path.parent / "checkpoints")):
             try:

@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--price", metavar="USD", help="of a GPU-hour, as 2.5 or 2-4; default: a wide range")
     add("--calibrate", type=Path, nargs="+", metavar="LOG", help="fit to metrics.jsonl of runs on such GPUs")
-    add("--calibrate-gpus", type=int, metavar="N", help="GPUs of those runs, where no checkpoint tells it")
+    add("--calibrate-gpus", type=int, metavar="N", help="GPUs of those runs, where the log does not tell it")
     add("--write-fit", type=Path, metavar="FILE", help=f"where the fit goes; default {FILE} beside the log")
     add("--fit", type=Path, metavar="FILE", help="use an earlier fit")
     add("--top", type=int, default=5, metavar="N", help="layouts to show; default 5")

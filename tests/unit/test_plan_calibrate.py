@@ -12,10 +12,12 @@ from plan_cases import LLAMA3_8B, h100s, recipe
 
 from cptron.config.load import resolved_yaml
 from cptron.errors import CptronError, DataError
-from cptron.plan.calibrate import LEAST_STEPS, LEFT_OUT, fit
+from cptron.plan.calibrate import fit
 from cptron.plan.fit_file import fit_record, read_fit, write_fit
 from cptron.plan.memory import memory_of_stage
+from cptron.plan.steady import LEAST_STEPS, LEFT_OUT
 from cptron.plan.step_time import step_time
+from cptron.runtime.topology import Layout, Topology
 
 HUGGING_FACE_8B = {
     "model_type": "llama",
@@ -42,11 +44,13 @@ def log_of(
     (directory / "config.yaml").write_text(resolved_yaml(config))
     seconds = step_time(config, LLAMA3_8B, h100s(8), reached=REACHED).total
     peak = memory_of_stage(config, LLAMA3_8B, 8, 0).allocated * MEMORY / 2**30
+    layout = Topology(8, Layout.of(config.parallel)).describe()
+    begins = {"kind": "start", "layout": layout, "world_size": 8, "device": "cuda"}
     random = np.random.default_rng(0)
     records: list[dict[str, Any]] = []
     for step in range(steps):
         if step == 0 or step in restarts:
-            records.append({"kind": "start", "step": step})
+            records.append({**begins, "step": step})
             slow = LEFT_OUT
         slow -= 1
         time = seconds * (1 + noise * random.standard_normal()) * (5 if slow >= 0 else 1)
@@ -70,7 +74,7 @@ def test_recovers_what_the_log_was_made_with(tmp_path: Path, model: Path) -> Non
     """Within the noise, though every start begins with slow steps; residuals of both logs, one of another layout, are
     written down, and the file plans as the fit does."""
     logs = [log_of(tmp_path / "a", restarts=(30,), cp=2), log_of(tmp_path / "b", tp=2)]
-    found = fit(logs, h100s(64), model, 8)
+    found = fit(logs, h100s(64), model, None)
     efficiency = found.efficiency
     assert efficiency.expected == pytest.approx(REACHED, rel=0.02)
     assert efficiency.memory_factor == pytest.approx(MEMORY, rel=0.001)
@@ -108,6 +112,9 @@ def test_memory_of_a_process_is_not_that_of_a_gpu(tmp_path: Path, model: Path) -
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     found = fit([path], h100s(8), model, 8)
     assert found.efficiency.memory_factor == 1.0 and "memory is not calibrated" in found.notes[0]
+    on_cpus = log_of(tmp_path / "cpus")
+    on_cpus.write_text(on_cpus.read_text().replace('"cuda"', '"cpu"'))
+    assert fit([on_cpus], h100s(8), model, 8).notes
 
 
 @pytest.mark.parametrize(
@@ -115,11 +122,10 @@ def test_memory_of_a_process_is_not_that_of_a_gpu(tmp_path: Path, model: Path) -
     [
         ({"steps": LEFT_OUT + LEAST_STEPS - 1}, 8, f"has {LEAST_STEPS - 1} steps after warming up"),
         ({"noise": 0.4}, 8, "a spread of"),
-        ({}, None, "no checkpoint that tells .* --calibrate-gpus"),
         ({}, 1, "at their peak take"),
         ({}, 3, "world size 3|multiple of"),
     ],
-    ids=["short", "noisy", "unknown-world", "faster-than-the-peak", "impossible-world"],
+    ids=["short", "noisy", "faster-than-the-peak", "impossible-world"],
 )
 def test_logs_that_do_not_suffice(
     log: dict[str, Any], num_gpus: int | None, said: str, tmp_path: Path, model: Path
@@ -127,6 +133,21 @@ def test_logs_that_do_not_suffice(
     """Each with the number that is missing."""
     with pytest.raises(CptronError, match=said):
         fit([log_of(tmp_path / "run", **log)], h100s(8), model, num_gpus)
+
+
+def test_a_log_that_does_not_say_where_it_ran(tmp_path: Path, model: Path) -> None:
+    """Or says another layout than the configuration beside it; steps of an earlier layout are left out."""
+    path = log_of(tmp_path / "run", restarts=(30,), tp=2)
+    text = path.read_text()
+    path.write_text(text.replace('"world_size": 8, ', ""))
+    with pytest.raises(DataError, match=r"does not say on how many GPUs .* --calibrate-gpus"):
+        fit([path], h100s(8), model, None)
+    path.write_text(text.replace("tp2_sp_pp1_dp4", "tp4_sp_pp1_dp2"))
+    with pytest.raises(DataError, match=r"ends with steps of tp4_sp_pp1_dp2, but .* says tp2_sp_pp1_dp4"):
+        fit([path], h100s(8), model, None)
+    path.write_text(text.replace("tp2_sp_pp1_dp4", "tp4_sp_pp1_dp2", 1))
+    (log,) = fit([path], h100s(8), model, None).logs
+    assert (log.steps_used, log.steps_left_out) == (30 - LEFT_OUT, 30 + LEFT_OUT)
 
 
 @pytest.mark.parametrize("value", [None, "nan", -1.0, True])
