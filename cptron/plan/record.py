@@ -59,8 +59,8 @@ def plan_record(plan: Plan, most_rejected: int = 3) -> Facts:
         "layouts": [_layout(estimate, total, plan) for estimate, total in plan.ranked],
         "layouts_that_fit": len(plan.found.fitting),
         "layouts_too_large": len(plan.found.too_large),
-        "nearest_too_large": [
-            _too_large(estimate, plan.cluster) for estimate in plan.found.too_large[:most_rejected]
+        "faster_but_too_large": [
+            _too_large(estimate, plan.cluster) for estimate in _faster(plan)[:most_rejected]
         ],
         "layouts_refused": dict(plan.found.refused.most_common()),
         "checkpoints": checkpoints_record(plan.config, plan.arch),
@@ -122,6 +122,12 @@ def _described(estimate: Estimate, cluster: Cluster) -> Facts:
         "step_time_s": estimate.time.total,
         "step_time_parts_s": asdict(estimate.time),
     }
+
+
+def _faster(plan: Plan) -> list[Estimate]:
+    """Layouts that would beat the best one if they fitted."""
+    best = plan.found.fitting[0].seconds_per_token
+    return [estimate for estimate in plan.found.too_large if estimate.seconds_per_token < best]
 
 
 def _too_large(estimate: Estimate, cluster: Cluster) -> Facts:

@@ -97,9 +97,9 @@ def _ranking(record: Facts) -> list[str]:
         f"{sum(record['layouts_refused'].values())}; predicted fastest:",
         *table(heads, rows).splitlines(),
     ]
-    for facts in record["nearest_too_large"]:
+    for facts in record["faster_but_too_large"]:
         lines.append(
-            f"  faster or not, too large: {facts['layout']} micro {_value(facts, 'train.micro_batch_size')}, "
+            f"  faster, but too large: {facts['layout']} micro {_value(facts, 'train.micro_batch_size')}, "
             f"{_value(facts, 'memory.recompute')}: {facts['reason']}"
         )
     return lines
