@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from cptron.config.load import resolved_yaml
 from cptron.errors import CptronError, DataError
 from cptron.plan.calibrate import fit
 from cptron.plan.fit_file import fit_record, read_fit, write_fit
+from cptron.plan.gpus import GPUS
 from cptron.plan.memory import memory_of_stage
 from cptron.plan.steady import LEAST_STEPS, LEFT_OUT
 from cptron.plan.step_time import step_time
@@ -120,12 +122,16 @@ def test_memory_of_a_process_is_not_that_of_a_gpu(tmp_path: Path, model: Path) -
 @pytest.mark.parametrize(
     ("log", "num_gpus", "said"),
     [
-        ({"steps": LEFT_OUT + LEAST_STEPS - 1}, 8, f"has {LEAST_STEPS - 1} steps after warming up"),
+        (
+            {"steps": LEFT_OUT + LEAST_STEPS - 1},
+            8,
+            f"has {LEAST_STEPS - 1} steps of one layout after warming up",
+        ),
         ({"noise": 0.4}, 8, "a spread of"),
-        ({}, 1, "at their peak take"),
+        ({}, 1, "ends with steps of tp1_pp1_dp8"),
         ({}, 3, "world size 3|multiple of"),
     ],
-    ids=["short", "noisy", "faster-than-the-peak", "impossible-world"],
+    ids=["short", "noisy", "another-world", "impossible-world"],
 )
 def test_logs_that_do_not_suffice(
     log: dict[str, Any], num_gpus: int | None, said: str, tmp_path: Path, model: Path
@@ -133,6 +139,13 @@ def test_logs_that_do_not_suffice(
     """Each with the number that is missing."""
     with pytest.raises(CptronError, match=said):
         fit([log_of(tmp_path / "run", **log)], h100s(8), model, num_gpus)
+
+
+def test_a_log_that_is_faster_than_the_peak(tmp_path: Path, model: Path) -> None:
+    """It was another GPU's."""
+    slow = replace(h100s(8), gpu=replace(GPUS["h100"], bf16_tflop_per_s=300))
+    with pytest.raises(DataError, match=r"8 h100 at their peak take .* give the GPU it ran on"):
+        fit([log_of(tmp_path / "run")], slow, model, None)
 
 
 def test_a_log_that_does_not_say_where_it_ran(tmp_path: Path, model: Path) -> None:
