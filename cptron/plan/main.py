@@ -48,12 +48,12 @@ def main(argv: Sequence[str]) -> int:
     if args.tokens is not None:
         config = with_tokens(config, _tokens(args.tokens))
     require_sound(config, arch)
-    efficiency = _efficiency(args, cluster, config)
+    efficiency, notes = _efficiency(args, cluster, config)
     found = search(config, arch, cluster, efficiency)
     if not found.fitting:
         raise _too_small(config, arch, cluster, efficiency, found)
     plan = _planned(config, arch, cluster, efficiency, found, args.top)
-    record = plan_record(plan)
+    record = plan_record(plan) | {"notes": list(notes)}
     print(json.dumps(record, indent=2) if args.json else "\n".join(plan_lines(record)))
     return 0
 
@@ -92,16 +92,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _efficiency(args: argparse.Namespace, cluster: Cluster, config: Config) -> Efficiency:
+def _efficiency(
+    args: argparse.Namespace, cluster: Cluster, config: Config
+) -> tuple[Efficiency, tuple[str, ...]]:
     if args.fit is not None and args.calibrate:
         raise ConfigError(f"--fit {args.fit} and --calibrate exclude each other; use one of them")
     if args.fit is not None:
-        return read_fit(args.fit, cluster.gpu.name)
+        return read_fit(args.fit, cluster.gpu.name), ()
     if args.calibrate:
         found = fit(args.calibrate, cluster, args.model, args.calibrate_gpus)
         write_fit(args.write_fit or args.calibrate[0].parent / FILE, found)
-        return found.efficiency
-    return assumed(fp8=config.fp8.recipe != "none")
+        return found.efficiency, found.notes
+    return assumed(fp8=config.fp8.recipe != "none"), ()
 
 
 def _planned(

@@ -19,6 +19,7 @@ def plan_lines(record: Facts) -> list[str]:
     """The whole plan, the best layout first."""
     return [
         *_head(record),
+        *(f"note     {note}" for note in record.get("notes", [])),
         "",
         *_recipe(record["as_written"]),
         "",
@@ -114,17 +115,17 @@ def _run(record: Facts) -> list[str]:
     best = record["layouts"][0]
     peak = f"{best['peak_tflop_per_s']:g} TFLOP/s"
     return [
-        f"the run with {best['layout']}: {best['tokens'] / 1e9:.2f} B tokens in {best['steps']:,} steps (predicted; "
+        f"the run with {best['layout']}: {best['tokens'] / 1e9:.4g} B tokens in {best['steps']:,} steps (predicted; "
         "low to high in brackets)",
         f"  tokens/s/GPU   {_range(best['tokens_per_s_per_gpu'], '{:.0f}')}",
         f"  MFU causal     {_range(best['mfu_causal'], '{:.1%}')} of {peak}: each token attends to those before it",
         f"  MFU full       {_range(best['mfu_full'], '{:.1%}')}: the same speed with the full square of scores counted "
         "(PaLM; Megatron-LM before 25.09)",
         f"  HFU causal     {_range(best['hfu_causal'], '{:.1%}')}: with what is recomputed",
-        f"  days           {_range(best['days'], '{:.2f}')}, training steps alone: no evaluations, saves, restarts",
-        f"  GPU-hours      {_range(best['gpu_hours'], '{:,.0f}')}",
-        f"  cost           {_range(best['usd'], '{:,.0f}')} USD at {_prices(record)}",
-        f"  energy         {_range(best['kwh'], '{:,.0f}')} kWh with the servers and their cooling",
+        f"  days           {_range(best['days'])}, training steps alone: no evaluations, saves, restarts",
+        f"  GPU-hours      {_range(best['gpu_hours'])}",
+        f"  cost           {_range(best['usd'])} USD at {_prices(record)}",
+        f"  energy         {_range(best['kwh'])} kWh with the servers and their cooling",
         f"  cptron train RECIPE {' '.join(best['overrides'])}",
     ]
 
@@ -134,10 +135,17 @@ def _prices(record: Facts) -> str:
     return f"{low:g} to {high:g} a GPU-hour" if low != high else f"{low:g} a GPU-hour"
 
 
-def _range(values: Facts, form: str) -> str:
-    return (
-        f"{form.format(values['expected'])} [{form.format(values['low'])} to {form.format(values['high'])}]"
+def _range(values: Facts, form: str = "") -> str:
+    """`expected [low to high]`; without a form by the size of each."""
+    expected, low, high = (
+        form.format(value) if form else _number(value)
+        for value in (values["expected"], values["low"], values["high"])
     )
+    return f"{expected} [{low} to {high}]"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _outputs(record: Facts) -> list[str]:
@@ -155,8 +163,8 @@ def _corpus(sources: Sequence[Facts]) -> list[str]:
             source["name"],
             source["role"],
             f"{100 * source['share']:.2f}",
-            f"{source['drawn_tokens'] / 1e9:.3f}",
-            "?" if source["tokens"] is None else f"{source['tokens'] / 1e9:.3f}",
+            f"{source['drawn_tokens'] / 1e9:.4g}",
+            "?" if source["tokens"] is None else f"{source['tokens'] / 1e9:.4g}",
             "?" if source["epochs"] is None else f"{source['epochs']:.2f}",
             f"{source['max_epochs']:g}" if source["max_epochs"] else "-",
         ]
