@@ -18,6 +18,7 @@ from cptron.runtime.host_isa import leave_amx_alone
 
 VERBS = {
     "preprocess": ("cptron.tokens.preprocess", "JSONL documents -> token files (.bin/.idx)"),
+    "interleave": ("cptron.tokens.interleave", "JSONL documents, each behind the questions about it"),
     "merge": ("cptron.tokens.merge", "several pairs of token files -> one"),
     "split": ("cptron.tokens.split", "one pair of token files -> several, by documents"),
     "convert": ("cptron.convert.main", "Hugging Face model -> checkpoint"),

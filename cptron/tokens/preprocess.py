@@ -213,6 +213,7 @@ def _manifests(
                     if options.chat
                     else {}
                 ),
+                **({"chat_and_text": "true"} if options.chat_and_text else {}),
             },
             cptron_version=__version__,
         )

@@ -155,23 +155,23 @@ def _chats(
     from cptron.tokens.chat_template import ChatTemplate
 
     template = ChatTemplate.load(options.tokenizer, options.chat_date)
-    with_mask = options.loss_mask != "none"
-    encoder = ChatEncoder(tokenizer, template, with_mask=with_mask)
+    encoder = ChatEncoder(tokenizer, template, loss_mask=options.loss_mask)
     notes.extend(encoder.notes)
-    return ChatBlocks(encoder, with_mask), template.sha256
+    return ChatBlocks(encoder, options.loss_mask != "none", options.chat_and_text), template.sha256
 
 
 def _asked_for_bos(options: PreprocessOptions, tokenizer: Tokenizer, notes: list[str]) -> bool:
     """Whether Megatron's HuggingFaceTokenizer, if that is what was asked for, adds BOS."""
     if (
-        options.chat
+        (options.chat and not options.chat_and_text)
         or not options.hf_special_tokens
         or not tokenizer_adds_bos(options.tokenizer, tokenizer.bos_id)
     ):
         return False
     bos = tokenizer.decode([tokenizer.bos_id]) if tokenizer.bos_id is not None else ""
+    where = "text" if options.chat else "document"
     notes.append(
-        f"--tokenizer-type HuggingFaceTokenizer adds {bos} to every document as Megatron does; "
+        f"--tokenizer-type HuggingFaceTokenizer adds {bos} to every {where} as Megatron does; "
         "--tokenizer-hf-no-include-special-tokens leaves it out"
     )
     return True
@@ -237,6 +237,7 @@ def _identity(
         "tokenizer": tokenizer.fingerprint,
         "tokenizer_path": options.tokenizer,
         "engine": engine,
+        "chat_and_text": options.chat_and_text,
         "append_eod": options.append_eod,
         "prepend_bos": prepend_bos,
         "on_error": options.on_error,
