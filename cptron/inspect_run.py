@@ -15,10 +15,13 @@ from cptron.checkpoint.listing import list_run
 from cptron.checkpoint.saved_rate import saved_rate
 from cptron.config.load import load_config
 from cptron.errors import CheckpointError, CptronError, DataError
+from cptron.forgetting.bootstrap import Interval
+from cptron.forgetting.journal import JOURNAL, read_verdicts
 from cptron.json_text import parse_json
 from cptron.model.architecture import Architecture
 from cptron.model.families import family_of
 from cptron.model.families.family import size_of
+from cptron.report.forgetting import action_text
 from cptron.report.sinks import METRICS_FILE, Record, read_records
 
 RUN_FILE = "run.json"
@@ -141,6 +144,7 @@ def describe_run(directory: Path) -> Facts:
             for facts in list_run(directory)
         ],
         "metrics": _metrics(directory / METRICS_FILE),
+        **_forgetting(directory / JOURNAL),
     }
 
 
@@ -157,6 +161,33 @@ def _config(path: Path) -> Facts | str:
         "precision": config.train.precision,
         "token_shares": {source.name: source.token_share for source in config.data.sources},
     }
+
+
+def _forgetting(path: Path) -> Facts:
+    """What the forgetting monitor found at each evaluation; nothing for a run without one."""
+    try:
+        verdicts = read_verdicts(path)
+    except CptronError as error:
+        return {"forgetting": f"cannot be read: {error}"}
+    rows = [
+        {
+            "step": verdict.step,
+            "tokens": verdict.tokens_total,
+            "pass": verdict.attempt + 1,
+            "old_change_nats": _interval(verdict.old),
+            "new_change_nats": _interval(verdict.new),
+            "found": action_text(verdict),
+            "alarms": "; ".join(verdict.alarms),
+        }
+        for verdict in verdicts
+    ]
+    return {"forgetting": rows} if rows else {}
+
+
+def _interval(interval: Interval | None) -> str:
+    if interval is None:
+        return "unknown"
+    return f"{interval.estimate:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
 
 
 def _metrics(path: Path) -> Facts | str:

@@ -5,6 +5,7 @@
       manifest.sha256   sha256 of the manifest, as `sha256sum -c` reads it
       shards/           megatron-core `torch_dist`: model, and for a run also the optimizer; `index.json` is ours
       hugging_face/     config, tokenizer and other small files of the model it came from
+      forgetting/       losses of the base and of this step, window by window (a run with a forgetting monitor)
       state.json        step, data ledger, random state (a run's checkpoint only)
 
 Place in the flow: written by `convert` and by the trainer, read by everything that needs weights. Imports
@@ -16,10 +17,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -83,6 +83,8 @@ class Manifest:
     """What the run has drawn of each source."""
     metrics: dict[str, float] = field(default_factory=dict)
     """What was evaluated at this very step."""
+    attempt: int = 0
+    """Rollbacks of the forgetting monitor before it."""
     adapter: dict[str, Any] | None = None
     """Settings of the adapter whose parameters the shards hold, and nothing else; None: whole weights."""
     base: str = ""
@@ -244,13 +246,17 @@ def list_checkpoints(checkpoints: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def newest_complete(checkpoints: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that verifies, and what is wrong with the newer ones. Raises `OtherFormat` where one of
-    these is not damaged but of another version: an older one in its place would lose what was done since."""
+def newest_complete(
+    checkpoints: Path, counts: Callable[[Manifest], bool] = lambda manifest: True
+) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, of those that count, and what is wrong with the newer ones. Raises
+    `OtherFormat` where one of these is not damaged but of another version: an older one in its place would lose what
+    was done since."""
     problems: list[str] = []
     for _, directory in reversed(list_checkpoints(checkpoints)):
         try:
-            read_manifest(directory)
+            if not counts(read_manifest(directory)):
+                continue
         except OtherFormat:
             raise
         except CheckpointError as error:
@@ -260,9 +266,13 @@ def newest_complete(checkpoints: Path) -> tuple[Path | None, list[str]]:
     return None, problems
 
 
-def resolve(path: str) -> Path:
-    """A checkpoint directory; a run directory means its newest complete checkpoint, and what is passed over for it is
-    said. Raises `CheckpointError`."""
+def _to_stderr(note: str) -> None:
+    print(f"note: {note}", file=sys.stderr)
+
+
+def resolve(path: str, tell: Callable[[str], None] = _to_stderr) -> Path:
+    """A checkpoint directory; a run directory means its newest complete checkpoint, and `tell` is told what is passed
+    over for it. Raises `CheckpointError`."""
     directory = Path(path)
     if (directory / MANIFEST).is_file():
         return directory
@@ -272,9 +282,8 @@ def resolve(path: str) -> Path:
             raise CheckpointError(
                 f"run {directory} has no complete checkpoint; {'; '.join(problems) or 'none was saved'}"
             )
-        if os.environ.get("RANK", "0") == "0":
-            for problem in problems:
-                print(f"note: {newest.name} is used: {problem}", file=sys.stderr)
+        for problem in problems:
+            tell(f"{newest} is used: {problem}")
         return newest
     read_manifest(directory)
     raise AssertionError("unreachable: read_manifest raises when there is no manifest")

@@ -10,9 +10,11 @@ import math
 import re
 
 from cptron.config.check_engine import check_engine
+from cptron.config.check_forgetting import check_forgetting
 from cptron.config.check_guards import check_guards
 from cptron.config.check_mixing import check_mixing
 from cptron.config.check_optim import check_optim_choices
+from cptron.config.check_regularise import check_regularise
 from cptron.config.check_retention import check_retention
 from cptron.config.check_schedule import check_schedule
 from cptron.config.check_start import check_start
@@ -38,6 +40,8 @@ def check_config(config: Config, world_size: int) -> None:
     _check_names("checkpoint.milestones", [milestone.name for milestone in config.checkpoint.milestones])
     check_retention(config)
     check_guards(config)
+    check_regularise(config)
+    check_forgetting(config)
     check_mixing(config, world_size)
 
 
@@ -71,6 +75,7 @@ def _check_counts(config: Config) -> None:
         "data.megatron_samples": config.data.megatron_samples,
         "data.megatron_consumed_samples": config.data.megatron_consumed_samples,
         "eval.every_steps": config.eval.every_steps,
+        "eval.every_tokens": config.eval.every_tokens,
         "eval.micro_batch_size": config.eval.micro_batch_size,
         "checkpoint.every_steps": config.checkpoint.every_steps,
         "checkpoint.keep_last": config.checkpoint.keep_last,
@@ -159,11 +164,12 @@ def _check_validation(config: Config) -> None:
             )
     if config.data.valid:
         return
-    if config.eval.every_steps:
-        raise ConfigError(
-            f"eval.every_steps={config.eval.every_steps} but data.valid is empty: nothing to evaluate; "
-            "add a validation set, or set eval.every_steps=0 and eval.at_start=false"
-        )
+    for key, every in (("every_steps", config.eval.every_steps), ("every_tokens", config.eval.every_tokens)):
+        if every:
+            raise ConfigError(
+                f"eval.{key}={every} but data.valid is empty: nothing to evaluate; add a validation set, or set "
+                f"eval.{key}=0 and eval.at_start=false"
+            )
     if config.eval.at_start:
         raise ConfigError(
             "eval.at_start=true but data.valid is empty, so no baseline can be measured; "

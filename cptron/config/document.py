@@ -79,14 +79,18 @@ def _type_name(hint: Any) -> str:
         return ", ".join(f"`{choice}`" for choice in get_args(hint))
     if get_origin(hint) is tuple:
         return "list of sections"
+    if is_dataclass(hint):
+        return "section"
     if get_origin(hint) is Mapping:
         return "numbers by name"
     return {str: "text", int: "integer", float: "number", bool: "true or false"}[hint]
 
 
 def _default(field: Field[Any]) -> str:
+    if field.default_factory is not MISSING:
+        return "empty" if field.default_factory is dict else "its own"
     if field.default is MISSING:
-        return "required" if field.default_factory is MISSING else "empty"
+        return "required"
     value = field.default
     if isinstance(value, bool):
         return "`true`" if value else "`false`"

@@ -87,7 +87,8 @@ class DataConfig:
     mixer_skip_batches: int = 500
     """An online mixer takes no notice of the losses of so many first global batches."""
     valid: tuple[ValidSetConfig, ...] = ()
-    """Validation sets; may be empty when `eval.every_steps` is 0 and `eval.at_start` is false."""
+    """Validation sets; may be empty when nothing asks for an evaluation (`eval.at_start`, `eval.every_steps`,
+    `eval.every_tokens`)."""
     tokenizer: str = ""
     """Tokenizer the data must have been made with; empty means the one in `start.checkpoint`."""
     packing: Literal["joined", "best_fit"] = "joined"
@@ -120,5 +121,7 @@ class EvalConfig:
     """Evaluate before any update: the baseline against which forgetting is measured."""
     every_steps: int = 0
     """Evaluate after every so many steps, and always after the last; 0 means only after the last."""
+    every_tokens: int = 0
+    """Evaluate also after the step that reaches or passes a multiple of so many trained tokens; 0 is off."""
     micro_batch_size: int = 0
     """Sequences in one evaluation forward pass of one rank; 0 means `train.micro_batch_size`."""

@@ -13,6 +13,7 @@ from typing import Literal
 from cptron.data.floors import Floors, is_usable
 from cptron.data.source import TokenSource
 from cptron.data.stages import Stage, tokens_per_sample
+from cptron.forgetting.reaction import raised_shares
 
 OnMaxEpochs = Literal["warn", "stop", "redistribute"]
 
@@ -30,7 +31,11 @@ class Mix:
     """Blends that follow one another; empty: `token_shares` to the end."""
     floors: Floors = field(default_factory=Floors)
     factors: tuple[float, ...] = ()
-    """What a mixer or the monitor multiplies each source's share with, in whatever stage; empty: nothing."""
+    """What a mixer multiplies each source's share with, in whatever stage; empty: nothing."""
+    is_replay: tuple[bool, ...] = ()
+    """Whether each source is replay; empty: none is."""
+    replay_factor: float = 1.0
+    """What the forgetting monitor multiplies the share of replay with, up to its cap, in whatever stage."""
 
     @property
     def blends(self) -> tuple[Stage, ...]:
@@ -42,7 +47,10 @@ class Mix:
         shares = [stage.token_shares[index] for index in sources]
         factors = [self.factors[index] if self.factors else 1.0 for index in sources]
         products = [share * factor for share, factor in zip(shares, factors, strict=True)]
-        return products if is_usable(products) else shares
+        asked = products if is_usable(products) else shares
+        if self.replay_factor == 1:
+            return asked
+        return [*raised_shares(asked, [self.is_replay[index] for index in sources], self.replay_factor)]
 
     def tokens_per_batch(self, sources: Sequence[Sequence[TokenSource]]) -> list[float]:
         """Mean of each stage, given its sources; 0 where no stage says how many sequences a batch has."""

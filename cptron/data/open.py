@@ -41,8 +41,9 @@ def open_sources(config: Config, vocab_size: int = 0) -> list[TokenSource]:
     ]
 
 
-def mix_of(config: Config, factors: Mapping[str, float] | None = None) -> Mix:
-    """What is asked of the sources; `factors` multiply their shares, by name. Raises ConfigError."""
+def mix_of(config: Config, factors: Mapping[str, float] | None = None, replay_factor: float = 1.0) -> Mix:
+    """What is asked of the sources; `factors` multiply their shares, by name, and `replay_factor` those of replay, as
+    the forgetting monitor does. Raises ConfigError."""
     sources = config.data.sources
     return Mix(
         tuple(source.token_share for source in sources),
@@ -51,6 +52,8 @@ def mix_of(config: Config, factors: Mapping[str, float] | None = None) -> Mix:
         tuple(_stage(config, stage, number) for number, stage in enumerate(config.data.stages)),
         floors_of(config),
         tuple((factors or {}).get(source.name, 1.0) for source in sources) if factors else (),
+        tuple(source.role == "replay" for source in sources),
+        replay_factor,
     )
 
 

@@ -88,9 +88,10 @@ class SampleStream:
                 self.ledger.open(source.account, source.identity)
         self._enter_stage(self._next_stage())
 
-    def again(self, factors: Sequence[float], ledger: Ledger) -> SampleStream:
+    def again(self, factors: Sequence[float], replay_factor: float, ledger: Ledger) -> SampleStream:
         """A stream of the same sources that continues where `ledger` stands, under other factors."""
-        return SampleStream(self._given, replace(self._mix, factors=tuple(factors)), ledger)
+        mix = replace(self._mix, factors=tuple(factors), replay_factor=replay_factor)
+        return SampleStream(self._given, mix, ledger)
 
     def batch_size(self, default: int) -> int:
         """Samples of the next global batch; `default` where its stage does not say."""

@@ -1,4 +1,4 @@
-"""Loss of the model by the engine: on a validation set of token files, and on documents of a JSONL file by group.
+"""Loss of the model by the engine: on a set of windows of tokens, and on documents of a JSONL file by group.
 
 Place in the flow: before the first update, during and after training, and by `cptron eval`. Invariant:
 every predicted token of the set counts exactly once, whatever the layout.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from cptron.data.valid import ValidSet
+from cptron.data.windows import WindowSet
 from cptron.errors import DataError, TrainingError
 from cptron.evaluate.set_losses import SetLosses
 from cptron.runtime.pipeline import evaluate
@@ -27,7 +27,7 @@ BATCHES_AT_ONCE = 32
 memory."""
 
 
-def evaluate_set(chunks: Sequence[Any], valid_set: ValidSet, device: torch.device) -> SetLosses:
+def evaluate_set(chunks: Sequence[Any], valid_set: WindowSet, device: torch.device) -> SetLosses:
     """Losses of the whole set by window; collective."""
     nats: list[np.ndarray] = []
     tokens: list[np.ndarray] = []

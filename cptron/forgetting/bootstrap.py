@@ -49,9 +49,66 @@ class Change:
             "windows are paired, and there is one"
         )
 
+    @property
+    def estimate(self) -> float:
+        """Change per weight."""
+        return float(self.nats_W.sum() / self.weight_W.sum())
+
+    @property
+    def num_windows(self) -> int:
+        """W."""
+        return len(self.nats_W)
+
+    def deviations(self, seed: int, confidence: float, resamples: int) -> Float64Array:
+        """Change of each resample minus that of the set [R], widened for its number of windows."""
+        generator = _generator(seed, self.name, self.num_windows)
+        found = []
+        at_once = max(1, _AT_ONCE // self.num_windows)
+        for first in range(0, resamples, at_once):
+            count = min(at_once, resamples - first)
+            drawn_RW = generator.integers(0, self.num_windows, (count, self.num_windows))
+            found.append(self.nats_W[drawn_RW].sum(1) / self.weight_W[drawn_RW].sum(1))
+        widened: Float64Array = (np.concatenate(found) - self.estimate) * _widening(
+            self.num_windows, confidence
+        )
+        return widened
+
+
+@dataclass(frozen=True, slots=True)
+class Unpaired:
+    """Two losses of the same text in windows that do not correspond, as those of two tokenizers do not.
+
+    Each is resampled by itself. What makes a passage hard for both models is not cancelled as in pairs, so that the
+    interval is wider than it would have to be.
+    """
+
+    now: Change
+    before: Change
+
+    @property
+    def estimate(self) -> float:
+        """Loss now minus loss before."""
+        return self.now.estimate - self.before.estimate
+
+    @property
+    def num_windows(self) -> int:
+        """Of the one that has fewer."""
+        return min(self.now.num_windows, self.before.num_windows)
+
+    def deviations(self, seed: int, confidence: float, resamples: int) -> Float64Array:
+        """As those of a `Change`."""
+        deviations: Float64Array = self.now.deviations(seed, confidence, resamples) - self.before.deviations(
+            seed, confidence, resamples
+        )
+        return deviations
+
 
 def mean_change(
-    changes: Sequence[Change], seed: int, *, confidence: float = CONFIDENCE, resamples: int = RESAMPLES
+    changes: Sequence[Change | Unpaired],
+    seed: int,
+    *,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
 ) -> Interval:
     """The mean over sets of each set's change per weight, with an interval.
 
@@ -60,29 +117,18 @@ def mean_change(
     should know about the bootstrap", section 4.3): without that it is too narrow when windows are few. A set of one
     window has no interval: the ends are infinite.
     """
-    estimate = float(np.mean([change.nats_W.sum() / change.weight_W.sum() for change in changes]))
-    if min(len(change.nats_W) for change in changes) < 2:
+    estimate = float(np.mean([change.estimate for change in changes]))
+    if min(change.num_windows for change in changes) < 2:
         return Interval(estimate, -math.inf, math.inf)
-    deviation_R = np.mean([_deviations(change, seed, confidence, resamples) for change in changes], axis=0)
+    deviation_R = np.mean([change.deviations(seed, confidence, resamples) for change in changes], axis=0)
     tail = (1 - confidence) / 2
     low, high = np.quantile(deviation_R, [tail, 1 - tail])
     return Interval(estimate, estimate + float(low), estimate + float(high))
 
 
-def _deviations(change: Change, seed: int, confidence: float, resamples: int) -> Float64Array:
-    """Change of each resample minus that of the set [R], widened for its number of windows."""
-    num_windows = len(change.nats_W)
-    digest = hashlib.sha256(f"{seed}|{change.name}|{num_windows}".encode()).digest()
-    generator = np.random.default_rng(int.from_bytes(digest[:8], "little"))
-    found = []
-    at_once = max(1, _AT_ONCE // num_windows)
-    for first in range(0, resamples, at_once):
-        count = min(at_once, resamples - first)
-        drawn_RW = generator.integers(0, num_windows, (count, num_windows))
-        found.append(change.nats_W[drawn_RW].sum(1) / change.weight_W[drawn_RW].sum(1))
-    own = change.nats_W.sum() / change.weight_W.sum()
-    widened: Float64Array = (np.concatenate(found) - own) * _widening(num_windows, confidence)
-    return widened
+def _generator(seed: int, name: str, num_windows: int) -> np.random.Generator:
+    digest = hashlib.sha256(f"{seed}|{name}|{num_windows}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
 
 def _widening(num_windows: int, confidence: float) -> float:

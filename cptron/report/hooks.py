@@ -85,13 +85,21 @@ class ReportHook(Hook):
     def on_guard(self, run: Run, record: Record) -> None:
         """Always written; after a rollback the steps that were lost are cut off, as a resume does."""
         if record["event"] == "rollback":
-            self._metrics.rewind(run.state.step)
-            self._data_log.rewind(run.state.batches_drawn)
-            self._shares, self._evaluated_step = {}, None
-            for note in run.plan.notes:  # on the checkpoint that it went back to
-                self._console.note(note)
+            self._rewind(run)
         self._metrics.write(record)
         self._console.note(guard_line(record))
+
+    def on_rewind(self, run: Run, why: str) -> None:
+        """The steps that are left are cut off; what was found of them stays in the monitor's journal."""
+        self._rewind(run)
+        self._console.note(f"back to step {run.state.step}: {why}")
+
+    def _rewind(self, run: Run) -> None:
+        self._metrics.rewind(run.state.step)
+        self._data_log.rewind(run.state.batches_drawn)
+        self._shares, self._evaluated_step = {}, None
+        for note in run.plan.notes:  # on the checkpoint that it went back to
+            self._console.note(note)
 
     def on_mix(self, run: Run, record: Record) -> None:
         """Always written."""

@@ -18,9 +18,12 @@ from typing import Any
 from cptron.config.load import load_config, resolved_yaml
 from cptron.config.schema import Config, SourceConfig
 from cptron.errors import DataError
+from cptron.forgetting.journal import JOURNAL, Verdict, read_verdicts
 from cptron.json_text import parse_json
 from cptron.report.charts import points_of, training_charts, validation_charts
 from cptron.report.console import compact, guard_line, valid_sets
+from cptron.report.forgetting import VERDICT_HEAD, forgetting_charts, verdict_rows
+from cptron.report.forgetting import note as forgetting_note
 from cptron.report.page import page
 from cptron.report.sinks import METRICS_FILE, Record, read_records
 
@@ -28,8 +31,8 @@ REPORT_FILE = "report.html"
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `run_dir/report.html` from metrics.jsonl, config.yaml and, where present, summary.json; returns
-    its path.
+    """Write `run_dir/report.html` from metrics.jsonl, config.yaml and, where present, summary.json and
+    forgetting.jsonl; returns its path.
 
     Raises `DataError` when there are no metrics and `ConfigError` when the configuration cannot be read.
     """
@@ -40,8 +43,9 @@ def write_report(run_dir: Path) -> Path:
         )
     config = load_config(run_dir / "config.yaml").config
     summary, records = _summary(run_dir / "summary.json"), read_records(metrics)
+    verdicts = read_verdicts(run_dir / JOURNAL)
     try:
-        text = render(config, records, summary)
+        text = render(config, records, summary, verdicts)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise DataError(
             f"{metrics} has records that the trainer does not write ({error!r:.200}); restore the file"
@@ -63,7 +67,9 @@ def _summary(path: Path) -> dict[str, Any]:
     return summary
 
 
-def render(config: Config, records: Sequence[Record], summary: dict[str, Any]) -> str:
+def render(
+    config: Config, records: Sequence[Record], summary: dict[str, Any], verdicts: Sequence[Verdict] = ()
+) -> str:
     """The page as text."""
     steps = [record for record in records if record["kind"] == "step"]
     evals = [record for record in records if record["kind"] == "eval"]
@@ -73,6 +79,7 @@ def render(config: Config, records: Sequence[Record], summary: dict[str, Any]) -
         f"<header><h1>{escape(name)}</h1><p>{escape(_status(config, records))}</p></header>",
         _cards(steps, evals),
         _validation_table(evals),
+        _forgetting(config, evals, verdicts),
         _source_table(config, steps),
         _section(
             "Training", training_charts(config, steps, [(r["tried_step"], guard_line(r)) for r in guards])
@@ -143,6 +150,15 @@ def _validation_table(evals: Sequence[Record]) -> str:
     first, last = evals[0]["step"], evals[-1]["step"]
     note = f"Loss in nats per token. Before: step {first}; after: step {last}. A rise means forgetting."
     return f"<h2>What changed</h2><p>{note}</p>" + _table(head, rows, numbers=True)
+
+
+def _forgetting(config: Config, evals: Sequence[Record], verdicts: Sequence[Verdict]) -> str:
+    charts = forgetting_charts(config, evals, verdicts)
+    if not charts:
+        return ""
+    rows = verdict_rows(verdicts)
+    table = _table(VERDICT_HEAD, rows) if rows else "<p>Nothing was beyond it.</p>"
+    return f"{_section('Forgetting', charts, forgetting_note(config))}{table}"
 
 
 def _source_table(config: Config, steps: Sequence[Record]) -> str:
@@ -234,9 +250,9 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = F
     return f'<div class="scroll"><table{kind}><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _section(title: str, charts: Sequence[str]) -> str:
-    drawn = "".join(charts)
-    return f'<h2>{escape(title)}</h2><div class="charts">{drawn}</div>' if drawn else ""
+def _section(title: str, charts: Sequence[str], note: str = "") -> str:
+    drawn, said = "".join(charts), f"<p>{escape(note)}</p>" if note else ""
+    return f'<h2>{escape(title)}</h2>{said}<div class="charts">{drawn}</div>' if drawn else ""
 
 
 # --- numbers ------------------------------------------------------------------------------------------------------

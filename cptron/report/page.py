@@ -48,6 +48,8 @@ svg .grid { stroke: var(--line); }
 svg .zero { stroke: var(--soft); }
 svg .mark { stroke: var(--bad); stroke-width: 1.5; stroke-dasharray: 3 3; }
 polyline { fill: none; stroke: currentColor; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
+.charts + .scroll { margin-top: 14px; }
+polygon { fill: currentColor; opacity: .18; }
 polyline.dash { stroke-dasharray: 6 4; }
 polyline.faint { stroke-width: 1; opacity: .28; }
 circle { fill: currentColor; }

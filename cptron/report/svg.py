@@ -43,13 +43,14 @@ def line_chart(
     series: Sequence[Series],
     zero: bool = False,
     marks: Sequence[tuple[float, str]] = (),
+    levels: Sequence[tuple[float, str]] = (),
 ) -> str:
     """A titled figure with legend, axes and lines; `zero` makes 0 part of the y axis, `marks` are (x, text) of
-    upright lines. Empty when no point is finite."""
+    upright lines, `levels` (y, text) of level ones. Empty when no point is finite."""
     xs = [x for line in series for x, y in line.points if math.isfinite(y)]
     xs += [x for line in series for x, _, _ in line.band] if xs else []
     series = [replace(line, points=_drawn_points(line)) for line in series]
-    ys = [y for line in series for _, y in line.points] + ([0.0] if zero else [])
+    ys = [y for line in series for _, y in line.points] + ([0.0] if zero else []) + [y for y, _ in levels]
     ys += [y for line in series for _, *ends in line.band for y in ends]
     if not xs:
         return ""
@@ -58,8 +59,13 @@ def line_chart(
     x_ticks = [x for x in ticks(x_low, x_high, 7) if x_low <= x <= x_high]
     frame = _Frame(x_low, x_high, y_ticks[0], y_ticks[-1])
     upright = [_mark(frame, x, text) for x, text in marks if x_low <= x <= x_high]
-    parts = [_axes(frame, x_ticks, y_ticks, x_label), *(_band(frame, line) for line in series), *upright]
-    parts += [_line(frame, line) for line in series]
+    behind = [*(_band(frame, line) for line in series), *(_level(frame, y, text) for y, text in levels)]
+    parts = [
+        _axes(frame, x_ticks, y_ticks, x_label),
+        *behind,
+        *upright,
+        *(_line(frame, line) for line in series),
+    ]
     svg = (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
     )
@@ -153,6 +159,12 @@ def _axes(frame: _Frame, x_ticks: list[float], y_ticks: list[float], x_label: st
 def _mark(frame: _Frame, x: float, text: str) -> str:
     at = f'x1="{frame.x(x):.1f}" x2="{frame.x(x):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"'
     return f'<line class="mark" {at}><title>{escape(text)}</title></line>'
+
+
+def _level(frame: _Frame, y: float, text: str) -> str:
+    at = f'y1="{frame.y(y):.1f}" y2="{frame.y(y):.1f}"'
+    label = f'<text x="{WIDTH - RIGHT}" y="{frame.y(y) - 5:.1f}" text-anchor="end">{escape(text)}</text>'
+    return f'<line class="mark" x1="{LEFT}" x2="{WIDTH - RIGHT}" {at}/>{label}'
 
 
 def _band(frame: _Frame, line: Series) -> str:

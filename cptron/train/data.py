@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
@@ -21,8 +22,11 @@ from cptron.data.loader import Cut, TrainLoader
 from cptron.data.open import mix_of, open_sources
 from cptron.data.stream import SampleStream, Stream
 from cptron.data.valid import ValidSet
+from cptron.data.windows import WindowSet
 from cptron.errors import ConfigError, DataError
-from cptron.runtime.dist import agree
+from cptron.forgetting.journal import JOURNAL, Verdict, after_rollbacks, in_a_branch, read_verdicts
+from cptron.forgetting.probes import probe_sets
+from cptron.runtime.dist import agree, from_main
 from cptron.runtime.session import Session
 from cptron.train.preflight import Plan
 from cptron.train.resume import renewed
@@ -31,7 +35,7 @@ from cptron.train.state import TrainState, read_state, set_random_state
 if TYPE_CHECKING:
     from cptron.train.setup import Run
 
-Opened = tuple[TrainState, TrainLoader, list[ValidSet]]
+Opened = tuple[TrainState, TrainLoader, list[WindowSet]]
 MakeStream = Callable[[TrainState], Stream]
 """Makes the stream of a run's sources at the position of a state."""
 
@@ -46,7 +50,7 @@ class _Found:
     """An account for each source that says no more than its content."""
     stream: MakeStream
     """Makes the stream of the sources; collective in Megatron's order."""
-    valid_sets: list[ValidSet]
+    valid_sets: list[WindowSet]
 
 
 def open_data(config: Config, plan: Plan, session: Session) -> Opened:
@@ -56,25 +60,29 @@ def open_data(config: Config, plan: Plan, session: Session) -> Opened:
     Whatever can go wrong on one rank alone does so before the ranks build anything together: the others would
     wait for it in a collective.
     """
-    found = agree(lambda: _find(config, plan, session))
+    verdicts = from_main(lambda: read_verdicts(Path(config.run.dir) / JOURNAL)) if plan.resume_from else []
+    found = agree(lambda: _find(config, plan, session, verdicts))
     _check_same_content(found.sources)
     loader = agree(lambda: _load(config, session, found))
     _check_same_content(found.state.ledger)
     return found.state, loader, found.valid_sets
 
 
-def _find(config: Config, plan: Plan, session: Session) -> _Found:
+def _find(config: Config, plan: Plan, session: Session, verdicts: Sequence[Verdict]) -> _Found:
     """Rank-local."""
     data = config.data
     directory = plan.resume_from or plan.branch_from
     saved = read_state(directory / layout.STATE) if directory else None
     state = TrainState.from_dict(saved) if saved else TrainState()
+    if plan.resume_from is None:
+        state.watch, state.reaction = in_a_branch(state.watch, state.reaction)
+    state.watch, state.reaction = after_rollbacks(state.step, state.watch, state.reaction, verdicts)
     for name in renewed(plan.accepted, state.ledger.entries):
         state.ledger.renew(name, state.step)
     identities, stream = _find_sources(config, plan)
     sources = Ledger({name: Entry(identity, 0.0) for name, identity in identities.items()})
     micro = config.eval.micro_batch_size or config.train.micro_batch_size
-    valid_sets = [
+    valid_sets: list[WindowSet] = [
         ValidSet(
             item.name,
             item.path,
@@ -88,6 +96,13 @@ def _find(config: Config, plan: Plan, session: Session) -> _Found:
         )
         for item in data.valid
     ]
+    valid_sets += probe_sets(
+        config.forgetting,
+        config.run.seed,
+        plan.arch.vocab_size,
+        (micro, session.dp_rank, session.topology.dp),
+        session.topology.layout.sequence_unit,
+    )
     return _Found(state, saved["random_states"] if saved else [], sources, stream, valid_sets)
 
 
@@ -102,7 +117,12 @@ def _find_sources(config: Config, plan: Plan) -> tuple[Mapping[str, str], MakeSt
         return identities, lambda state: MegatronStream(config, state.ledger, files, vocab_size)
     sources = open_sources(config, plan.arch.vocab_size)
     identities = {source.name: source.identity for source in sources}
-    return identities, lambda state: SampleStream(sources, mix_of(config, factors_of(state)), state.ledger)
+
+    def stream(state: TrainState) -> Stream:
+        mix = mix_of(config, state.share_factors, state.reaction.replay_factor)
+        return SampleStream(sources, mix, state.ledger)
+
+    return identities, stream
 
 
 def _load(config: Config, session: Session, found: _Found) -> TrainLoader:
@@ -131,15 +151,10 @@ def _loader(config: Config, session: Session, stream: Stream, state: TrainState)
     )
 
 
-def factors_of(state: TrainState) -> dict[str, float]:
-    """What multiplies the shares of the configuration, by source; one that is not named has 1."""
-    return dict(state.share_factors)
-
-
 def asked_shares(run: Run) -> dict[str, float]:
-    """Share of the tokens of each source in the stage at hand, with what multiplies it, before floors and limits; to
-    be changed and given to `reopen`."""
-    mix = mix_of(run.config, factors_of(run.state))
+    """Share of the tokens of each source in the stage at hand, with the factors of `reopen`, before the monitor's
+    factor of replay, floors and limits; to be changed and given to `reopen`."""
+    mix = mix_of(run.config, run.state.share_factors)
     return _normalised(run, mix.asked(run.loader.stage, range(len(run.source_names))))
 
 
@@ -154,7 +169,7 @@ def reopen(run: Run, shares: Mapping[str, float] | None = None) -> None:
 
     `shares` are of the tokens, by source, in the stage at hand, before floors: all of `asked_shares`, changed. What
     they are to those goes into the state's `share_factors`, so that it holds in later stages and after a resume. None:
-    the state has changed what `factors_of` says. The ledger stays as it is until the next batch. Raises ConfigError on
+    the monitor has changed its factor of replay. The ledger stays as it is until the next batch. Raises ConfigError on
     numbers that are no shares.
     """
     stream, state = run.loader.stream, run.state
@@ -172,8 +187,8 @@ def reopen(run: Run, shares: Mapping[str, float] | None = None) -> None:
     run.loader.close()
     position = Ledger()
     position.assign(state.ledger)
-    factors = factors_of(state)
-    again = stream.again([factors.get(name, 1.0) for name in run.source_names], position)
+    factors = [state.share_factors.get(name, 1.0) for name in run.source_names]
+    again = stream.again(factors, state.reaction.replay_factor, position)
     run.loader = _loader(run.config, run.session, again, state)
     state.ledger.assign(position)  # the loader has put the shares of the next batch in force there
 

@@ -237,6 +237,8 @@ def data_settings(run: Run) -> str:
     )
     order = [run.config.run.seed, data.seq_length, data.packing, data.order, data.on_max_epochs]
     settings: list[Any] = [run.config.train.global_batch_size, order, sources]
+    if run.state.reaction.attempt:  # the same numbers are drawn under other shares
+        settings.append(run.state.reaction.attempt)
     if data.stages or data.replay_floor or any(source.order != "shuffled" for source in data.sources):
         mix = mix_of(run.config)
         settings.append([str(mix.stages), str(mix.floors.replay_floor), [s.order for s in data.sources]])

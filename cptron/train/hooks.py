@@ -48,6 +48,9 @@ class Hook:
         """After the validation sets were evaluated."""
         return Action.CONTINUE
 
+    def on_rewind(self, run: Run, why: str) -> None:
+        """After the forgetting monitor took the run back to a checkpoint: the state is now that one's."""
+
     def on_save(self, run: Run, directory: Path) -> None:
         """After a checkpoint was published."""
 

@@ -25,7 +25,8 @@ def step_record(run: Run, result: StepResult, step_time_s: float) -> Record:
     `tokens_per_s` counts predicted tokens of the global batch over the wall time of the step; `grad_norm`
     is the global L2 norm before clipping; `tokens/NAME`, `samples/NAME` and `epochs/NAME` count what was drawn of the
     source since the start of the run, in dropped batches too; their tokens are `tokens_skipped`, and no part of
-    `tokens_total`. `share/NAME` is its share of the tokens now in force.
+    `tokens_total`. `share/NAME` is its share of the tokens now in force. Every `log.every_steps` steps there is what
+    `regularise` measures: collective then.
     `model_tflop_per_s_per_rank` counts causal model FLOPs, forward and backward, without recomputation
     (`model.flops`), over the wall time of the step and all ranks.
     """
@@ -44,6 +45,8 @@ def step_record(run: Run, result: StepResult, step_time_s: float) -> Record:
         "model_tflop_per_s_per_rank": flops / step_time_s / run.session.ranks.world_size / 1e12,
         "mem_peak_gib": peak_memory_gib(),
     }
+    if run.state.step % run.config.log.every_steps == 0:
+        record |= run.regulariser.measures(run.session.device.torch_device)
     if run.state.stage:
         record["stage"] = run.state.stage
     if run.state.doremi:
@@ -52,6 +55,9 @@ def step_record(run: Run, result: StepResult, step_time_s: float) -> Record:
         tokens = result.sums.tokens_by_source[index]
         if tokens:
             record[f"loss_nats_per_token/{name}"] = float(result.sums.loss_nats_by_source[index] / tokens)
+            if run.config.regularise.distill.weight:
+                apart = result.sums.divergence_nats_by_source[index]
+                record[f"divergence_nats_per_token/{name}"] = float(apart / tokens)
         accounts = run.state.ledger.accounts(name)
         record[f"tokens/{name}"] = sum(account.tokens for account in accounts)
         record[f"samples/{name}"] = sum(account.cursor for account in accounts)
@@ -61,9 +67,11 @@ def step_record(run: Run, result: StepResult, step_time_s: float) -> Record:
 
 
 def eval_record(run: Run, losses_by_set: Mapping[str, SetLosses]) -> Record:
-    """Metrics of one evaluation of all validation sets. Perplexity is exp(nats per token)."""
+    """Metrics of one evaluation of all validation sets; of probes the monitor makes them. Perplexity is exp(nats per
+    token)."""
     record: Record = {"kind": "eval", "step": run.state.step, "tokens_total": run.state.tokens_total}
-    for name, losses in losses_by_set.items():
+    for name in (valid.name for valid in run.config.data.valid):
+        losses = losses_by_set[name]
         loss = losses.loss_nats_per_token
         record[f"valid/{name}/loss_nats_per_token"] = loss
         record[f"valid/{name}/perplexity"] = math.exp(min(loss, 700.0))

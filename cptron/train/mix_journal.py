@@ -14,7 +14,7 @@ from typing import Any, Self
 from cptron.data.floors import is_usable
 from cptron.errors import CheckpointError
 from cptron.json_text import parse_json
-from cptron.train.journal import append_line, whole_lines
+from cptron.train.journal import add_line, lines_of
 
 MIX_JOURNAL = "mix.jsonl"
 
@@ -62,7 +62,7 @@ class Decision:
 def read_decisions(path: Path) -> list[Decision]:
     """All of them, oldest first; none where there is no file. Raises `CheckpointError` on a line that is none."""
     found = []
-    for number, line in enumerate(whole_lines(path), start=1):
+    for number, line in enumerate(lines_of(path), start=1):
         try:
             found.append(Decision.from_line(line))
         except (ValueError, TypeError, RecursionError) as error:
@@ -75,4 +75,4 @@ def read_decisions(path: Path) -> list[Decision]:
 
 def append_decision(path: Path, decision: Decision) -> None:
     """Write one more line and force it to disk. Raises `CheckpointError`."""
-    append_line(path, decision.to_line())
+    add_line(path, decision.to_line())

@@ -17,6 +17,7 @@ from cptron.checkpoint.saved_rate import saved_rate
 from cptron.checkpoint.space import check_space
 from cptron.config.check import check_config
 from cptron.config.check_engine import check_shape
+from cptron.config.check_forgetting import check_probes
 from cptron.config.check_mixing import staged_configs
 from cptron.config.presets import preset_note
 from cptron.config.schema import Config
@@ -62,8 +63,11 @@ def preflight(config: Config, world_size: int) -> Plan:
     check_config(config, world_size)
     refuse_other_writer(Path(config.run.dir))
     found = find_run(Path(config.run.dir), config.checkpoint.on_damage)
-    origin = origin_of(config, found)
+    start_notes: list[str] = []
+    origin = origin_of(config, found, start_notes.append)
     arch, tokenizer = origin.arch, origin.tokenizer
+    check_shape(arch, config)
+    check_probes(config, arch)
     for staged, _ in [(config, ""), *staged_configs(config)]:
         check_shape(arch, staged)
     _check_reference(config, arch, tokenizer)
@@ -82,7 +86,7 @@ def preflight(config: Config, world_size: int) -> Plan:
         settings = asdict(config.adapter) | {"targets": list(config.adapter.targets)}
         identity |= {f"adapter.{name}": value for name, value in settings.items()}
     notes = tuple(f"passed over: {problem}" for problem in found.problems) if found else ()
-    notes = (*notes, *data_notes, *check_space(config, arch, origin.branch_from or origin.base))
+    notes = (*start_notes, *notes, *data_notes, *check_space(config, arch, origin.branch_from or origin.base))
     if not tokenizer and not config.data.tokenizer and config.start.mode != "random":
         notes = (
             *notes,

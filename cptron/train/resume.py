@@ -22,6 +22,8 @@ from cptron.config.stored import ABSENT, dotted, read_stored, stored_configs
 from cptron.data.ledger import Ledger, source_of
 from cptron.durable import partial_path
 from cptron.errors import CheckpointError, ConfigError
+from cptron.forgetting.journal import JOURNAL, read_verdicts
+from cptron.forgetting.left import is_left
 from cptron.json_text import parse_json
 from cptron.model.architecture import Architecture
 from cptron.optim.schedule import learning_rate
@@ -72,7 +74,10 @@ def find_run(directory: Path, on_damage: Literal["previous", "stop"] = "previous
         identity = dict(parse_json(path.read_text())["identity"])
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged ({error!r}); restore it or choose another run.dir") from None
-    newest, problems = layout.newest_complete(directory / "checkpoints")
+    verdicts = read_verdicts(directory / JOURNAL)
+    newest, problems = layout.newest_complete(
+        directory / "checkpoints", lambda found: not is_left(found.step, found.attempt, verdicts)
+    )
     if newest is None and problems:
         raise CheckpointError(f"no checkpoint of {directory} is usable: {problems[0]}")
     if problems and on_damage == "stop":

@@ -18,6 +18,8 @@ import torch
 
 from cptron.data.ledger import Ledger
 from cptron.errors import CheckpointError
+from cptron.forgetting.reaction import Reaction
+from cptron.forgetting.watch import Watch
 from cptron.json_text import parse_json
 from cptron.mixture.doremi import DomainWeights
 from cptron.train.accounting import SourceAccounts
@@ -39,12 +41,18 @@ class TrainState:
     spike_history: SpikeHistory = field(default_factory=SpikeHistory)
     journal_entries: int = 0
     """Actions of the guards that are in this state, or lie ahead of it."""
+    evaluated_tokens: int = 0
+    """`tokens_total` at the last evaluation."""
+    watch: Watch = field(default_factory=Watch)
+    """What the forgetting monitor remembers."""
+    reaction: Reaction = field(default_factory=Reaction)
+    """What it has done."""
     trained: SourceAccounts = field(default_factory=SourceAccounts)
     """Loss and tokens by source of what was trained on."""
     stage: int = 0
     """Number of the stage that the last batch drawn belongs to; 0 without stages."""
     share_factors: dict[str, float] = field(default_factory=dict)
-    """What a mixer or the monitor multiplies the shares of sources with; a source that is not named has 1."""
+    """What a mixer multiplies the shares of sources with; a source that is not named has 1."""
     mixing: dict[str, Any] = field(default_factory=dict)
     """Of an online mixer: its last batch, what was trained on until then, its own state and factors."""
     doremi: dict[str, Any] = field(default_factory=dict)
@@ -61,6 +69,9 @@ class TrainState:
             tokens_skipped=saved["tokens_skipped"],
             spike_history=SpikeHistory.from_dict(saved["spike_history"]),
             journal_entries=saved["journal_entries"],
+            evaluated_tokens=saved["evaluated_tokens"],
+            watch=Watch.from_dict(saved["watch"]),
+            reaction=Reaction.from_dict(saved["reaction"]),
             trained=SourceAccounts.from_dict(saved["trained"]),
             stage=saved["stage"],
             share_factors=dict(saved["share_factors"]),
@@ -78,6 +89,9 @@ class TrainState:
             "tokens_skipped": self.tokens_skipped,
             "spike_history": self.spike_history.to_dict(),
             "journal_entries": self.journal_entries,
+            "evaluated_tokens": self.evaluated_tokens,
+            "watch": self.watch.to_dict(),
+            "reaction": self.reaction.to_dict(),
             "trained": self.trained.to_dict(),
             "stage": self.stage,
             "share_factors": dict(self.share_factors),
@@ -99,8 +113,8 @@ def read_state(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(saved, dict):
         raise CheckpointError(f"{path} holds a {type(saved).__name__}, not an object; use another checkpoint")
-    for key, value in _LATER.items():
-        saved.setdefault(key, value)
+    new = TrainState().to_dict()
+    saved = {**{key: new[key] for key in _LATER}, **saved}
     for key, (valid, rule) in _VALID.items():
         if key not in saved:
             raise CheckpointError(f"{path} lacks {key}; use another checkpoint")
@@ -115,20 +129,20 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0  # JSON's true is an int to isinstance
 
 
-def _is_spike_history(value: Any) -> bool:
-    try:
-        SpikeHistory.from_dict(value)
-    except ValueError:
-        return False
-    return True
+def _is_read_by(read: Callable[[Any], Any]) -> Callable[[Any], bool]:
+    """Whether `read` takes a value, which raises ValueError where it does not."""
+
+    def is_read(value: Any) -> bool:
+        try:
+            read(value)
+        except ValueError:
+            return False
+        return True
+
+    return is_read
 
 
-def _is_trained(value: Any) -> bool:
-    try:
-        SourceAccounts.from_dict(value)
-    except ValueError:
-        return False
-    return True
+_is_accounts = _is_read_by(SourceAccounts.from_dict)
 
 
 def _is_factors(value: Any) -> bool:
@@ -140,7 +154,11 @@ def _is_factors(value: Any) -> bool:
 def _is_mixing(value: Any) -> bool:
     if value == {}:
         return True
-    if not isinstance(value, dict) or not _is_count(value.get("batch")) or not _is_trained(value.get("seen")):
+    if (
+        not isinstance(value, dict)
+        or not _is_count(value.get("batch"))
+        or not _is_accounts(value.get("seen"))
+    ):
         return False
     factors = value.get("factors", {})
     return _is_count(value.get("decisions", 0)) and _is_factors(factors) and all(factors.values())
@@ -169,9 +187,12 @@ _VALID: dict[str, tuple[Callable[[Any], bool], str]] = {
     "ledger": (lambda value: isinstance(value, dict), "an object"),
     "batches_drawn": (_is_count, "a whole number from 0"),
     "tokens_skipped": (_is_count, "a whole number from 0"),
-    "spike_history": (_is_spike_history, "lists of as many losses as gradient norms"),
+    "spike_history": (_is_read_by(SpikeHistory.from_dict), "lists of as many losses as gradient norms"),
     "journal_entries": (_is_count, "a whole number from 0"),
-    "trained": (_is_trained, "a sum of losses and a number of tokens by source"),
+    "evaluated_tokens": (_is_count, "a whole number from 0"),
+    "watch": (_is_read_by(Watch.from_dict), "what a monitor remembers"),
+    "reaction": (_is_read_by(Reaction.from_dict), "two factors, two counts and a truth value"),
+    "trained": (_is_accounts, "a sum of losses and a number of tokens by source"),
     "stage": (_is_count, "a whole number from 0"),
     "share_factors": (_is_factors, "finite numbers from 0 by source"),
     "mixing": (_is_mixing, "the state of an online mixer"),
@@ -179,8 +200,11 @@ _VALID: dict[str, tuple[Callable[[Any], bool], str]] = {
     "random_states": (_is_random_states, "a list of generator states in base64"),
 }
 """What `state.json` must hold: a check, and the rule in words."""
-_LATER: dict[str, Any] = {"trained": {}, "stage": 0, "share_factors": {}, "mixing": {}, "doremi": {}}
-"""What checkpoints of earlier versions lack."""
+_LATER = (
+    *("evaluated_tokens", "watch", "reaction"),
+    *("trained", "stage", "share_factors", "mixing", "doremi"),
+)
+"""What the checkpoints of earlier versions lack: it is as at the start."""
 
 
 def random_state() -> dict[str, str]:

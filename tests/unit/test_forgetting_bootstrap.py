@@ -40,7 +40,7 @@ def test_without_the_widening_it_would_be_too_narrow() -> None:
     held = 0
     for trial in range(300):
         change = drawn(generator, "a", 8, 0.1)
-        found = bootstrap._deviations(change, trial, 0.95, 400) / bootstrap._widening(8, 0.95)
+        found = change.deviations(trial, 0.95, 400) / bootstrap._widening(8, 0.95)
         own = change.nats_W.sum() / change.weight_W.sum()
         low, high = np.quantile(found, [0.025, 0.975]) + own
         held += low <= 0.1 <= high

@@ -40,7 +40,7 @@ ADAPTERS = {
 READY = "cptron.runtime.megatron_ready"
 """Imported before megatron by every adapter; the order is held by ruff (isort sections in pyproject.toml)."""
 
-LIGHT_ROOMS = ("config", "tokens", "data")
+LIGHT_ROOMS = ("config", "tokens", "data", "forgetting")
 LIGHT_FILES = (
     "errors.py",
     "versions.py",
@@ -61,6 +61,8 @@ LIGHT_FILES = (
     "checkpoint/verify.py",
     "mixture/main.py",
     "model/architecture.py",
+    "regularise/fisher_file.py",
+    "regularise/taught_file.py",
     "train/preflight.py",
 )
 HEAVY = ("torch", "megatron", "transformers")
