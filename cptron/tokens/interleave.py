@@ -125,7 +125,10 @@ def _records(patterns: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]
                 raise DataError(
                     f"{source.path} is damaged ({block.tail.reason}: {block.tail.detail}); {_REMEDY}"
                 )
-            for number, line in enumerate(block.data.splitlines(), start=block.records_before + 1):
+            lines = block.data.split(b"\n")
+            if not lines[-1]:
+                lines.pop()  # what follows the last line end is not a line
+            for number, line in enumerate(lines, start=block.records_before + 1):
                 yield f"{source.path}:{number}", _object(f"{source.path}:{number}", line)
 
 

@@ -16,6 +16,7 @@ from tokens_world import save_byte_tokenizer
 from cptron.cli import main
 from cptron.errors import DataError
 from cptron.tokens import read_lines
+from cptron.tokens.chat_template import source_sha256
 from cptron.tokens.index_layout import loss_mask_path
 from cptron.tokens.indexed import IndexedTokens
 from cptron.tokens.manifest import Manifest, verify
@@ -175,6 +176,7 @@ def test_chats_become_documents_and_masks(
     assert plain.files.keys() == {"bin", "idx"} and masked.files.keys() == {"bin", "idx", "loss_mask"}
     assert plain.documents_rejected == masked.documents_rejected == {"bad_chat": 3}
     assert masked.options["loss_mask"] == "assistant" and len(masked.options["chat_template"]) == 64
+    assert masked.options["chat_template_source"] == source_sha256(tokenizer)
     prefix = tmp_path / "masked_messages_document"
     tokens, reference = IndexedTokens(prefix), load_tokenizer(tokenizer)
     texts = [reference.decode(tokens.read(number).tolist()) for number in range(tokens.num_documents)]
