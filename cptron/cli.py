@@ -40,6 +40,7 @@ VERBS = {
         "cptron.weights.health_main",
         "dead embedding rows and bad values of a Hugging Face model; repair",
     ),
+    "select": ("cptron.selection.main", "which checkpoint to keep, by old and new data; why is written down"),
     "export": ("cptron.convert.export_main", "checkpoint -> Hugging Face model"),
     "verify": ("cptron.convert.verify_main", "prove that a checkpoint and a Hugging Face model are the same"),
     "inspect": ("cptron.inspect", "what a token file, a checkpoint or a run holds"),
