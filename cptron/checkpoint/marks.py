@@ -65,14 +65,15 @@ def unmark(checkpoints: Path, step: int, name: str) -> None:
     _change(checkpoints, step, name, add=False)
 
 
-def mark_only(checkpoints: Path, steps: AbstractSet[int], name: str) -> None:
-    """Let the checkpoints of `steps` have the mark `name`, and no others. New marks come first, so that what a process
-    that is killed has left is one too many. Raises `CheckpointError`."""
+def mark_only(checkpoints: Path, steps: AbstractSet[int], name: str) -> list[int]:
+    """Let the checkpoints of `steps` have the mark `name`, and no others; returns the steps whose mark is gone. New
+    marks come first, so that what a process that is killed has left is one too many. Raises `CheckpointError`."""
     for step in sorted(steps):
         mark(checkpoints, step, name)
-    for other, names in read_marks(checkpoints).items():
-        if name in names and other not in steps:
-            unmark(checkpoints, other, name)
+    gone = [step for step, names in read_marks(checkpoints).items() if name in names and step not in steps]
+    for step in gone:
+        unmark(checkpoints, step, name)
+    return gone
 
 
 def _change(checkpoints: Path, step: int, name: str, *, add: bool) -> None:

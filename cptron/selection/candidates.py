@@ -93,10 +93,12 @@ def survey(runs: Sequence[Path]) -> Survey:
     found: list[_Found] = []
     refused: dict[str, str] = {}
     unsaved: list[str] = []
+    names: list[str] = []
     for run in runs:
         in_run: list[_Found] = []
         for path in _checkpoints(require_run(run)):
             name = str(path if len(runs) > 1 else path.relative_to(run))
+            names.append(name)
             looked = _look(name, run, path)
             if isinstance(looked, str):
                 refused[name] = looked
@@ -112,6 +114,7 @@ def survey(runs: Sequence[Path]) -> Survey:
             refused[item.name] = why
         else:
             candidates.append(_candidate(item, reference.base, how))
+    refused = {name: refused[name] for name in names if name in refused}
     return Survey(candidates, refused, unsaved, reference.base, reference.path / FOLDER / BASE, how)
 
 

@@ -10,15 +10,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cptron.checkpoint.marks import mark_only
 from cptron.config.load import load_config
 from cptron.errors import CheckpointError, ConfigError
 from cptron.selection.candidates import Candidate, Survey, survey
-from cptron.selection.record import Record, Shown, record_of, rows_of, table_of, write_selection
-from cptron.selection.rules import Choice, Point, Rule, choose
+from cptron.selection.record import Record, Shown, record_of, rows_of, write_selection
+from cptron.selection.rules import Choice, Rule, choose
+from cptron.selection.shown import grid_text, kept_text, record_text
 
 NONE_WITHIN = 3
 """Exit code. Not 1, which is a traceback's, nor 2, which is an error's."""
@@ -40,14 +41,14 @@ def main(argv: Sequence[str]) -> int:
     record = record_of(rule, choice, rows_of(rule, choice, shown, found), found, ["cptron", "select", *argv])
     record["grid"] = None
     if not args.json:
-        print(_text(record), flush=True)
+        print(record_text(record), flush=True)
     final = choice
     if alphas:
         final, record["grid"] = _grid(args, alphas, rule, choice, found)
         if not args.json:
-            print("\n".join(_grid_text(record["grid"])), flush=True)
-    _keep(args, record, final, found)
-    print(json.dumps(record, indent=1, ensure_ascii=False) if args.json else "\n".join(_kept_text(record)))
+            print("\n".join(grid_text(record["grid"])), flush=True)
+    _keep(args, record, choice, final, found)
+    print(json.dumps(record, indent=1, ensure_ascii=False) if args.json else "\n".join(kept_text(record)))
     return 0 if final.chosen else NONE_WITHIN
 
 
@@ -170,12 +171,14 @@ def _facts(item: Candidate) -> Record:
 def _grid(
     args: argparse.Namespace, alphas: Sequence[float], rule: Rule, choice: Choice, found: Survey
 ) -> tuple[Choice, Record]:
-    """The rule over the interpolations and the checkpoint that they are of."""
+    """The rule over the interpolations, the checkpoint that they are of, and the chosen one."""
     from cptron.selection.grid import make_grid
 
-    of = _interpolated(args, choice, found)
+    by_name = {item.name: item for item in found.candidates}
+    of = _interpolated(args, choice, by_name)
     grid = make_grid(of, alphas, args.output, args.wise_ft_base, found)
-    models = [Shown(of.point, of.evaluation, _facts(of))]
+    beside = {of.name: of} | {point.name: by_name[point.name] for point in choice.chosen}
+    models = [Shown(item.point, item.evaluation, _facts(item)) for item in beside.values()]
     for made in grid.points:
         facts = {"path": str(made.path), "alpha": made.alpha, "tokens_total": of.point.tokens_total}
         models.append(Shown(made.point, made.evaluation, facts))
@@ -192,8 +195,7 @@ def _grid(
     }
 
 
-def _interpolated(args: argparse.Namespace, choice: Choice, found: Survey) -> Candidate:
-    by_name = {item.name: item for item in found.candidates}
+def _interpolated(args: argparse.Namespace, choice: Choice, by_name: Mapping[str, Candidate]) -> Candidate:
     winner = choice.chosen[0] if choice.chosen else choice.nearest
     assert winner is not None, "one of several is chosen or nearest"
     name = args.wise_ft_of or winner.name
@@ -202,35 +204,32 @@ def _interpolated(args: argparse.Namespace, choice: Choice, found: Survey) -> Ca
     return by_name[name]
 
 
-def _keep(args: argparse.Namespace, record: Record, final: Choice, found: Survey) -> None:
+def _keep(args: argparse.Namespace, record: Record, choice: Choice, final: Choice, found: Survey) -> None:
     """Set the marks and write the record, in this order: what is recorded as marked is."""
-    kept = _to_keep(record, final, found)
-    marks = not (args.no_mark or args.dry_run) and bool(kept)
-    record["marked"] = [
-        {"run": str(item.run), "step": item.step, "mark": args.mark or MARK}
-        for item in kept
-        if marks and not item.is_left
-    ]
-    record["kept_in_left"] = [str(item.path) for item in kept if item.is_left]
-    if args.dry_run:
-        return
-    for run in args.runs:
-        if marks:
-            steps = {item.step for item in kept if item.run == run and not item.is_left}
-            mark_only(run / "checkpoints", steps, args.mark or MARK)
-    for run in args.runs:
+    kept = _to_keep(record, choice, final, found)
+    marks, name = not (args.no_mark or args.dry_run) and bool(kept), args.mark or MARK
+    record |= {
+        "marked": [],
+        "unmarked": [],
+        "kept_in_left": [str(item.path) for item in kept if item.is_left],
+    }
+    for run in args.runs if marks else ():
+        steps = {item.step for item in kept if item.run == run and not item.is_left}
+        gone = mark_only(run / "checkpoints", steps, name)
+        for key, which in (("marked", sorted(steps)), ("unmarked", gone)):
+            record[key] += [{"run": str(run), "step": step, "mark": name} for step in which]
+    for run in () if args.dry_run else args.runs:
         write_selection(run, record)
         _renew_report(run)
 
 
-def _to_keep(record: Record, final: Choice, found: Survey) -> list[Candidate]:
-    """The chosen checkpoints; of an interpolation, the one that it was made of."""
-    names = {_source(point, record) for point in final.chosen}
+def _to_keep(record: Record, choice: Choice, final: Choice, found: Survey) -> list[Candidate]:
+    """The chosen checkpoints; of an interpolation, also the one that it was made of."""
+    names = {point.name for point in (*choice.chosen, *final.chosen)}
+    made = {row["name"] for row in (record["grid"] or {"candidates": []})["candidates"] if "alpha" in row}
+    if names & made:
+        names.add(record["grid"]["of"])
     return [item for item in found.candidates if item.name in names]
-
-
-def _source(point: Point, record: Record) -> str:
-    return point.name if record["grid"] is None else str(record["grid"]["of"])
 
 
 def _renew_report(run: Path) -> None:
@@ -239,48 +238,3 @@ def _renew_report(run: Path) -> None:
 
     if (run / REPORT_FILE).exists():
         write_report(run)
-
-
-def _text(record: Record) -> str:
-    """The candidates, what is not among them, and what was chosen."""
-    lines = [table_of(record["candidates"])]
-    lines.append(
-        "> chosen   * no other is better on old and new data   changes in nats per token against the base"
-    )
-    lines += [f"not comparable: {name}: {why}" for name, why in record["not_comparable"].items()]
-    if lost := record["without_checkpoint"]:
-        lines.append(f"evaluated, and not saved: {', '.join(lost)}")
-    return "\n".join([*lines, record["reason"], *_doubts(record["candidates"])])
-
-
-def _grid_text(grid: Record) -> list[str]:
-    differs = f"its losses are within {grid['base_differs_nats']:.1e} nats per token of the record"
-    return [
-        "",
-        f"interpolations of {grid['of']} with {grid['base']} ({differs})",
-        table_of(grid["candidates"]),
-        *(f"note: {note}" for note in grid["notes"]),
-        grid["reason"],
-        *_doubts(grid["candidates"]),
-    ]
-
-
-def _doubts(rows: Sequence[Record]) -> list[str]:
-    """Candidates that could be chosen as well, whose loss on new data is not told apart from that of the chosen one."""
-    near = [
-        row["name"]
-        for row in rows
-        if not row["is_chosen"]
-        and row.get("is_within_epsilon", True)
-        and (against := row.get("new_minus_chosen_nats")) is not None
-        and float(against[1]) <= 0
-    ]
-    return [f"not told apart from it on new data: {', '.join(near)}"] if near else []
-
-
-def _kept_text(record: Record) -> list[str]:
-    lines = [f"marked {item['mark']}: step {item['step']} of {item['run']}" for item in record["marked"]]
-    lines += [
-        f"{path} is not marked: what a rollback has left is never deleted" for path in record["kept_in_left"]
-    ]
-    return lines or ["marked nothing"]

@@ -126,7 +126,8 @@ def write_selection(run: Path, record: Mapping[str, Any]) -> Path:
 
 
 def read_selection(run: Path) -> Record | None:
-    """What was chosen last, for people: `reasons`, `tables` and `time`; None where nothing was. Raises `DataError` where the file is damaged."""
+    """What was chosen last, for people: `reasons`, `tables` and `time`; None where nothing was. Raises `DataError`
+    where the file is damaged."""
     path = run / SELECTION
     if not path.exists():
         return None
