@@ -141,7 +141,7 @@ def read_selection(run: Path) -> Record | None:
             raise ValueError("reason and time must be texts")
         shown_tables = [table_of(part["candidates"]) for part in parts]
         return {"reasons": reasons, "time": record["time"], "tables": shown_tables}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (OSError, ArithmeticError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} is none that cptron select has written ({error!r:.100}); choose again, or remove it"
         ) from None
