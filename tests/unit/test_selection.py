@@ -97,6 +97,7 @@ def test_the_last_within_epsilon_is_chosen_marked_and_stays(
     found, shown = record(run), capsys.readouterr().out
     assert found["chosen"] == ["checkpoints/step_00000020"] and found["rule"]["epsilon_nats"] == 0.05
     assert "checkpoints/step_00000020: lowest loss on new data (-0.2" in found["reason"]
+    assert found["result"] == [str(run / "checkpoints" / "step_00000020")]
     assert found["reason"] in shown and "marked selected: step 20" in shown
     rows = {row["step"]: row for row in found["candidates"]}
     for step, pair in CHANGES.items():
