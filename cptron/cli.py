@@ -30,6 +30,7 @@ VERBS = {
     "train": ("cptron.train.main", "continue pretraining, on one rank or many"),
     "anneal": ("cptron.train.anneal", "branch a run from its constant phase and decay the learning rate"),
     "schedule": ("cptron.report.rates", "the learning rates of a run, before it is trained"),
+    "doremi": ("cptron.train.doremi_main", "shares of the sources, found by a small proxy model"),
     "checkpoint": ("cptron.checkpoint.main", "list, prove, delete and keep the checkpoints of a run"),
     "eval": ("cptron.evaluate.main", "loss of a checkpoint or a Hugging Face model on validation data"),
     "mixlaw": ("cptron.mixture.main", "laws of the loss by mixture: fit them to runs, predict from them"),
@@ -40,6 +41,14 @@ VERBS = {
     "health": (
         "cptron.weights.health_main",
         "dead embedding rows and bad values of a Hugging Face model; repair",
+    ),
+    "fisher": (
+        "cptron.regularise.fisher_main",
+        "how much each weight of a checkpoint matters to old data (for EWC)",
+    ),
+    "teach": (
+        "cptron.regularise.teach",
+        "a model's most likely next tokens, beside token files (for distillation)",
     ),
     "export": ("cptron.convert.export_main", "checkpoint -> Hugging Face model"),
     "verify": ("cptron.convert.verify_main", "prove that a checkpoint and a Hugging Face model are the same"),

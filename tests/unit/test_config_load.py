@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -45,6 +46,8 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
         return st.fixed_dictionaries(parts).map(lambda values: hint(**values))
     if get_origin(hint) is tuple:
         return st.lists(values_of(get_args(hint)[0]), max_size=3).map(tuple)
+    if get_origin(hint) is Mapping:
+        return st.dictionaries(TEXT, values_of(get_args(hint)[1]), max_size=3)
     if get_origin(hint) is Literal:
         return st.sampled_from(get_args(hint))
     numbers = st.floats(allow_nan=False, allow_infinity=False)
