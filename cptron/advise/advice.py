@@ -96,7 +96,10 @@ def _given(facts: Facts) -> dict[str, Value]:
         }
     for role, corpora in (("new", facts.new), ("replay", (*facts.replay, *facts.chat))):
         for corpus in corpora:
-            found |= {f"data.sources.{corpus.name}.path": corpus.path, f"data.sources.{corpus.name}.role": role}
+            found |= {
+                f"data.sources.{corpus.name}.path": corpus.path,
+                f"data.sources.{corpus.name}.role": role,
+            }
     for held in facts.valid:
         found |= held_given(held)
     found["train.micro_batch_size"] = 1

@@ -80,7 +80,9 @@ def plan(facts: Facts, kind: Kind) -> Amounts:
     for corpus in facts.corpora:
         _require_samples(corpus, samples[corpus.name], seq_length, facts.max_epochs)
     budget = facts.budget_tokens // seq_length
-    new, replay, chat = (_Group(samples, part, facts.max_epochs) for part in (facts.new, facts.replay, facts.chat))
+    new, replay, chat = (
+        _Group(samples, part, facts.max_epochs) for part in (facts.new, facts.replay, facts.chat)
+    )
     wanted = replay_wanted(facts, kind)
     chat_share = _chat_share(facts, budget, new, chat)
     share = _affordable(wanted, chat_share, budget, new.capacity, replay.capacity)
@@ -93,7 +95,9 @@ def plan(facts: Facts, kind: Kind) -> Amounts:
         if part <= LEAST_SHARE and part * longest > group.capacity
     ]
     written = {
-        name: float(f"{part * samples[name] / group.total:.6g}") for group, part in parts for name in group.names
+        name: float(f"{part * samples[name] / group.total:.6g}")
+        for group, part in parts
+        for name in group.names
     }
     shares = {name: one / sum(written.values()) for name, one in written.items()}
     limits = {
@@ -106,8 +110,10 @@ def plan(facts: Facts, kind: Kind) -> Amounts:
     steps = total // batch
     if steps < 2:
         raise ConfigError(
-            f"{facts.budget_tokens} tokens of budget and at most {facts.max_epochs:g} passes over the data are {total} "
-            f"sequences of {seq_length} tokens, no two batches of {batch}; give more of them, a lower --seq-length, or "
+            f"{facts.budget_tokens} tokens of budget and at most {facts.max_epochs:g} passes over the data "
+            f"are {total} "
+            f"sequences of {seq_length} tokens, no two batches of {batch}; give more of them, a lower "
+            f"--seq-length, or "
             "fewer --ranks"
         )
     return Amounts(
@@ -159,8 +165,10 @@ class _Group:
 def _require_samples(corpus: Corpus, samples: int, seq_length: int, max_epochs: float) -> None:
     if samples * max_epochs <= SAMPLES_TO_SPARE:
         raise ConfigError(
-            f"{corpus.name} ({corpus.path}) has {corpus.tokens} tokens, {samples} whole sequences of {seq_length}, and "
-            f"--max-epochs={max_epochs:g} passes of that are no run; give more data, more passes or a lower --seq-length"
+            f"{corpus.name} ({corpus.path}) has {corpus.tokens} tokens, {samples} whole sequences of "
+            f"{seq_length}, and "
+            f"--max-epochs={max_epochs:g} passes of that are no run; give more data, more passes or a lower "
+            f"--seq-length"
         )
 
 

@@ -55,7 +55,8 @@ _MIX = {
     ),
     "tiny-replay": Evidence(
         source="this project, docs/regularisers.md",
-        claim="byte model of 0.12M parameters, Python to English, two seeds: 1, 5, 10, 25, 50 % replay take away about "
+        claim="byte model of 0.12M parameters, Python to English, two seeds: 1, 5, 10, 25, 50 % replay take "
+        "away about "
         "40, 60, 70, 82, 92 % of the forgetting and cost 0.001, 0.01, 0.02, 0.06, 0.14 nats of new loss",
         known="measured",
     ),
@@ -68,7 +69,8 @@ _MIX = {
     ),
     "poro2-mix": Evidence(
         source="Poro 2 (Finnish, Llama 3.1 8B and 70B)",
-        claim="30 % Finnish, 30 % English, 30 % code, 10 % mathematics over 165 B tokens; a mix of 70/25/4/1 lost about "
+        claim="30 % Finnish, 30 % English, 30 % code, 10 % mathematics over 165 B tokens; a mix of "
+        "70/25/4/1 lost about "
         "10 points of English and mathematics",
         known="second-hand",
         against=("ibrahim-replay", "injection"),
@@ -99,14 +101,17 @@ _MIX = {
     ),
     "tokens-in-proportion": Evidence(
         source="this project",
-        claim="sources of one kind share their part by their tokens, so that all are repeated alike; nothing says that it "
+        claim="sources of one kind share their part by their tokens, so that all are repeated alike; "
+        "nothing says that it "
         "is best",
         known="rule of thumb",
     ),
     "shift-thresholds": Evidence(
         source="this project",
-        claim="the base's loss on new less that on old data: below 0.6 nats per token a weak shift, from 1.2 a strong one. "
-        "Ibrahim et al. report a gap of 0.49 (1.75 to 2.24, 10B model) for Pile to SlimPajama, which they call weak; the "
+        claim="the base's loss on new less that on old data: below 0.6 nats per token a weak shift, from "
+        "1.2 a strong one. "
+        "Ibrahim et al. report a gap of 0.49 (1.75 to 2.24, 10B model) for Pile to SlimPajama, which they "
+        "call weak; the "
         "measured byte model had 1.4 nats per byte for Python to English. A gap is also how hard the text is",
         known="rule of thumb",
     ),
@@ -138,7 +143,8 @@ _AMOUNT = {
     ),
     "entigraph": Evidence(
         source="EntiGraph, Yang et al. 2024",
-        claim="a corpus of 1.3 M tokens made into 455 M synthetic ones: QuALITY 39.5 to 56.2, with 10 % replay, rate 5e-6, "
+        claim="a corpus of 1.3 M tokens made into 455 M synthetic ones: QuALITY 39.5 to 56.2, with 10 % "
+        "replay, rate 5e-6, "
         "2 passes. Repeating a tiny corpus is not the same as more words for it",
         known="second-hand",
     ),
@@ -154,7 +160,8 @@ _AMOUNT = {
     ),
     "sequence-8k": Evidence(
         source="this project",
-        claim="8192 tokens, or all positions of the base where it has less: documents of a sample do not see each other, "
+        claim="8192 tokens, or all positions of the base where it has less: documents of a sample do not "
+        "see each other, "
         "so short documents lose nothing, and long ones are cut less",
         known="rule of thumb",
     ),
@@ -163,45 +170,69 @@ _AMOUNT = {
 _RATE = {
     "ibrahim-rate": Evidence(
         source="Ibrahim et al. 2024, arXiv 2403.08763",
-        claim="warm up again to the peak of the pretraining, decay to a tenth; 0 to 2 % warm-up alike after 50 B tokens. "
+        claim="warm up again to the peak of the pretraining, decay to a tenth; 0 to 2 % warm-up alike after "
+        "50 B tokens. "
         "More rate learns more and forgets more; warming up on the same data costs 0.1 to 0.2 nats",
         known="second-hand",
         against=("nemotron-steps", "parmar"),
     ),
-    "poro2-scripts": Evidence(
+    "poro2-rates": Evidence(
         source="Poro 2's scripts",
-        claim="8B 3e-4, 70B 1.5e-4, cosine to 1e-8, warm-up 5 %, 512 sequences of 8192, weight decay 0.1",
+        claim="8B 3e-4, 70B 1.5e-4, cosine to 1e-8, warm-up 5 %",
         known="read",
         against=("nemotron-steps",),
     ),
+    "large-batches": Evidence(
+        source="Poro 2's scripts",
+        claim="512 sequences of 8192 tokens",
+        known="read",
+    ),
+    "small-batches": Evidence(
+        source="Amazon Nova's documentation",
+        claim="32 to 256 sequences of 8192",
+        known="read",
+    ),
+    "decay-tenth": Evidence(
+        source="scripts of Poro 2, Llemma and ProLong",
+        claim="weight decay 0.1; ProLong betas 0.9 and 0.95, gradients clipped at 1",
+        known="read",
+        against=("decay-none",),
+    ),
+    "decay-none": Evidence(
+        source="Amazon Nova's documentation",
+        claim="weight decay 0, betas 0.9 and 0.95",
+        known="read",
+        against=("decay-tenth",),
+    ),
     "llemma-config": Evidence(
         source="Llemma-7B's configuration",
-        claim="1e-4 to 3.3 % of it, warm-up 500 steps, 4 M tokens a batch, weight decay 0.1",
+        claim="1e-4 to 3.3 % of it, warm-up 500 steps",
         known="read",
     ),
     "code-llama": Evidence(
         source="Code Llama",
-        claim="keeps the peak of Llama 2, 4 M tokens a batch",
+        claim="keeps the peak of Llama 2",
         known="from memory",
         against=("nemotron-steps",),
     ),
     "parmar": Evidence(
         source="Parmar et al. 2024, arXiv 2407.07263",
-        claim="a 15B model goes on at the last rate of its pretraining, 4.5e-5, without warm-up, cosine to a hundredth, "
+        claim="a 15B model goes on at the last rate of its pretraining, 4.5e-5, without warm-up, cosine to "
+        "a hundredth, "
         "300 B tokens",
         known="second-hand",
         against=("ibrahim-rate",),
     ),
     "nova-docs": Evidence(
         source="Amazon Nova's documentation",
-        claim="1e-5 to 1e-6, warm-up 10 steps, 32 to 256 sequences of 8192, betas 0.9 and 0.95, weight decay 0",
+        claim="1e-5 to 1e-6, warm-up 10 steps",
         known="read",
     ),
     "nemotron-steps": Evidence(
         source="NVIDIA Nemotron's steps",
         claim="1e-5 to 5e-5, 5 to 10 times below the pretraining",
         known="read",
-        against=("ibrahim-rate", "poro2-scripts", "code-llama"),
+        against=("ibrahim-rate", "poro2-rates", "code-llama"),
     ),
     "small-5e-6": Evidence(
         source="EntiGraph and ChipNeMo",
@@ -210,7 +241,8 @@ _RATE = {
     ),
     "tiny-rate": Evidence(
         source="this project",
-        claim="byte model of 0.12M parameters: a third of the peak forgets less (old loss 2.25 for 2.40) and learns less "
+        claim="byte model of 0.12M parameters: a third of the peak forgets less (old loss 2.25 for 2.40) "
+        "and learns less "
         "(1.75 for 1.69); twice the peak forgets more",
         known="measured",
     ),
@@ -239,19 +271,22 @@ _RATE = {
     ),
     "tiny-constant-start": Evidence(
         source="this project",
-        claim="byte model: going on from a base whose rate was not decayed ends 0.03 to 0.07 nats lower on both old and "
+        claim="byte model: going on from a base whose rate was not decayed ends 0.03 to 0.07 nats lower on "
+        "both old and "
         "new data than from the decayed one, at the same tokens",
         known="measured",
     ),
     "nova-forge": Evidence(
         source="Amazon Nova Forge's documentation",
-        claim="from about 10 B tokens start from a checkpoint before the decay, which is more plastic; below, or where "
+        claim="from about 10 B tokens start from a checkpoint before the decay, which is more plastic; "
+        "below, or where "
         "instructions must be followed, from the finished model",
         known="read",
     ),
     "prolong-scripts": Evidence(
         source="ProLong's scripts, arXiv 2410.02660",
-        claim="1e-5 at 64K tokens, 5e-6 at 512K, to a tenth, warm-up 10 %, 4 M and 8 M tokens a batch, documents masked; "
+        claim="1e-5 at 64K tokens, 5e-6 at 512K, to a tenth, warm-up 10 %, 4 M and 8 M tokens a batch, "
+        "documents masked; "
         "60 % long documents (books, code), 40 % short ones",
         known="read",
         against=("ultralong", "nemotron-ultra"),
@@ -300,9 +335,16 @@ _WATCH = {
     ),
     "context-collapse": Evidence(
         source="arXiv 2506.00288",
-        claim="continued pretraining in another language without English: equal perplexity, in-context learning gone "
+        claim="continued pretraining in another language without English: equal perplexity, in-context "
+        "learning gone "
         "within about 1000 steps",
         known="second-hand",
+    ),
+    "reactions": Evidence(
+        source="this project",
+        claim="what the monitor does is proven to be done; how much it helps is not, and nobody is known to have "
+        "published that",
+        known="rule of thumb",
     ),
     "twenty-looks": Evidence(
         source="this project",
@@ -317,15 +359,18 @@ _WATCH = {
     ),
     "residual": Evidence(
         source="arXiv 2410.10739",
-        claim="continued pretraining of an instruct model costs 10 points of IFEval; train the base model, and add the "
+        claim="continued pretraining of an instruct model costs 10 points of IFEval; train the base model, "
+        "and add the "
         "difference of the instruct and the base model afterwards (4 to 5 points better)",
         known="second-hand",
         against=("findap",),
     ),
     "tiny-regularisers": Evidence(
         source="this project, docs/regularisers.md",
-        claim="byte model, without old data: decay to the start (strength 1) old loss 2.31 for 2.40 at a new loss of 1.71 "
-        "for 1.69; 5 % replay 1.76 at 1.70. Interpolating with the base afterwards was better than both EWC and decay",
+        claim="byte model, without old data: decay to the start (strength 1) old loss 2.31 for 2.40 at a "
+        "new loss of 1.71 "
+        "for 1.69; 5 % replay 1.76 at 1.70. Interpolating with the base afterwards was better than both EWC "
+        "and decay",
         known="measured",
     ),
     "freezing": Evidence(
@@ -335,7 +380,8 @@ _WATCH = {
     ),
     "tiny-freezing": Evidence(
         source="this project",
-        claim="byte model: freezing embeddings and the first layer forgot less than nothing at all (2.28 for 2.40) and "
+        claim="byte model: freezing embeddings and the first layer forgot less than nothing at all (2.28 "
+        "for 2.40) and "
         "learned least (1.87 for 1.69)",
         known="measured",
     ),

@@ -148,7 +148,8 @@ def check_facts(facts: Facts) -> None:
         raise ConfigError(f"--ranks={facts.ranks} must be at least 1; give the number of data parallel ranks")
     if facts.chat and not facts.base.instruct:
         raise ConfigError(
-            f"--chat {facts.chat[0].name} is instruct replay, and {facts.base.path} is no instruct model (it has no chat "
+            f"--chat {facts.chat[0].name} is instruct replay, and {facts.base.path} is no instruct model "
+            f"(it has no chat "
             "template, or --instruct no); give the conversations as --new, or --instruct yes"
         )
     _check_lengths(facts)
@@ -171,13 +172,16 @@ def _check_lengths(facts: Facts) -> None:
     most = facts.base.max_positions
     if facts.seq_length < 0 or facts.seq_length > most:
         raise ConfigError(
-            f"--seq-length={facts.seq_length} must be from 1 to the {most} positions of {facts.base.path}; lower it, or "
-            "give the base more positions (max_position_embeddings and its rope in config.json) before it is converted"
+            f"--seq-length={facts.seq_length} must be from 1 to the {most} positions of {facts.base.path}; "
+            f"lower it, or "
+            "give the base more positions (max_position_embeddings and its rope in config.json) before it "
+            "is converted"
         )
     long = facts.seq_length or most
     if facts.goal == "long-context" and long <= 8192:
         raise ConfigError(
-            f"--goal=long-context with sequences of {long} tokens is not long; give the base more positions than its "
+            f"--goal=long-context with sequences of {long} tokens is not long; give the base more positions "
+            f"than its "
             f"{most} (max_position_embeddings and its rope in config.json) before it is converted, or a larger "
             "--seq-length"
         )
@@ -189,7 +193,8 @@ def _check_rates(base: Base) -> None:
             raise ConfigError(f"{key}={rate} must be from 0 (not known) to below 1; give e.g. 3e-4")
     if base.lr_peak and base.lr_at_save > base.lr_peak:
         raise ConfigError(
-            f"--lr-at-save={base.lr_at_save} is above --lr-peak={base.lr_peak}, the highest rate; correct one of them"
+            f"--lr-at-save={base.lr_at_save} is above --lr-peak={base.lr_peak}, the highest rate; correct "
+            f"one of them"
         )
 
 

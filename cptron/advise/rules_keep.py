@@ -21,7 +21,8 @@ def keep_choices(facts: Facts) -> list[Choice]:
         return [
             replace(
                 _nothing_frozen(),
-                unknown="whether decay to the start (`regularise.l2sp`) would help, as there are no old data: it needs a "
+                unknown="whether decay to the start (`regularise.l2sp`) would help, as there are no old "
+                "data: it needs a "
                 "checkpoint, which `cptron convert` makes of the model",
             )
         ]
@@ -36,7 +37,8 @@ def pulled_to_start(facts: Facts) -> bool:
 def _nothing_frozen() -> Choice:
     return Choice(
         sets={"optim.frozen": ()},
-        why="All parameters are trained: freezing costs what is learned and was reported not to prevent forgetting.",
+        why="All parameters are trained: freezing costs what is learned and was reported not to prevent "
+        "forgetting.",
         evidence=("freezing", "tiny-freezing"),
     )
 
@@ -44,8 +46,10 @@ def _nothing_frozen() -> Choice:
 def _decay_to_start() -> Choice:
     return Choice(
         sets={"regularise.l2sp": L2SP, "optim.weight_decay": 0.0},
-        why="There are no old data, so weights decay towards those of the base instead of to 0. It does far less than a "
-        "little replay. After training, `cptron merge-weights` interpolates between the base and the model for nothing, "
+        why="There are no old data, so weights decay towards those of the base instead of to 0. It does far "
+        "less than a "
+        "little replay. After training, `cptron merge-weights` interpolates between the base and the model "
+        "for nothing, "
         "which did better.",
         evidence=("tiny-regularisers", "tiny-replay"),
         unknown="the strength: 0.1, 1 and 10 in short runs",

@@ -66,20 +66,29 @@ def _rate(facts: Facts, shift: Shift, amounts: Amounts) -> _Rate:
         low = "" if base.lr_at_save >= NOTHING_LEARNED else _DECAYED_TO_NOTHING.format(rate=base.lr_at_save)
         return _Rate(
             "weak-shift",
-            _known(base.lr_at_save, facts, "--lr-at-save", "a weak shift goes on at the last rate of the pretraining"),
+            _known(
+                base.lr_at_save,
+                facts,
+                "--lr-at-save",
+                "a weak shift goes on at the last rate of the pretraining",
+            ),
             "A weak shift with many tokens: the pretraining goes on at its last rate, without a warm-up.",
             ("parmar", "ibrahim-rate"),
             low,
         )
     part = 1.0 if shift.kind == "strong" and tokens >= STRONG_FROM_TOKENS else 0.5
-    peak = _known(base.lr_peak, facts, "--lr-peak", f"a {shift.kind} shift begins at the peak of the pretraining")
+    peak = _known(
+        base.lr_peak, facts, "--lr-peak", f"a {shift.kind} shift begins at the peak of the pretraining"
+    )
     return _Rate(
         "strong-shift",
         float(f"{part * peak:.6g}"),
-        f"A {shift.kind} shift with {tokens:,} tokens: {'' if part == 1 else 'half of '}the peak of the pretraining, "
-        f"{peak:g}. The whole of it is for a strong shift of at least 10 B tokens. Common advice is ten times less; the "
+        f"A {shift.kind} shift with {tokens:,} tokens: {'' if part == 1 else 'half of '}the peak of the "
+        f"pretraining, "
+        f"{peak:g}. The whole of it is for a strong shift of at least 10 B tokens. Common advice is ten "
+        f"times less; the "
         "projects with a large shift kept the peak.",
-        ("ibrahim-rate", "poro2-scripts", "llemma-config", "code-llama", "nemotron-steps"),
+        ("ibrahim-rate", "poro2-rates", "llemma-config", "code-llama", "nemotron-steps"),
         "the best peak for these data: some hundred steps at half of it and at twice",
     )
 
@@ -88,7 +97,8 @@ def _small(facts: Facts, shift: Shift, amounts: Amounts) -> _Rate:
     usual, divisor = SMALL_DOMAIN[shift.kind]
     peak = facts.base.lr_peak
     lr = float(f"{peak / divisor:.6g}") if peak else usual
-    why = f"{amounts.tokens:,} tokens are few, so the rate is low: a small corpus does not need more, and more forgets more."
+    why = f"{amounts.tokens:,} tokens are few, so the rate is low: a small corpus does not need more, and "
+    "more forgets more."
     why += (
         f" A {divisor:g}th of the pretraining's peak of {peak:g}."
         if peak
@@ -97,7 +107,8 @@ def _small(facts: Facts, shift: Shift, amounts: Amounts) -> _Rate:
     why += "." if not peak else ""
     unknown = "whether half or twice the rate is better: a few short runs with `optim.lr` overridden"
     if not peak:
-        unknown = f"the peak of the pretraining (--lr-peak), a tenth of which would be taken; small models are given more; {unknown}"
+        unknown = "the peak of the pretraining (--lr-peak), a tenth of which would be taken; small models "
+        f"are given more; {unknown}"
     evidence = ["nova-docs", "nemotron-steps", "small-5e-6", "tiny-rate"]
     if shift.kind == "strong":
         evidence.append("ibrahim-rate")
@@ -118,8 +129,10 @@ def _preset(facts: Facts, amounts: Amounts, rate: _Rate) -> list[Choice]:
     return [
         Choice(
             sets=shape,
-            why=f"As the preset {rate.preset} has it (docs/schedules.md). Where this will not be the last continued "
-            "pretraining of the model, optim.schedule=infinite leaves a checkpoint that never has to be warmed up again.",
+            why=f"As the preset {rate.preset} has it (docs/schedules.md). Where this will not be the last "
+            f"continued "
+            "pretraining of the model, optim.schedule=infinite leaves a checkpoint that never has to be "
+            "warmed up again.",
             evidence=evidence,
         ),
         Choice(
@@ -142,7 +155,8 @@ def _constant_phase(facts: Facts, amounts: Amounts) -> list[Choice]:
     unknown = ""
     if amounts.tokens < INTERMEDIATE_FROM_TOKENS:
         unknown = (
-            "whether the finished model would be the better start: for less than about 10 B tokens Amazon's documentation "
+            "whether the finished model would be the better start: for less than about 10 B tokens Amazon's "
+            "documentation "
             "advises that"
         )
     return [
@@ -153,9 +167,17 @@ def _constant_phase(facts: Facts, amounts: Amounts) -> list[Choice]:
                 "optim.anneal_steps": anneal,
                 "optim.decay_form": "minus_sqrt",
             },
-            why="The base was saved while its rate was constant: no warm-up, on at that rate, and a decay over the last "
+            why="The base was saved while its rate was constant: no warm-up, on at that rate, and a decay "
+            "over the last "
             "fifth. `cptron anneal` makes further finished models from any checkpoint before the decay.",
-            evidence=("hagele", "minicpm", "infinite-shift", "poro2-wsd", "tiny-constant-start", "nova-forge"),
+            evidence=(
+                "hagele",
+                "minicpm",
+                "infinite-shift",
+                "poro2-wsd",
+                "tiny-constant-start",
+                "nova-forge",
+            ),
             unknown=unknown,
         ),
         Choice(
@@ -171,7 +193,8 @@ def _start(facts: Facts) -> Choice:
     if base.state == "unknown":
         return Choice(
             sets={"start.state": "unknown"},
-            why="Nothing tells whether the base's rate was decayed. Finished models that are published are decayed as a "
+            why="Nothing tells whether the base's rate was decayed. Finished models that are published are "
+            "decayed as a "
             "rule; nothing is refused for either.",
             evidence=("nova-forge", "tiny-constant-start"),
             unknown="the state of the base's learning rate: its report has it, declare it by --state",
@@ -193,9 +216,10 @@ def _optimizer(facts: Facts) -> Choice:
     decay: dict[str, Value] = {} if pulled_to_start(facts) else {"optim.weight_decay": 0.1}
     return Choice(
         sets={**decay, "optim.beta1": 0.9, "optim.beta2": 0.95, "optim.clip_grad_norm": 1.0},
-        why="As most published runs have it; Amazon's documentation has no weight decay. The optimizer begins anew with "
+        why="As most published scripts have it; Amazon's documentation has no weight decay. The optimizer "
+        "begins anew with "
         "weights of others.",
-        evidence=("poro2-scripts", "llemma-config", "nova-docs"),
+        evidence=("decay-tenth", "decay-none"),
     )
 
 
@@ -220,6 +244,7 @@ def _config(facts: Facts, amounts: Amounts, preset: Any) -> Config:
 
 
 _DECAYED_TO_NOTHING = (
-    "whether anything is learned at {rate:g}, which the pretraining had decayed to: the published run of this kind began "
+    "whether anything is learned at {rate:g}, which the pretraining had decayed to: the published run of "
+    "this kind began "
     "at 4.5e-5; try optim.lr ten times higher in a short run"
 )

@@ -44,18 +44,22 @@ def _evaluations(facts: Facts, amounts: Amounts) -> Choice:
             sets={"eval.at_start": False, "eval.every_steps": 0},
             why="No validation data are named, so neither learning nor forgetting will be seen.",
             evidence=("olmo-evals",),
-            unknown="everything that a validation set would tell: `cptron split` takes documents apart, --valid-new and "
+            unknown="everything that a validation set would tell: `cptron split` takes documents apart, "
+            "--valid-new and "
             "--valid-old name them",
         )
     most = _evaluated_tokens(facts, amounts)
     sets: dict[str, Value] = {"eval.at_start": True, "eval.every_steps": every_steps(amounts)}
     sets |= {f"data.valid.{held.name}.max_tokens": most for held in facts.valid if held.tokens > most}
-    missing = [] if has_old(facts) else ["what is forgotten: --valid-old names held-out data like the base's own"]
+    missing = (
+        [] if has_old(facts) else ["what is forgotten: --valid-old names held-out data like the base's own"]
+    )
     missing += [] if any(held.suite == "new" for held in facts.valid) else ["what is learned: --valid-new"]
     return Choice(
         above="eval.at_start",
         sets=sets,
-        why=f"Step 0 is what changes are counted from; {LOOKS} evaluations of at most {most:,} tokens a set cost about a "
+        why=f"Step 0 is what changes are counted from; {LOOKS} evaluations of at most {most:,} tokens a set "
+        f"cost about a "
         "tenth of the training or less.",
         evidence=("olmo-evals", "twenty-looks"),
         unknown="; ".join(missing),
@@ -78,10 +82,12 @@ def _checkpoints(facts: Facts, amounts: Amounts) -> Choice:
     size_gb = BYTES_PER_PARAMETER * facts.base.parameters / 1e9
     return Choice(
         sets={"checkpoint.every_steps": every},
-        why=f"Every checkpoint is evaluated, and all are kept ({amounts.steps // every + 1} of about {size_gb:,.1f} GB), "
-        "so that the best one that keeps the old loss can be chosen afterwards: it is often not the last. With less disk "
+        why=f"Every checkpoint is evaluated, and all are kept ({amounts.steps // every + 1} of about "
+        f"{size_gb:,.1f} GB), "
+        "so that the best one that keeps the old loss can be chosen afterwards, which need not be the last. "
+        "With less disk "
         "set checkpoint.keep_last.",
-        evidence=("epsilon-cmr", "twenty-looks"),
+        evidence=("twenty-looks",),
     )
 
 
@@ -91,7 +97,8 @@ def _probes(facts: Facts) -> Choice:
     chat = facts.base.instruct and not any(held.suite == "probe" for held in facts.valid)
     return Choice(
         sets={"forgetting.induction_sequences": sequences, "forgetting.mapping_sequences": sequences},
-        why="Loss on text can stay while learning from context goes; two probes of random tokens ask for that alone."
+        why="Loss on text can stay while learning from context goes; two probes of random tokens ask for "
+        "that alone."
         if possible
         else "The model is too small for the probes of learning from context.",
         evidence=("context-collapse",),
@@ -101,8 +108,13 @@ def _probes(facts: Facts) -> Choice:
 
 def _alarm() -> Choice:
     return Choice(
-        sets={"forgetting.epsilon_nats": EPSILON_NATS, "forgetting.patience": 2, "forgetting.grace_tokens": 0},
-        why="An alarm when the interval of the old loss is above 0.05 nats twice in a row, after a grace of warm-up or 2 % "
+        sets={
+            "forgetting.epsilon_nats": EPSILON_NATS,
+            "forgetting.patience": 2,
+            "forgetting.grace_tokens": 0,
+        },
+        why="An alarm when the interval of the old loss is above 0.05 nats twice in a row, after a grace of "
+        "warm-up or 2 % "
         "of the run. The two laws use different bounds: 3 % of a loss of 2 would be 0.06.",
         evidence=("epsilon-cmr", "epsilon-d-cpt", "stability-gap", "tiny-overshoot"),
         unknown="how much your use can lose: compare a checkpoint at the bound on your own tasks",
@@ -113,14 +125,19 @@ def _action(facts: Facts, amounts: Amounts) -> Choice:
     if facts.general == "wanted":
         action, why = "alert", "An alarm is said, and nothing is done: the mix stays what was chosen."
     elif facts.replay and amounts.replay + amounts.chat < 0.5:
-        action, why = "raise_replay", "What the base can do must not suffer: an alarm doubles the replay, up to half of all."
+        action, why = (
+            "raise_replay",
+            "What the base can do must not suffer: an alarm doubles the replay, up to half of all.",
+        )
     else:
         action = "stop_and_keep_best"
         why = "What the base can do must not suffer, and there is no more replay to give: an alarm ends the run."
     return Choice(
         sets={"forgetting.action": action},
-        why=f"{why} Nobody has published how well such reactions work.",
-        evidence=("ibrahim-replay", "tiny-replay") if action == "raise_replay" else ("epsilon-cmr", "twenty-looks"),
+        why=why,
+        evidence=("reactions", "ibrahim-replay", "tiny-replay")
+        if action == "raise_replay"
+        else ("reactions",),
     )
 
 

@@ -56,7 +56,8 @@ def judge(facts: Facts) -> Shift:
 
 
 _HOW = (
-    "how far the new data are from what the base knows: `cptron eval --checkpoint BASE --data new=... old=...` writes "
+    "how far the new data are from what the base knows: `cptron eval --checkpoint BASE --data new=... "
+    "old=...` writes "
     "losses for --losses, or --measure makes them"
 )
 

@@ -16,7 +16,18 @@ from cptron.advise.choice import Choice, Value
 from cptron.advise.evidence import EVIDENCE
 
 WIDTH = 116
-SECTIONS = ("run", "start", "attention", "data", "train", "optim", "regularise", "eval", "forgetting", "checkpoint")
+SECTIONS = (
+    "run",
+    "start",
+    "attention",
+    "data",
+    "train",
+    "optim",
+    "regularise",
+    "eval",
+    "forgetting",
+    "checkpoint",
+)
 LISTS = ("data.sources", "data.valid")
 """Keys whose elements have names."""
 
@@ -75,7 +86,9 @@ def _comment(choice: Choice) -> list[str]:
     lines = _wrapped(choice.why)
     lines += _wrapped(f"Evidence ({choice.strength}): {', '.join(choice.evidence)}.")
     if choice.disputes:
-        lines += _wrapped("Disagreeing: " + "; ".join(f"{one} and {other}" for one, other in choice.disputes) + ".")
+        lines += _wrapped(
+            "Disagreeing: " + "; ".join(f"{one} and {other}" for one, other in choice.disputes) + "."
+        )
     if choice.unknown:
         lines += _wrapped(f"Not known: {choice.unknown}.")
     return lines
@@ -95,18 +108,23 @@ def _header(advice: Advice) -> list[str]:
     facts, base = advice.facts, advice.facts.base
     tied = "tied" if base.tied_embeddings else "untied"
     lines = [
-        *_wrapped("Written by `cptron advise`. A place to begin: every choice says what it rests on, and most of what is "
-                  "published was measured on other models and data than yours. Choices without a comment are facts."),
+        *_wrapped(
+            "Written by `cptron advise`. A place to begin: every choice says what it rests on, and most of what is "
+            "published was measured on other models and data than yours. Choices without a comment are facts."
+        ),
         "#",
         *_wrapped(
-            f"Base: {base.path}, {base.family}, {base.parameters:,} parameters, vocabulary {base.vocab_size:,} ({tied}), "
+            f"Base: {base.path}, {base.family}, {base.parameters:,} parameters, vocabulary "
+            f"{base.vocab_size:,} ({tied}), "
             f"{base.max_positions:,} positions, {base.rope}; {_instruct(advice)}.",
             "  ",
         ),
     ]
     for what, corpora in (("New data", facts.new), ("Replay", facts.replay), ("Conversations", facts.chat)):
         for one in corpora:
-            lines += _wrapped(f"{what}: {one.name}, {one.tokens:,} tokens in {one.documents:,} documents.", "  ")
+            lines += _wrapped(
+                f"{what}: {one.name}, {one.tokens:,} tokens in {one.documents:,} documents.", "  "
+            )
     lines += _wrapped(f"Shift: {advice.shift.kind}; {advice.shift.why}.", "  ")
     lines += _wrapped(f"Run: {advice.amounts.tokens:,} tokens.", "  ")
     if advice.unknown:
@@ -117,7 +135,9 @@ def _header(advice: Advice) -> list[str]:
 
 def _instruct(advice: Advice) -> str:
     base = advice.facts.base
-    told = "it has a chat template" if base.instruct_from == "template" and base.instruct else base.instruct_from
+    told = (
+        "it has a chat template" if base.instruct_from == "template" and base.instruct else base.instruct_from
+    )
     if base.instruct_from == "template" and not base.instruct:
         told = "it has no chat template"
     caution = "; some base models have one too: --instruct no" if told == "it has a chat template" else ""
@@ -126,13 +146,15 @@ def _instruct(advice: Advice) -> str:
 
 def _evidence(advice: Advice) -> list[str]:
     lines = _wrapped(
-        "Evidence. read: source code or official documentation was read. second-hand: reported by others, the paper itself "
-        "was not read. from memory. measured: by this project on a model of 0.12 million parameters, which shows a shape "
+        "Evidence. read: source code or official documentation was read. second-hand: reported by others, "
+        "the paper itself "
+        "was not read. from memory. measured: by this project on a model of 0.12 million parameters, which "
+        "shows a shape "
         "and says little about large ones. rule of thumb: ours, no evidence."
     )
     for name in advice.cited:
         one = EVIDENCE[name]
-        reported = "reported by " if one.known in ("second-hand", "from memory") else ""
+        reported = ", as reported" if one.known == "second-hand" else ""
         against = f" Against: {', '.join(one.against)}." if one.against else ""
-        lines += _wrapped(f"{name} [{one.known}] {reported}{one.source}: {one.claim}.{against}", "  ")
+        lines += _wrapped(f"{name} [{one.known}] {one.source}{reported}: {one.claim}.{against}", "  ")
     return lines
