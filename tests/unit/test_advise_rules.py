@@ -62,7 +62,9 @@ def test_every_choice_has_evidence(case: str) -> None:
         for _, other in choice.disputes:
             assert other in advice.cited
     written = json.loads(json.dumps(advice.to_dict()))
-    assert {name for choice in written["choices"] for name in choice["evidence"]} <= written["evidence"].keys()
+    assert {name for choice in written["choices"] for name in choice["evidence"]} <= written[
+        "evidence"
+    ].keys()
     assert written["unknown"] and all(f"- {part}" in text for part in written["unknown"])
 
 
@@ -160,7 +162,10 @@ def test_gap_by_bytes_where_they_are_known() -> None:
         (GRID["weak"], {"optim.preset": "weak-shift", "optim.lr": 3e-5, "optim.warmup_steps": 0}),
         (replace(PLAIN, budget_tokens=10**9), {"optim.preset": "small-domain", "optim.lr": 3e-5}),
         (GRID["other language, small"], {"optim.lr": 6e-5, "optim.warmup_steps": 10}),
-        (GRID["small model"], {"optim.lr": 1e-5, "forgetting.induction_sequences": 0, "data.seq_length": 128}),
+        (
+            GRID["small model"],
+            {"optim.lr": 1e-5, "forgetting.induction_sequences": 0, "data.seq_length": 128},
+        ),
         (
             GRID["constant phase"],
             {"optim.schedule": "wsd", "optim.lr": 3e-5, "optim.warmup_steps": 0, "optim.preset": "none"},
@@ -225,7 +230,10 @@ def test_the_limit_of_passes_ends_a_run() -> None:
         (replace(PLAIN, seq_length=10**6), "131072 positions"),
         (replace(PLAIN, goal="long-context", seq_length=4096), "4096 tokens is not long"),
         (replace(PLAIN, new=(corpus("manuals", 5),)), "manuals (tokens/manuals) has 5 tokens"),
-        (replace(PLAIN, new=(corpus("manuals", 10**4),), seq_length=8192, max_epochs=2.0), "1 whole sequences"),
+        (
+            replace(PLAIN, new=(corpus("manuals", 10**4),), seq_length=8192, max_epochs=2.0),
+            "1 whole sequences",
+        ),
         (replace(PLAIN, chat=(corpus("talk", 10**6),)), "no instruct model"),
         (replace(PLAIN, replay=(corpus("manuals", 10**6),)), "named twice"),
         (replace(PLAIN, new=(corpus("a b", 10**6),)), "'a b' must be named"),
@@ -243,9 +251,7 @@ def test_refusals_are_one_line(facts: Facts, words: str) -> None:
 def test_names_cannot_leave_a_comment(tmp_path: Path) -> None:
     """A path with line ends and quotes is a value, and no key."""
     path = 'x"\noptim: {lr: 1}\n#\u2028y: z'
-    facts = replace(
-        PLAIN, base=replace(INSTRUCT, path=path, rope=path), run_dir=path, budget_from=path
-    )
+    facts = replace(PLAIN, base=replace(INSTRUCT, path=path, rope=path), run_dir=path, budget_from=path)
     written = tmp_path / "run.yaml"
     written.write_text(commented_yaml(advise(facts)))
     config = load_config(written).config
