@@ -110,11 +110,9 @@ def plan(facts: Facts, kind: Kind) -> Amounts:
     steps = total // batch
     if steps < 2:
         raise ConfigError(
-            f"{facts.budget_tokens} tokens of budget and at most {facts.max_epochs:g} passes over the data "
-            f"are {total} "
-            f"sequences of {seq_length} tokens, no two batches of {batch}; give more of them, a lower "
-            f"--seq-length, or "
-            "fewer --ranks"
+            f"{facts.budget_tokens} tokens of budget and at most {facts.max_epochs:g} passes over the data are "
+            f"{total} sequences of {seq_length} tokens, no two batches of {batch}; give more of them, a lower "
+            "--seq-length, or fewer --ranks"
         )
     return Amounts(
         seq_length=seq_length,
@@ -166,9 +164,8 @@ def _require_samples(corpus: Corpus, samples: int, seq_length: int, max_epochs: 
     if samples * max_epochs <= SAMPLES_TO_SPARE:
         raise ConfigError(
             f"{corpus.name} ({corpus.path}) has {corpus.tokens} tokens, {samples} whole sequences of "
-            f"{seq_length}, and "
-            f"--max-epochs={max_epochs:g} passes of that are no run; give more data, more passes or a lower "
-            f"--seq-length"
+            f"{seq_length}, and --max-epochs={max_epochs:g} passes of that are no run; give more data, more "
+            "passes or a lower --seq-length"
         )
 
 

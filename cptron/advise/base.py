@@ -48,7 +48,7 @@ def read_base(path: str, declared: Declared) -> tuple[Base, str]:
         return _from_hugging_face(directory, declared)
     raise ConfigError(
         f"--base {path} is no checkpoint ({layout.MANIFEST}), run or Hugging Face model (config.json); give "
-        f"one of these"
+        "one of these"
     )
 
 
@@ -57,8 +57,7 @@ def _from_checkpoint(checkpoint: Path, declared: Declared) -> tuple[Base, str]:
     if manifest.adapter is not None:
         raise ConfigError(
             f"--base {checkpoint} holds an adapter, not whole weights; `cptron export --merge` and `cptron "
-            f"convert` make "
-            "a checkpoint of it"
+            "convert` make a checkpoint of it"
         )
     saved = saved_rate(manifest)
     known: dict[str, Any] = {

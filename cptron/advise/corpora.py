@@ -28,9 +28,8 @@ def named(flag: str, words: Sequence[str]) -> list[tuple[str, str]]:
         name, prefix = (before, after) if has_name else (_name(word), word)
         if not is_prefix(prefix):
             raise ConfigError(
-                f"{flag} {word}: {prefix or repr('')} is no prefix of token files ({idx_path(prefix)} does "
-                f"not exist); "
-                "`cptron preprocess` makes them"
+                f"{flag} {word}: {prefix or repr('')} is no prefix of token files ({idx_path(prefix)} does not "
+                "exist); `cptron preprocess` makes them"
             )
         found.append((name, _without_ending(prefix)))
     return found
@@ -68,8 +67,7 @@ def _described(prefix: str, fingerprint: str) -> Facts:
     if fingerprint and made_with and made_with != fingerprint:
         raise DataError(
             f"{prefix} was tokenized with {made_with[:12]}, but the base's tokenizer is {fingerprint[:12]}; "
-            f"run cptron "
-            "preprocess with the base's tokenizer"
+            "run cptron preprocess with the base's tokenizer"
         )
     return facts
 

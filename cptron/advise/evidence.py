@@ -47,17 +47,17 @@ def strength_of(names: Iterable[str]) -> Strength:
 _MIX = {
     "ibrahim-replay": Evidence(
         source="Ibrahim et al. 2024, arXiv 2403.08763",
-        claim="405M model, loss on old / new data: Pile to SlimPajama 2.44/2.50 without replay, 2.26/2.50 at 1 %, "
-        "2.23/2.51 at 5 %, 2.21/2.51 at 10 %, 2.16/2.54 at 50 %; Pile to German 3.56/1.11, 2.83/1.12, 2.57/1.12, "
-        "2.46/1.13, at 25 % 2.33/1.16, 2.24/1.22. 1 % for a weak shift, 5 % and up to 25 % for a strong one",
+        claim="405M model, loss on old / new data: Pile to SlimPajama 2.44/2.50 without replay, 2.26/2.50 at 1 "
+        "%, 2.23/2.51 at 5 %, 2.21/2.51 at 10 %, 2.16/2.54 at 50 %; Pile to German 3.56/1.11, 2.83/1.12, "
+        "2.57/1.12, 2.46/1.13, at 25 % 2.33/1.16, 2.24/1.22. 1 % for a weak shift, 5 % and up to 25 % for a "
+        "strong one",
         known="second-hand",
         against=("nemotron-tiers", "cmr-law", "poro2-mix"),
     ),
     "tiny-replay": Evidence(
         source="this project, docs/regularisers.md",
         claim="byte model of 0.12M parameters, Python to English, two seeds: 1, 5, 10, 25, 50 % replay take "
-        "away about "
-        "40, 60, 70, 82, 92 % of the forgetting and cost 0.001, 0.01, 0.02, 0.06, 0.14 nats of new loss",
+        "away about 40, 60, 70, 82, 92 % of the forgetting and cost 0.001, 0.01, 0.02, 0.06, 0.14 nats of new loss",
         known="measured",
     ),
     "nemotron-tiers": Evidence(
@@ -69,9 +69,8 @@ _MIX = {
     ),
     "poro2-mix": Evidence(
         source="Poro 2 (Finnish, Llama 3.1 8B and 70B)",
-        claim="30 % Finnish, 30 % English, 30 % code, 10 % mathematics over 165 B tokens; a mix of "
-        "70/25/4/1 lost about "
-        "10 points of English and mathematics",
+        claim="30 % Finnish, 30 % English, 30 % code, 10 % mathematics over 165 B tokens; a mix of 70/25/4/1 "
+        "lost about 10 points of English and mathematics",
         known="second-hand",
         against=("ibrahim-replay", "injection"),
     ),
@@ -82,8 +81,8 @@ _MIX = {
     ),
     "cmr-law": Evidence(
         source="CMR law, arXiv 2407.17467",
-        claim="largest share of new data that keeps the old loss within 0.05 nats: 0.30 to 0.48 for 460M to 3.1B "
-        "parameters at 20 B tokens",
+        claim="largest share of new data that keeps the old loss within 0.05 nats: 0.30 to 0.48 for 460M to "
+        "3.1B parameters at 20 B tokens",
         known="second-hand",
         against=("ibrahim-replay", "d-cpt-law"),
     ),
@@ -101,23 +100,21 @@ _MIX = {
     ),
     "tokens-in-proportion": Evidence(
         source="this project",
-        claim="sources of one kind share their part by their tokens, so that all are repeated alike; "
-        "nothing says that it "
-        "is best",
+        claim="sources of one kind share their part by their tokens, so that all are repeated alike; nothing "
+        "says that it is best",
         known="rule of thumb",
     ),
     "shift-thresholds": Evidence(
         source="this project",
-        claim="the base's loss on new less that on old data: below 0.6 nats per token a weak shift, from "
-        "1.2 a strong one. "
-        "Ibrahim et al. report a gap of 0.49 (1.75 to 2.24, 10B model) for Pile to SlimPajama, which they "
-        "call weak; the "
-        "measured byte model had 1.4 nats per byte for Python to English. A gap is also how hard the text is",
+        claim="the base's loss on new less that on old data: below 0.6 nats per token a weak shift, from 1.2 a "
+        "strong one. Ibrahim et al. report a gap of 0.49 (1.75 to 2.24, 10B model) for Pile to SlimPajama, "
+        "which they call weak; the measured byte model had 1.4 nats per byte for Python to English. A gap is "
+        "also how hard the text is",
         known="rule of thumb",
     ),
     "floors": Evidence(
         source="this project",
-        claim="whatever changes shares on the way leaves replay half of what it was given, and at least 1 %",
+        claim="whatever changes shares on the way leaves replay half of what it was given",
         known="rule of thumb",
     ),
 }
@@ -144,8 +141,7 @@ _AMOUNT = {
     "entigraph": Evidence(
         source="EntiGraph, Yang et al. 2024",
         claim="a corpus of 1.3 M tokens made into 455 M synthetic ones: QuALITY 39.5 to 56.2, with 10 % "
-        "replay, rate 5e-6, "
-        "2 passes. Repeating a tiny corpus is not the same as more words for it",
+        "replay, rate 5e-6, 2 passes. Repeating a tiny corpus is not the same as more words for it",
         known="second-hand",
     ),
     "steps-for-a-schedule": Evidence(
@@ -160,9 +156,8 @@ _AMOUNT = {
     ),
     "sequence-8k": Evidence(
         source="this project",
-        claim="8192 tokens, or all positions of the base where it has less: documents of a sample do not "
-        "see each other, "
-        "so short documents lose nothing, and long ones are cut less",
+        claim="8192 tokens, or all positions of the base where it has less: documents of a sample do not see "
+        "each other, so short documents lose nothing, and long ones are cut less",
         known="rule of thumb",
     ),
 }
@@ -170,9 +165,8 @@ _AMOUNT = {
 _RATE = {
     "ibrahim-rate": Evidence(
         source="Ibrahim et al. 2024, arXiv 2403.08763",
-        claim="warm up again to the peak of the pretraining, decay to a tenth; 0 to 2 % warm-up alike after "
-        "50 B tokens. "
-        "More rate learns more and forgets more; warming up on the same data costs 0.1 to 0.2 nats",
+        claim="warm up again to the peak of the pretraining, decay to a tenth; 0 to 2 % warm-up alike after 50 "
+        "B tokens. More rate learns more and forgets more; warming up on the same data costs 0.1 to 0.2 nats",
         known="second-hand",
         against=("nemotron-steps", "parmar"),
     ),
@@ -217,9 +211,8 @@ _RATE = {
     ),
     "parmar": Evidence(
         source="Parmar et al. 2024, arXiv 2407.07263",
-        claim="a 15B model goes on at the last rate of its pretraining, 4.5e-5, without warm-up, cosine to "
-        "a hundredth, "
-        "300 B tokens",
+        claim="a 15B model goes on at the last rate of its pretraining, 4.5e-5, without warm-up, cosine to a "
+        "hundredth, 300 B tokens",
         known="second-hand",
         against=("ibrahim-rate",),
     ),
@@ -241,9 +234,8 @@ _RATE = {
     ),
     "tiny-rate": Evidence(
         source="this project",
-        claim="byte model of 0.12M parameters: a third of the peak forgets less (old loss 2.25 for 2.40) "
-        "and learns less "
-        "(1.75 for 1.69); twice the peak forgets more",
+        claim="byte model of 0.12M parameters: a third of the peak forgets less (old loss 2.25 for 2.40) and "
+        "learns less (1.75 for 1.69); twice the peak forgets more",
         known="measured",
     ),
     "hagele": Evidence(
@@ -272,22 +264,19 @@ _RATE = {
     "tiny-constant-start": Evidence(
         source="this project",
         claim="byte model: going on from a base whose rate was not decayed ends 0.03 to 0.07 nats lower on "
-        "both old and "
-        "new data than from the decayed one, at the same tokens",
+        "both old and new data than from the decayed one, at the same tokens",
         known="measured",
     ),
     "nova-forge": Evidence(
         source="Amazon Nova Forge's documentation",
-        claim="from about 10 B tokens start from a checkpoint before the decay, which is more plastic; "
-        "below, or where "
-        "instructions must be followed, from the finished model",
+        claim="from about 10 B tokens start from a checkpoint before the decay, which is more plastic; below, "
+        "or where instructions must be followed, from the finished model",
         known="read",
     ),
     "prolong-scripts": Evidence(
         source="ProLong's scripts, arXiv 2410.02660",
         claim="1e-5 at 64K tokens, 5e-6 at 512K, to a tenth, warm-up 10 %, 4 M and 8 M tokens a batch, "
-        "documents masked; "
-        "60 % long documents (books, code), 40 % short ones",
+        "documents masked; 60 % long documents (books, code), 40 % short ones",
         known="read",
         against=("ultralong", "nemotron-ultra"),
     ),
@@ -336,14 +325,13 @@ _WATCH = {
     "context-collapse": Evidence(
         source="arXiv 2506.00288",
         claim="continued pretraining in another language without English: equal perplexity, in-context "
-        "learning gone "
-        "within about 1000 steps",
+        "learning gone within about 1000 steps",
         known="second-hand",
     ),
     "reactions": Evidence(
         source="this project",
-        claim="what the monitor does is proven to be done; how much it helps is not, and nobody is known to have "
-        "published that",
+        claim="what the monitor does is proven to be done; how much it helps is not, and nobody is known to "
+        "have published that",
         known="rule of thumb",
     ),
     "twenty-looks": Evidence(
@@ -359,18 +347,16 @@ _WATCH = {
     ),
     "residual": Evidence(
         source="arXiv 2410.10739",
-        claim="continued pretraining of an instruct model costs 10 points of IFEval; train the base model, "
-        "and add the "
-        "difference of the instruct and the base model afterwards (4 to 5 points better)",
+        claim="continued pretraining of an instruct model costs 10 points of IFEval; train the base model, and "
+        "add the difference of the instruct and the base model afterwards (4 to 5 points better)",
         known="second-hand",
         against=("findap",),
     ),
     "tiny-regularisers": Evidence(
         source="this project, docs/regularisers.md",
-        claim="byte model, without old data: decay to the start (strength 1) old loss 2.31 for 2.40 at a "
-        "new loss of 1.71 "
-        "for 1.69; 5 % replay 1.76 at 1.70. Interpolating with the base afterwards was better than both EWC "
-        "and decay",
+        claim="byte model, without old data: decay to the start (strength 1) old loss 2.31 for 2.40 at a new "
+        "loss of 1.71 for 1.69; 5 % replay 1.76 at 1.70. Interpolating with the base afterwards was better "
+        "than both EWC and decay",
         known="measured",
     ),
     "freezing": Evidence(
@@ -380,9 +366,8 @@ _WATCH = {
     ),
     "tiny-freezing": Evidence(
         source="this project",
-        claim="byte model: freezing embeddings and the first layer forgot less than nothing at all (2.28 "
-        "for 2.40) and "
-        "learned least (1.87 for 1.69)",
+        claim="byte model: freezing embeddings and the first layer forgot less than nothing at all (2.28 for "
+        "2.40) and learned least (1.87 for 1.69)",
         known="measured",
     ),
 }

@@ -139,8 +139,8 @@ def check_facts(facts: Facts) -> None:
         )
     if facts.budget_tokens < 1:
         raise ConfigError(
-            f"the budget is {facts.budget_tokens} tokens, at least 1 is needed; give --tokens, or --gpu-hours with "
-            "--tokens-per-gpu-second"
+            f"the budget is {facts.budget_tokens} tokens, at least 1 is needed; give --tokens, or --gpu-hours "
+            "with --tokens-per-gpu-second"
         )
     if not 0 < facts.max_epochs < math.inf:
         raise ConfigError(f"--max-epochs={facts.max_epochs} must be more than 0; use e.g. 4")
@@ -148,9 +148,8 @@ def check_facts(facts: Facts) -> None:
         raise ConfigError(f"--ranks={facts.ranks} must be at least 1; give the number of data parallel ranks")
     if facts.chat and not facts.base.instruct:
         raise ConfigError(
-            f"--chat {facts.chat[0].name} is instruct replay, and {facts.base.path} is no instruct model "
-            f"(it has no chat "
-            "template, or --instruct no); give the conversations as --new, or --instruct yes"
+            f"--chat {facts.chat[0].name} is instruct replay, and {facts.base.path} is no instruct model (it "
+            "has no chat template, or --instruct no); give the conversations as --new, or --instruct yes"
         )
     _check_lengths(facts)
     _check_rates(facts.base)
@@ -173,17 +172,15 @@ def _check_lengths(facts: Facts) -> None:
     if facts.seq_length < 0 or facts.seq_length > most:
         raise ConfigError(
             f"--seq-length={facts.seq_length} must be from 1 to the {most} positions of {facts.base.path}; "
-            f"lower it, or "
-            "give the base more positions (max_position_embeddings and its rope in config.json) before it "
-            "is converted"
+            "lower it, or give the base more positions (max_position_embeddings and its rope in config.json) "
+            "before it is converted"
         )
     long = facts.seq_length or most
     if facts.goal == "long-context" and long <= 8192:
         raise ConfigError(
             f"--goal=long-context with sequences of {long} tokens is not long; give the base more positions "
-            f"than its "
-            f"{most} (max_position_embeddings and its rope in config.json) before it is converted, or a larger "
-            "--seq-length"
+            f"than its {most} (max_position_embeddings and its rope in config.json) before it is converted, or "
+            "a larger --seq-length"
         )
 
 
@@ -193,8 +190,8 @@ def _check_rates(base: Base) -> None:
             raise ConfigError(f"{key}={rate} must be from 0 (not known) to below 1; give e.g. 3e-4")
     if base.lr_peak and base.lr_at_save > base.lr_peak:
         raise ConfigError(
-            f"--lr-at-save={base.lr_at_save} is above --lr-peak={base.lr_peak}, the highest rate; correct "
-            f"one of them"
+            f"--lr-at-save={base.lr_at_save} is above --lr-peak={base.lr_peak}, the highest rate; correct one "
+            "of them"
         )
 
 

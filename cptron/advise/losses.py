@@ -95,8 +95,7 @@ def measure(base: Base, suites: Mapping[str, tuple[Suite, str]]) -> tuple[StepZe
     if base.kind != "checkpoint":
         raise ConfigError(
             f"--measure computes with the engine, and --base {base.path} is no checkpoint; run `cptron "
-            f"convert` first, or "
-            "give --losses"
+            "convert` first, or give --losses"
         )
     from cptron.checkpoint.weights import open_model
     from cptron.config.schema import AttentionConfig

@@ -105,8 +105,8 @@ def _budget(args: argparse.Namespace) -> tuple[int, str]:
     if hours is None or speed is None:
         raise ConfigError(
             f"the budget is not known: --tokens is not given, --gpu-hours is {hours} and "
-            f"--tokens-per-gpu-second is "
-            f"{speed}; give --tokens, or both of these (a few steps of any run show tokens per second)"
+            f"--tokens-per-gpu-second is {speed}; give --tokens, or both of these (a few steps of any run show "
+            "tokens per second)"
         )
     if not (0 < hours < 1e12 and 0 < speed < 1e12):
         raise ConfigError(

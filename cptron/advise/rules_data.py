@@ -54,9 +54,7 @@ def _shares(facts: Facts, shift: Shift, amounts: Amounts) -> Choice:
             sets=sets,
             why=f"No old data are named, so nothing is replayed, and forgetting will be large: {shift.why}.",
             evidence=("ibrahim-replay", "tiny-replay", "shift-thresholds"),
-            unknown="whether anything like the base's own data can be had: public text of the same kinds "
-            "replays less "
-            "well than the real ones, and better than nothing",
+            unknown="; ".join(part for part in (shift.unknown, _PROXIES, _chats_missing(facts)) if part),
         )
     words = [f"{amounts.replay:.3g} of the tokens replay old data. The shift is {shift.kind}: {shift.why}."]
     words.append(f"What the base can do is {facts.general} (--general).")
@@ -68,14 +66,12 @@ def _shares(facts: Facts, shift: Shift, amounts: Amounts) -> Choice:
     words.append(
         "The published shares differ by more than tenfold; short runs on your data tell more than any of them."
     )
-    sweep = "the best share for these data: runs of some hundred steps at 1, 5, 10, 25 and 50 %, then "
-    "`cptron mixlaw fit`"
     return Choice(
         above="data.sources",
         sets=sets,
         why=" ".join(words),
         evidence=tuple(evidence),
-        unknown="; ".join(part for part in (shift.unknown, sweep) if part),
+        unknown="; ".join(part for part in (shift.unknown, _SWEEP, _chats_missing(facts)) if part),
     )
 
 
@@ -86,15 +82,12 @@ def _chat(facts: Facts, amounts: Amounts) -> Choice:
     return Choice(
         sets=_share_keys(amounts, names),
         above=f"data.sources.{names[0]}",
-        why=f"{amounts.chat:.3g} of the tokens are conversations, since the base follows instructions; 1 to "
-        f"5 % is what was "
-        f"reported to keep that.{few} The other way is to train the base model that it was made from, and "
-        f"to add the difference "
-        "afterwards (`cptron merge-weights`).",
+        why=f"{amounts.chat:.3g} of the tokens are conversations, since the base follows instructions; 1 to 5 "
+        f"% is what was reported to keep that.{few} The other way is to train the base model that it was made "
+        "from, and to add the difference afterwards (`cptron merge-weights`).",
         evidence=("findap", "residual"),
-        unknown="whether instructions are still followed: a validation set of conversations with suite "
-        "probe, and tasks "
-        "by `cptron eval --harness`",
+        unknown="whether instructions are still followed: a validation set of conversations with suite probe, "
+        "and tasks by `cptron eval --harness`",
     )
 
 
@@ -120,20 +113,18 @@ def _epochs(facts: Facts, amounts: Amounts) -> Choice:
     if amounts.beyond_epochs:
         words.append(
             f"{', '.join(amounts.beyond_epochs)} would be too small for the least share of replay, and is "
-            f"repeated beyond "
-            "the limit: a little replay of few data is better than none, but get more."
+            "repeated beyond the limit: a little replay of few data is better than none, but get more."
         )
     if sum(corpus.tokens for corpus in facts.new) < TINY_TOKENS:
         words.append(
-            "New data of less than 100 M tokens: rewriting them in many ways was reported to teach what repeating "
-            "does not."
+            "New data of less than 100 M tokens: rewriting them in many ways was reported to teach what "
+            "repeating does not."
         )
         evidence.append("entigraph")
     seen = min(amounts.epochs[corpus.name] for corpus in facts.new)
     unknown = ""
     if seen > 1:
-        unknown = "where repeating stops helping here: the monitor says when the training loss falls and "
-        "the new data's does not"
+        unknown = _REPEATING
     return Choice(
         above="data.on_max_epochs", sets=sets, why=" ".join(words), evidence=tuple(evidence), unknown=unknown
     )
@@ -149,8 +140,7 @@ def _length(facts: Facts, amounts: Amounts) -> Choice:
     )
     why = (
         f"The base has {facts.base.max_positions:,} positions ({facts.base.rope}). Tokens of a document: "
-        f"{documents}; "
-        f"at least {longer:.0%} of the new tokens are in longer documents than a sequence."
+        f"{documents}; about {longer:.0%} of the new tokens are in longer documents than a sequence."
     )
     evidence = (
         ("prolong-scripts",)
@@ -172,8 +162,7 @@ def _batch(facts: Facts, amounts: Amounts) -> Choice:
     return Choice(
         sets={"train.global_batch_size": amounts.global_batch_size},
         why=f"{batch:,} tokens a step. Published runs of this kind take {usual} tokens; a batch is smaller "
-        f"where that "
-        f"would leave less than 200 steps. A multiple of {facts.ranks} data parallel rank(s) (--ranks).",
+        f"where that would leave less than 200 steps. A multiple of {facts.ranks} data parallel rank(s) (--ranks).",
         evidence=evidence,
         unknown="the layout: parallel.tp, pp and train.micro_batch_size depend on the machines and are not "
         "advised here",
@@ -195,8 +184,7 @@ def _tokens(facts: Facts, amounts: Amounts) -> Choice:
         hours = tokens * flops / (MFU * H100_FLOPS * 3600)
         words.append(
             f"At most {tokens * flops:.2g} model FLOPs: about {hours:.2g} hours of one H100 at {MFU:.0%} of "
-            f"its peak, which "
-            "is an estimate and not a measurement."
+            "its peak, which is an estimate and not a measurement."
         )
     return Choice(
         sets={"train.steps": amounts.steps},
@@ -209,10 +197,29 @@ def _tokens(facts: Facts, amounts: Amounts) -> Choice:
 def _mask() -> Choice:
     return Choice(
         sets={"attention.document_mask": True},
-        why="Documents of a sequence do not see each other. The two best known public recipes contradict "
-        "each other here.",
+        why="Documents of a sequence do not see each other. The two best known public recipes contradict each "
+        "other here.",
         evidence=("prolong-scripts", "ultralong"),
     )
+
+
+def _chats_missing(facts: Facts) -> str:
+    return _CHATS if facts.base.instruct and not facts.chat else ""
+
+
+_SWEEP = "the best share for these data: runs of some hundred steps at 1, 5, 10, 25 and 50 %, then `cptron mixlaw fit`"
+_PROXIES = (
+    "whether anything like the base's own data can be had: public text of the same kinds replays less well "
+    "than the real ones, and better than nothing"
+)
+_REPEATING = (
+    "where repeating stops helping here: the monitor says when the training loss falls and the new data's "
+    "does not"
+)
+_CHATS = (
+    "how much of following instructions is lost without conversations, which was reported to be nearly all: "
+    "name some by --chat, or train the base model and add the difference (`cptron merge-weights`)"
+)
 
 
 def _share_keys(amounts: Amounts, names: list[str]) -> dict[str, Value]:

@@ -21,9 +21,8 @@ def keep_choices(facts: Facts) -> list[Choice]:
         return [
             replace(
                 _nothing_frozen(),
-                unknown="whether decay to the start (`regularise.l2sp`) would help, as there are no old "
-                "data: it needs a "
-                "checkpoint, which `cptron convert` makes of the model",
+                unknown="whether decay to the start (`regularise.l2sp`) would help, as there are no old data: "
+                "it needs a checkpoint, which `cptron convert` makes of the model",
             )
         ]
     return [_nothing_frozen()]
@@ -47,10 +46,8 @@ def _decay_to_start() -> Choice:
     return Choice(
         sets={"regularise.l2sp": L2SP, "optim.weight_decay": 0.0},
         why="There are no old data, so weights decay towards those of the base instead of to 0. It does far "
-        "less than a "
-        "little replay. After training, `cptron merge-weights` interpolates between the base and the model "
-        "for nothing, "
-        "which did better.",
+        "less than a little replay. After training, `cptron merge-weights` interpolates between the base and "
+        "the model for nothing, which did better.",
         evidence=("tiny-regularisers", "tiny-replay"),
         unknown="the strength: 0.1, 1 and 10 in short runs",
     )

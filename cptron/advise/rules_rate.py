@@ -26,6 +26,8 @@ SMALL_DOMAIN = {"strong": (5e-5, 5.0), "moderate": (1e-5, 10.0), "weak": (1e-5, 
 """Shift -> peak rate of a small run, and the divisor of the pretraining's peak where that is known."""
 NOTHING_LEARNED = 1e-6
 """A rate below it teaches hardly anything."""
+OF_RATES_ALONE = ("nemotron-steps", "code-llama", "small-5e-6", "tiny-rate")
+"""Entries that say nothing of a schedule's shape."""
 INTERMEDIATE_FROM_TOKENS = 10_000_000_000
 
 
@@ -84,10 +86,8 @@ def _rate(facts: Facts, shift: Shift, amounts: Amounts) -> _Rate:
         "strong-shift",
         float(f"{part * peak:.6g}"),
         f"A {shift.kind} shift with {tokens:,} tokens: {'' if part == 1 else 'half of '}the peak of the "
-        f"pretraining, "
-        f"{peak:g}. The whole of it is for a strong shift of at least 10 B tokens. Common advice is ten "
-        f"times less; the "
-        "projects with a large shift kept the peak.",
+        f"pretraining, {peak:g}. The whole of it is for a strong shift of at least 10 B tokens. Common advice "
+        "is ten times less; the projects with a large shift kept the peak.",
         ("ibrahim-rate", "poro2-rates", "llemma-config", "code-llama", "nemotron-steps"),
         "the best peak for these data: some hundred steps at half of it and at twice",
     )
@@ -97,21 +97,21 @@ def _small(facts: Facts, shift: Shift, amounts: Amounts) -> _Rate:
     usual, divisor = SMALL_DOMAIN[shift.kind]
     peak = facts.base.lr_peak
     lr = float(f"{peak / divisor:.6g}") if peak else usual
-    why = f"{amounts.tokens:,} tokens are few, so the rate is low: a small corpus does not need more, and "
-    "more forgets more."
-    why += (
-        f" A {divisor:g}th of the pretraining's peak of {peak:g}."
+    of_peak = (
+        f"It is the pretraining's peak of {peak:g} divided by {divisor:g}."
         if peak
-        else f" {usual:g} is what is usual for models of some billion parameters"
+        else f"{usual:g} is what is usual for models of some billion parameters."
     )
-    why += "." if not peak else ""
     unknown = "whether half or twice the rate is better: a few short runs with `optim.lr` overridden"
     if not peak:
-        unknown = "the peak of the pretraining (--lr-peak), a tenth of which would be taken; small models "
-        f"are given more; {unknown}"
+        unknown = f"the peak of the pretraining: --lr-peak, which would be divided by {divisor:g}; {unknown}"
     evidence = ["nova-docs", "nemotron-steps", "small-5e-6", "tiny-rate"]
     if shift.kind == "strong":
         evidence.append("ibrahim-rate")
+    why = (
+        f"{amounts.tokens:,} tokens are few, so the rate is low: a small corpus does not need more, and more "
+        f"forgets more. {of_peak}"
+    )
     return _Rate("small-domain", lr, why, tuple(evidence), unknown)
 
 
@@ -123,17 +123,14 @@ def _preset(facts: Facts, amounts: Amounts, rate: _Rate) -> list[Choice]:
         "optim.schedule": values["schedule"],
         "optim.warmup_steps": values["warmup_steps"],
     }
-    evidence = rate.evidence
-    if "infinite-shift" not in evidence:
-        evidence = (*evidence, "infinite-shift", "hagele", "poro2-wsd")
+    of_shape = tuple(name for name in rate.evidence if name not in OF_RATES_ALONE)
     return [
         Choice(
             sets=shape,
             why=f"As the preset {rate.preset} has it (docs/schedules.md). Where this will not be the last "
-            f"continued "
-            "pretraining of the model, optim.schedule=infinite leaves a checkpoint that never has to be "
-            "warmed up again.",
-            evidence=evidence,
+            "continued pretraining of the model, optim.schedule=infinite leaves a checkpoint that never has to "
+            "be warmed up again.",
+            evidence=(*of_shape, "infinite-shift", "hagele", "poro2-wsd"),
         ),
         Choice(
             sets={"optim.lr": values["lr"], "optim.lr_min": values["lr_min"]},
@@ -156,8 +153,7 @@ def _constant_phase(facts: Facts, amounts: Amounts) -> list[Choice]:
     if amounts.tokens < INTERMEDIATE_FROM_TOKENS:
         unknown = (
             "whether the finished model would be the better start: for less than about 10 B tokens Amazon's "
-            "documentation "
-            "advises that"
+            "documentation advises that"
         )
     return [
         Choice(
@@ -167,9 +163,8 @@ def _constant_phase(facts: Facts, amounts: Amounts) -> list[Choice]:
                 "optim.anneal_steps": anneal,
                 "optim.decay_form": "minus_sqrt",
             },
-            why="The base was saved while its rate was constant: no warm-up, on at that rate, and a decay "
-            "over the last "
-            "fifth. `cptron anneal` makes further finished models from any checkpoint before the decay.",
+            why="The base was saved while its rate was constant: no warm-up, on at that rate, and a decay over "
+            "the last fifth. `cptron anneal` makes further finished models from any checkpoint before the decay.",
             evidence=(
                 "hagele",
                 "minicpm",
@@ -194,8 +189,7 @@ def _start(facts: Facts) -> Choice:
         return Choice(
             sets={"start.state": "unknown"},
             why="Nothing tells whether the base's rate was decayed. Finished models that are published are "
-            "decayed as a "
-            "rule; nothing is refused for either.",
+            "decayed as a rule; nothing is refused for either.",
             evidence=("nova-forge", "tiny-constant-start"),
             unknown="the state of the base's learning rate: its report has it, declare it by --state",
         )
@@ -207,7 +201,7 @@ def _start(facts: Facts) -> Choice:
     )
     return Choice(
         sets={"start.state": base.state},
-        why=f"The base is from the {base.state.replace('_', ' ')} state, {source}. {other}",
+        why=f"{base.state}, {source}. {other}",
         evidence=("tiny-constant-start", "nova-forge"),
     )
 
@@ -217,8 +211,7 @@ def _optimizer(facts: Facts) -> Choice:
     return Choice(
         sets={**decay, "optim.beta1": 0.9, "optim.beta2": 0.95, "optim.clip_grad_norm": 1.0},
         why="As most published scripts have it; Amazon's documentation has no weight decay. The optimizer "
-        "begins anew with "
-        "weights of others.",
+        "begins anew with weights of others.",
         evidence=("decay-tenth", "decay-none"),
     )
 
@@ -226,8 +219,8 @@ def _optimizer(facts: Facts) -> Choice:
 def _known(rate: float, facts: Facts, flag: str, why: str) -> float:
     if rate <= 0:
         raise ConfigError(
-            f"{facts.base.path}: {why}, and {flag}={rate:g} does not tell it; give {flag} from the model's report "
-            "(`cptron inspect` shows it for a checkpoint of a run)"
+            f"{facts.base.path}: {why}, and {flag}={rate:g} does not tell it; give {flag} from the model's "
+            "report (`cptron inspect` shows it for a checkpoint of a run)"
         )
     return rate
 
@@ -244,7 +237,6 @@ def _config(facts: Facts, amounts: Amounts, preset: Any) -> Config:
 
 
 _DECAYED_TO_NOTHING = (
-    "whether anything is learned at {rate:g}, which the pretraining had decayed to: the published run of "
-    "this kind began "
-    "at 4.5e-5; try optim.lr ten times higher in a short run"
+    "whether anything is learned at {rate:g}, which the pretraining had decayed to: the published run of this "
+    "kind began at 4.5e-5; try optim.lr ten times higher in a short run"
 )

@@ -45,8 +45,7 @@ def _evaluations(facts: Facts, amounts: Amounts) -> Choice:
             why="No validation data are named, so neither learning nor forgetting will be seen.",
             evidence=("olmo-evals",),
             unknown="everything that a validation set would tell: `cptron split` takes documents apart, "
-            "--valid-new and "
-            "--valid-old name them",
+            "--valid-new and --valid-old name them",
         )
     most = _evaluated_tokens(facts, amounts)
     sets: dict[str, Value] = {"eval.at_start": True, "eval.every_steps": every_steps(amounts)}
@@ -59,8 +58,8 @@ def _evaluations(facts: Facts, amounts: Amounts) -> Choice:
         above="eval.at_start",
         sets=sets,
         why=f"Step 0 is what changes are counted from; {LOOKS} evaluations of at most {most:,} tokens a set "
-        f"cost about a "
-        "tenth of the training or less.",
+        f"together cost about a tenth of the training, or more where a set would have less than "
+        f"{LEAST_EVALUATED:,} tokens.",
         evidence=("olmo-evals", "twenty-looks"),
         unknown="; ".join(missing),
     )
@@ -83,10 +82,8 @@ def _checkpoints(facts: Facts, amounts: Amounts) -> Choice:
     return Choice(
         sets={"checkpoint.every_steps": every},
         why=f"Every checkpoint is evaluated, and all are kept ({amounts.steps // every + 1} of about "
-        f"{size_gb:,.1f} GB), "
-        "so that the best one that keeps the old loss can be chosen afterwards, which need not be the last. "
-        "With less disk "
-        "set checkpoint.keep_last.",
+        f"{size_gb:,.1f} GB), so that the best one that keeps the old loss can be chosen afterwards, which "
+        "need not be the last. With less disk set checkpoint.keep_last.",
         evidence=("twenty-looks",),
     )
 
@@ -97,8 +94,8 @@ def _probes(facts: Facts) -> Choice:
     chat = facts.base.instruct and not any(held.suite == "probe" for held in facts.valid)
     return Choice(
         sets={"forgetting.induction_sequences": sequences, "forgetting.mapping_sequences": sequences},
-        why="Loss on text can stay while learning from context goes; two probes of random tokens ask for "
-        "that alone."
+        why="Loss on text can stay while learning from context goes; two probes of random tokens ask for that "
+        "alone."
         if possible
         else "The model is too small for the probes of learning from context.",
         evidence=("context-collapse",),
@@ -114,8 +111,7 @@ def _alarm() -> Choice:
             "forgetting.grace_tokens": 0,
         },
         why="An alarm when the interval of the old loss is above 0.05 nats twice in a row, after a grace of "
-        "warm-up or 2 % "
-        "of the run. The two laws use different bounds: 3 % of a loss of 2 would be 0.06.",
+        "warm-up or 2 % of the run. The two laws use different bounds: 3 % of a loss of 2 would be 0.06.",
         evidence=("epsilon-cmr", "epsilon-d-cpt", "stability-gap", "tiny-overshoot"),
         unknown="how much your use can lose: compare a checkpoint at the bound on your own tasks",
     )

@@ -40,8 +40,8 @@ def judge(facts: Facts) -> Shift:
     if gap is not None:
         by_gap = "weak" if gap < WEAK_BELOW_NATS else "strong" if gap >= STRONG_FROM_NATS else "moderate"
         words.append(
-            f"the base's loss on new data is {gap:+.2f} nats per token against old data, which is {by_gap} (below "
-            f"{WEAK_BELOW_NATS} weak, from {STRONG_FROM_NATS} strong)"
+            f"the base's loss on new data is {gap:+.2f} nats per token against old data, which is {by_gap} "
+            f"(below {WEAK_BELOW_NATS} weak, from {STRONG_FROM_NATS} strong)"
         )
     if facts.language == "other":
         words.append("another language or modality is declared, which is strong whatever the gap")
@@ -56,9 +56,8 @@ def judge(facts: Facts) -> Shift:
 
 
 _HOW = (
-    "how far the new data are from what the base knows: `cptron eval --checkpoint BASE --data new=... "
-    "old=...` writes "
-    "losses for --losses, or --measure makes them"
+    "how far the new data are from what the base knows: `cptron eval --checkpoint BASE --data new=... old=...` "
+    "writes losses for --losses, or --measure makes them"
 )
 
 

@@ -109,14 +109,14 @@ def _header(advice: Advice) -> list[str]:
     tied = "tied" if base.tied_embeddings else "untied"
     lines = [
         *_wrapped(
-            "Written by `cptron advise`. A place to begin: every choice says what it rests on, and most of what is "
-            "published was measured on other models and data than yours. Choices without a comment are facts."
+            "Written by `cptron advise`. A place to begin: every choice says what it rests on, and most of "
+            "what is published was measured on other models and data than yours. Choices without a comment are "
+            "facts."
         ),
         "#",
         *_wrapped(
-            f"Base: {base.path}, {base.family}, {base.parameters:,} parameters, vocabulary "
-            f"{base.vocab_size:,} ({tied}), "
-            f"{base.max_positions:,} positions, {base.rope}; {_instruct(advice)}.",
+            f"Base: {base.path}, {base.family}, {base.parameters:,} parameters, vocabulary {base.vocab_size:,} "
+            f"({tied}), {base.max_positions:,} positions, {base.rope}; {_instruct(advice)}.",
             "  ",
         ),
     ]
@@ -146,11 +146,9 @@ def _instruct(advice: Advice) -> str:
 
 def _evidence(advice: Advice) -> list[str]:
     lines = _wrapped(
-        "Evidence. read: source code or official documentation was read. second-hand: reported by others, "
-        "the paper itself "
-        "was not read. from memory. measured: by this project on a model of 0.12 million parameters, which "
-        "shows a shape "
-        "and says little about large ones. rule of thumb: ours, no evidence."
+        "Evidence. read: source code or official documentation was read. second-hand: reported by others, the "
+        "paper itself was not read. from memory. measured: by this project on a model of 0.12 million "
+        "parameters, which shows a shape and says little about large ones. rule of thumb: ours, no evidence."
     )
     for name in advice.cited:
         one = EVIDENCE[name]

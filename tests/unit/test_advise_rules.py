@@ -58,6 +58,8 @@ def test_every_choice_has_evidence(case: str) -> None:
     text = " ".join(commented_yaml(advice).replace("\n", " ").replace(" # ", " ").split())
     for choice in advice.choices:
         assert choice.evidence and set(choice.evidence) <= EVIDENCE.keys()
+        assert choice.why.endswith(".") and choice.unknown == choice.unknown.strip(), choice
+        assert "  " not in choice.why + choice.unknown and not choice.unknown.endswith(("then", "and", "."))
         assert f"Evidence ({choice.strength}): {', '.join(choice.evidence)}." in text.replace(" #", "")
         for _, other in choice.disputes:
             assert other in advice.cited
