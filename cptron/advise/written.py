@@ -135,11 +135,9 @@ def _header(advice: Advice) -> list[str]:
 
 def _instruct(advice: Advice) -> str:
     base = advice.facts.base
-    told = (
-        "it has a chat template" if base.instruct_from == "template" and base.instruct else base.instruct_from
-    )
-    if base.instruct_from == "template" and not base.instruct:
-        told = "it has no chat template"
+    told: str = base.instruct_from
+    if base.instruct_from == "template":
+        told = "it has a chat template" if base.instruct else "it has no chat template"
     caution = "; some base models have one too: --instruct no" if told == "it has a chat template" else ""
     return f"taken for {'an instruct' if base.instruct else 'a base'} model ({told}{caution})"
 

@@ -39,21 +39,32 @@ def test_what_is_written_trains_to_its_end(
     import rank_calls
 
     written, run_dir = tmp_path / "run.yaml", tmp_path / "run"
-    arguments = words(world, "--tokens", "1B", "--max-epochs", "1.5", "--seq-length", "64", "--measure")
+    few = [
+        "--new",
+        f"few={world.tokens('domain_valid')}",
+        "--max-epochs",
+        "1.5",
+        "--seq-length",
+        "128",
+        "--ranks",
+        "4",
+    ]
+    arguments = words(world, "--tokens", "1B", *few, "--measure")
     call = ["advise", *arguments, "--run-dir", str(run_dir), "--output", str(written), "--json"]
-    outcome = run_ranks(rank_calls.command, 1, call, timeout_s=120)[0]
+    outcome = run_ranks(rank_calls.command, 1, call, timeout_s=240)[0]
     assert not outcome.error, outcome.error
     advice = json.loads(outcome.stdout)
     assert advice["shift"]["gap_nats"] is not None
     assert {source["name"] for source in advice["facts"]["replay"]} == {"general"}
 
     cpu = ["runtime.device=cpu", "runtime.threads_per_rank=1", "train.precision=fp32"]
+    cpu += ["eval.every_steps=7", "checkpoint.every_steps=0"]
     (trained,) = run_ranks(rank_calls.train, 1, str(written), cpu, timeout_s=240)
     assert not trained.error and trained.code == 0, trained.error
     steps, evals = records(run_dir, "step"), records(run_dir, "eval")
     (chosen,) = [choice["sets"] for choice in advice["choices"] if "train.steps" in choice["sets"]]
     assert len(steps) == chosen["train.steps"] == steps[-1]["step"]
-    assert 1.3 < steps[-1]["epochs/domain"] <= 1.5
+    assert 1.2 < steps[-1]["epochs/few"] <= 1.5
     first = evals[0]
     for loss in advice["facts"]["losses"]:
         assert first[f"valid/{loss['name']}/loss_nats_per_token"] == pytest.approx(
