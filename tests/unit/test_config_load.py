@@ -64,6 +64,14 @@ def scalar_leaves(cls: Any, prefix: str = "") -> list[tuple[str, Any]]:
     return leaves
 
 
+def with_value(section: Any, key: str, value: Any) -> Any:
+    """A section with one key of it, or of one within, set."""
+    name, _, rest = key.partition(".")
+    return dataclasses.replace(
+        section, **{name: with_value(getattr(section, name), rest, value) if rest else value}
+    )
+
+
 def as_yaml(value: Any) -> str:
     return yaml.safe_dump(value, default_style='"').strip() if isinstance(value, str) else str(value)
 
@@ -97,9 +105,7 @@ def test_an_override_sets_its_key_and_nothing_else(tmp_path: Path, data: st.Data
     value = data.draw(values_of(hint))
     before = load_config(write(tmp_path, MINIMAL))
     after = load_config(write(tmp_path, MINIMAL), [f"{key}={as_yaml(value)}"])
-    section, name = key.split(".")
-    changed = dataclasses.replace(getattr(before.config, section), **{name: value})
-    assert after.config == dataclasses.replace(before.config, **{section: changed})
+    assert after.config == with_value(before.config, key, value)
     assert after.provenance == before.provenance | {key: "override"}
 
 
