@@ -252,7 +252,7 @@ def test_refusals_are_one_line(facts: Facts, words: str) -> None:
 
 def test_names_cannot_leave_a_comment(tmp_path: Path) -> None:
     """A path with line ends and quotes is a value, and no key."""
-    path = 'x"\noptim: {lr: 1}\n#\u2028y: z'
+    path = 'x"\noptim: {lr: 1}\n#\u2028y: \x1b\x00z'
     facts = replace(PLAIN, base=replace(INSTRUCT, path=path, rope=path), run_dir=path, budget_from=path)
     written = tmp_path / "run.yaml"
     written.write_text(commented_yaml(advise(facts)))
