@@ -28,7 +28,7 @@ VERBS = {
         "a model in pickled files (.bin) -> safetensors, without running code",
     ),
     "data": ("cptron.data.main", "prepare a run's index files; prove from a run's log what it has seen"),
-    "advise": ("cptron.advise.main", "corpora, base and budget -> a commented configuration, with its evidence"),
+    "advise": ("cptron.advise.main", "corpora, base, budget -> a commented configuration, with its evidence"),
     "train": ("cptron.train.main", "continue pretraining, on one rank or many"),
     "anneal": ("cptron.train.anneal", "branch a run from its constant phase and decay the learning rate"),
     "schedule": ("cptron.report.rates", "the learning rates of a run, before it is trained"),

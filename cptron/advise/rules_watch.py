@@ -82,7 +82,7 @@ def _checkpoints(facts: Facts, amounts: Amounts) -> Choice:
     return Choice(
         sets={"checkpoint.every_steps": every},
         why=f"Every checkpoint is evaluated, and all are kept ({amounts.steps // every + 1} of about "
-        f"{size_gb:,.1f} GB), so that the best one that keeps the old loss can be chosen afterwards, which "
+        f"{size_gb:,.1f} GB), so that `cptron select` can choose the best one that keeps the old loss, which "
         "need not be the last. With less disk set checkpoint.keep_last.",
         evidence=("twenty-looks",),
     )
