@@ -19,6 +19,7 @@ from cptron.checkpoint.saved_rate import SavedRate, saved_rate
 from cptron.config.check_schedule import check_schedule
 from cptron.config.load import config_to_dict, load_config, load_values, resolved_yaml
 from cptron.config.schema import Config, OptimConfig, StartConfig
+from cptron.config.schema_regularise import RegulariseConfig
 from cptron.durable import replace_text
 from cptron.errors import CheckpointError, ConfigError
 from cptron.optim.phases import constant_phase, is_constant_at
@@ -69,12 +70,21 @@ def child(parent: Path, step: int, tokens: int, overrides: Sequence[str]) -> Con
     made = replace(
         config,
         start=start,
+        regularise=_held(config),
         model=replace(config.model, architecture=""),
         train=replace(config.train, steps=step + steps),
         optim=_annealed(config.optim, saved.config.optim, step, steps),
     )
     check_schedule(made.optim, made.train.steps)
     return made
+
+
+def _held(config: Config) -> RegulariseConfig:
+    """The parent's, held to what the parent began with, not to the checkpoint that the child begins with."""
+    wanted = config.regularise
+    if wanted.base or not wanted.knows_base or config.start.mode == "branch":
+        return wanted
+    return replace(wanted, base=str(layout.resolve(config.start.checkpoint)))
 
 
 def _annealed(optim: OptimConfig, of_parent: OptimConfig, step: int, steps: int) -> OptimConfig:

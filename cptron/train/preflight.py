@@ -6,6 +6,7 @@ Invariant: it only reads; a run that fails here has changed nothing on disk.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,6 +33,9 @@ from cptron.train.origin import Origin, origin_of
 from cptron.train.resume import Change, Found, accepted_changes, find_run, found_parent
 from cptron.train.start_state import start_notes
 
+FAST = 2.0
+"""Times the rate, of an update that is to be spoken of."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -54,6 +58,8 @@ class Plan:
     """Hugging Face model whose weights a new run starts from; None for other starts."""
     branch_from: Path | None = None
     """Checkpoint of another run of which a new run takes all; None for other starts."""
+    held_to: Path | None = None
+    """Checkpoint of the weights that `regularise` knows as the starting ones; None where it asks for none."""
     accepted: tuple[Change, ...] = ()
     """What has changed since the checkpoint, with consequences that `run.accept_changes` accepts."""
 
@@ -85,6 +91,8 @@ def preflight(config: Config, world_size: int) -> Plan:
         "packing": config.data.packing,
         "order": config.data.order,
     }
+    if origin.held_to is not None:
+        identity["regularise"] = layout.read_manifest(origin.held_to).weights_fingerprint
     if config.adapter.kind != "none":
         settings = asdict(config.adapter) | {"targets": list(config.adapter.targets)}
         identity |= {f"adapter.{name}": value for name, value in settings.items()}
@@ -96,7 +104,7 @@ def preflight(config: Config, world_size: int) -> Plan:
             "the base model came without a tokenizer: that the data was made with it is not proven",
         )
     resume_from = found.checkpoint if found else None
-    notes = (*notes, *_rate_notes(config, origin, is_new=resume_from is None))
+    notes = (*notes, *_rate_notes(config, origin, is_new=resume_from is None), *regularise_notes(config))
     plan = Plan(
         arch,
         origin.base,
@@ -107,9 +115,29 @@ def preflight(config: Config, world_size: int) -> Plan:
         found,
         origin.hugging_face,
         origin.branch_from,
+        origin.held_to,
     )
     settled(plan, config)
     return plan
+
+
+def regularise_notes(config: Config) -> tuple[str, ...]:
+    """What is on and has not been shown to be worth its cost, and what begins to move too fast."""
+    asked = {
+        "regularise.agem=true": config.regularise.agem,
+        f"data.mixer={config.data.mixer}": config.data.mixer != "static",
+    }
+    notes = [f"{key} is experimental: compare with a run without it" for key, is_on in asked.items() if is_on]
+    optim = config.optim
+    if optim.freeze and optim.name == "adamw":
+        # zero moments beside the run's step count, which corrects no bias any more
+        largest = max((1 - optim.beta1**n) / math.sqrt(1 - optim.beta2**n) for n in range(1, 1000))
+        if largest > FAST:
+            notes.append(
+                f"optim.freeze with optim.beta2={optim.beta2}: the first updates of what begins to move are up to "
+                f"{largest:.1f} times the rate; give it a lower lr_mult in optim.groups, or use beta2=0.95"
+            )
+    return tuple(notes)
 
 
 def _rate_notes(config: Config, origin: Origin, *, is_new: bool) -> tuple[str, ...]:
