@@ -14,6 +14,7 @@ from cptron.errors import ConfigError
 def check_regularise(config: Config) -> None:
     """Raises `ConfigError` on the first rule broken."""
     _check_strengths(config)
+    _check_branch(config)
     if config.regularise.pulls:
         _check_anchor(config)
     _check_fisher(config)
@@ -37,7 +38,8 @@ def _check_strengths(config: Config) -> None:
     for key, value in (("l2sp", wanted.l2sp), ("ewc", wanted.ewc)):
         if value < 0:
             raise ConfigError(f"regularise.{key}={value} must not be negative; use 0 to turn it off")
-    fastest = config.optim.lr * max([group.lr_mult for group in config.optim.groups] + [1.0])
+    scales = [stage.lr_scale for stage in config.data.stages] or [1.0]
+    fastest = config.optim.lr * max([group.lr_mult for group in config.optim.groups] + [1.0]) * max(scales)
     if wanted.l2sp * fastest > 1:
         raise ConfigError(
             f"regularise.l2sp={wanted.l2sp} times the highest rate {fastest:g} must be at most 1, or a step would go "
@@ -47,6 +49,17 @@ def _check_strengths(config: Config) -> None:
         raise ConfigError(
             f"regularise.l2sp={wanted.l2sp} takes the place of weight decay, but optim.weight_decay="
             f"{config.optim.weight_decay} pulls the same weights to 0; set optim.weight_decay=0"
+        )
+
+
+def _check_branch(config: Config) -> None:
+    """What a branch's parent was held near is not the checkpoint that the branch names."""
+    wanted = config.regularise
+    if config.start.mode == "branch" and (wanted.pulls or wanted.distill.weight):
+        raise ConfigError(
+            f"regularise.l2sp={wanted.l2sp}, ewc={wanted.ewc} and distill.weight={wanted.distill.weight} hold a model "
+            "near start.checkpoint, which with start.mode=branch is its parent in the middle of training; set all "
+            "three to 0, or use start.mode=init_from"
         )
 
 
