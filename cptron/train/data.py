@@ -31,7 +31,7 @@ from cptron.runtime.dist import agree, from_main
 from cptron.runtime.session import Session
 from cptron.train.preflight import Plan
 from cptron.train.resume import renewed
-from cptron.train.state import TrainState, read_state, set_random_state
+from cptron.train.state import TrainState, read_state, set_random_state, without_mixer
 
 if TYPE_CHECKING:
     from cptron.train.setup import Run
@@ -78,6 +78,8 @@ def _find(config: Config, plan: Plan, session: Session, verdicts: Sequence[Verdi
     if plan.resume_from is None:
         state.watch, state.reaction = in_a_branch(state.watch, state.reaction)
     state.watch, state.reaction = after_rollbacks(state.step, state.watch, state.reaction, verdicts)
+    if data.mixer == "static":
+        without_mixer(state)
     for name in renewed(plan.accepted, state.ledger.entries):
         state.ledger.renew(name, state.step)
     identities, stream = _find_sources(config, plan)
