@@ -1,7 +1,7 @@
 """Which checkpoints of a run the monitor keeps: the newest from before an alarm, and the best.
 
-Place in the flow: after saves, where the action is `rollback`; at the end, where it is `stop_and_keep_best`. Imports no
-torch. Invariant: what is kept is marked, so that no rule of retention deletes it (`checkpoint.marks`).
+Place in the flow: after saves, where the action is `rollback` or `stop_and_keep_best`, and where the latter ends a run.
+Imports no torch. Invariant: what is kept is marked, so that no rule of retention deletes it (`checkpoint.marks`).
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ def keep_quiet(directory: Path) -> None:
         _mark_only(directory.parent, layout.saved_step(directory), QUIET)
 
 
-def newest_quiet(checkpoints: Path) -> int | None:
-    """Step of the newest good checkpoint at which nothing was beyond epsilon; None where there is none."""
+def newest_quiet(checkpoints: Path, before: int) -> int | None:
+    """Step of the newest good checkpoint, of those before the step `before`, at which nothing was beyond epsilon; None
+    where there is none. One of that step itself was saved by a run that was asked to stop, before it was evaluated."""
     for step, directory in reversed(layout.list_checkpoints(checkpoints)):
+        if step >= before:
+            continue
         try:
             layout.read_manifest(directory)
             if _is_quiet(directory):
@@ -36,10 +39,10 @@ def newest_quiet(checkpoints: Path) -> int | None:
     return None
 
 
-def mark_best(checkpoints: Path, epsilon_nats: float) -> int:
+def mark_best(checkpoints: Path, epsilon_nats: float) -> int | None:
     """Mark the best checkpoint and return its step: of those whose old data is within epsilon, by the upper end of the
-    interval, the one that has learned most; where none is, the one that has forgotten least. Raises `CheckpointError`
-    where none was evaluated."""
+    interval, the one that has learned most; where none is, the one that has forgotten least; None where none was
+    evaluated. Raises `CheckpointError`."""
     found = {}
     for step, directory in layout.list_checkpoints(checkpoints):
         try:
@@ -49,9 +52,7 @@ def mark_best(checkpoints: Path, epsilon_nats: float) -> int:
         if "forgetting/old/change_nats" in metrics:
             found[step] = metrics
     if not found:
-        raise CheckpointError(
-            f"no checkpoint of {checkpoints} has an evaluation of old data; save at the steps that are evaluated"
-        )
+        return None
     within = {
         step for step, metrics in found.items() if metrics["forgetting/old/change_high"] <= epsilon_nats
     }
