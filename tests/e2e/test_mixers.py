@@ -87,6 +87,16 @@ def test_without_its_journal_a_run_decides_alike_or_stops(world: World, whole: P
     assert "mix.jsonl has 6 decision(s), the checkpoint was made with 7" in outcome.error
 
 
+def test_turned_off_the_shares_are_the_configured_ones(world: World, whole: Path, tmp_path: Path) -> None:
+    """In a run that is taken up; and the mixer leaves nothing behind in its state."""
+    run = interrupted(whole, tmp_path / "run")
+    world.trained(run, ONE, *WORDS, "data.mixer=static", "train.steps=10")
+    shares = [record["share/general"] for record in steps(run)]
+    assert shares[7] != pytest.approx(0.3, abs=1e-6) and shares[8:] == pytest.approx([0.3, 0.3])
+    saved = json.loads((run / "checkpoints" / "step_00000010" / "state.json").read_text())
+    assert (saved["mixing"], saved["share_factors"]) == ({}, {})
+
+
 def test_what_is_decided_is_in_force_in_every_stage(world: World, tmp_path: Path) -> None:
     """Also where a stage has left a source out; and a run that is taken up at the border of two stages decides with the
     shares of the one that begins, as a run does that was not cut off."""
