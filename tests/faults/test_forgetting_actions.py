@@ -285,8 +285,8 @@ def test_taken_up_with_more_replay_it_is_judged_anew(
 def test_what_an_owed_evaluation_has_done_outlives_the_guards(
     forgetting_world: ForgettingWorld, whole: dict[str, Path], tmp_path: Path
 ) -> None:
-    """A run that was asked to stop at the step of an alarm has saved without evaluating. Taken up it is evaluated and gets
-    more replay; the guards take it back to that step, where it is owed once more."""
+    """A run that was asked to stop at the step of an alarm has saved without evaluating. Taken up it is evaluated and
+    gets more replay; the guards take it back to that step, where it is owed once more."""
     run = tmp_path / "run"
     shutil.copytree(whole["raise_replay"], run)
     for step, path in list_checkpoints(run / "checkpoints"):
