@@ -98,10 +98,12 @@ class Monitor(Hook):
     def on_save(self, run: Run, directory: Path) -> None:
         """A rollback must find the newest checkpoint from before an alarm, and a stop the best, whatever the rules of
         retention say."""
+        if not self._is_on:
+            return
         forgetting, is_main = run.config.forgetting, run.session.ranks.is_main
-        if self._is_on and forgetting.action == "rollback":
+        if forgetting.action == "rollback":
             agree(lambda: keep_quiet(directory) if is_main else None)
-        if self._is_on and forgetting.action == "stop_and_keep_best":
+        if forgetting.action == "stop_and_keep_best":
             agree(lambda: mark_best(directory.parent, forgetting.epsilon_nats) if is_main else None)
 
     def ending(self) -> str:
