@@ -77,8 +77,8 @@ class Evaluation:
     """Rollbacks of the monitor before it."""
 
     def to_bytes(self) -> bytes:
-        """The content of a file; `from_bytes` inverts it. Raises `TrainingError` on a loss that is no number: no journal
-        could hold what it means."""
+        """The content of a file; `from_bytes` inverts it. Raises `TrainingError` on a loss that is no number: neither
+        this file nor the journal could be read again."""
         for name, found in self.sets.items():
             if not np.isfinite(found.nats_W).all():
                 raise TrainingError(
