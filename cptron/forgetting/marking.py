@@ -24,9 +24,12 @@ def keep_quiet(directory: Path) -> None:
         mark_only(directory.parent, {layout.saved_step(directory)}, QUIET)
 
 
-def newest_quiet(checkpoints: Path) -> int | None:
-    """Step of the newest good checkpoint at which nothing was beyond epsilon; None where there is none."""
+def newest_quiet(checkpoints: Path, before: int) -> int | None:
+    """Step of the newest good checkpoint, of those before the step `before`, at which nothing was beyond epsilon; None
+    where there is none. One of that step itself was saved by a run that was asked to stop, before it was evaluated."""
     for step, directory in reversed(layout.list_checkpoints(checkpoints)):
+        if step >= before:
+            continue
         try:
             layout.read_manifest(directory)
             if _is_quiet(directory):
