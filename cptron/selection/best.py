@@ -1,7 +1,7 @@
 """The best checkpoint of a run that the forgetting monitor may end, or has ended.
 
-Place in the flow: `forgetting.action: stop_and_keep_best`, after every save and at the end. Imports no torch. Invariant: chosen by the rule
-of `cptron select`, from the same numbers.
+Place in the flow: `forgetting.action: stop_and_keep_best`, after every save and at the end. Imports no torch.
+Invariant: chosen by the rule of `cptron select`, from the same numbers.
 """
 
 from __future__ import annotations

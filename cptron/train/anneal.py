@@ -92,14 +92,14 @@ def _held(config: Config) -> RegulariseConfig:
 def _tokens_per_step(config: Config, checkpoint: Path) -> int:
     """Of the stage that a child goes on in: the one of the last batch drawn, unless that has ended with it. Raises
     `CheckpointError`."""
-    stages, number = staged_configs(config), 0
+    stages = staged_configs(config)
     if not stages:
         return config.train.global_batch_size * config.data.seq_length
     path = checkpoint / layout.STATE
     try:
         state: dict[str, Any] = parse_json(path.read_text())
         drawn = sum(entry["tokens"] for entry in state["ledger"]["entries"].values())
-        number = max(0, min(state["stage"], len(stages)) - 1)
+        number = int(max(0, min(state["stage"], len(stages)) - 1))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read ({error!r}); branch from another checkpoint") from None
     while 0 < config.data.stages[number].until_tokens <= drawn:

@@ -76,7 +76,7 @@ def _find(config: Config, plan: Plan, session: Session, verdicts: Sequence[Verdi
     if plan.resume_from is None:
         state.watch, state.reaction = in_a_branch(state.watch, state.reaction)
     state.watch, state.reaction = after_rollbacks(state.step, state.watch, state.reaction, verdicts)
-    if data.mixer == "static":
+    if config.data.mixer == "static":
         without_mixer(state)
     for name in renewed(plan.accepted, state.ledger.entries):
         state.ledger.renew(name, state.step)

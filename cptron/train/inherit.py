@@ -33,7 +33,8 @@ def inherit(run: Path, checkpoint: Path) -> None:
     """
     if (run / "config.yaml").exists():
         return
-    parent, names = checkpoint.resolve().parent.parent, INHERITED
+    parent = checkpoint.resolve().parent.parent
+    names: tuple[str, ...] = INHERITED
     if parent.name == LEFT:
         parent, names = parent.parent, (JOURNAL, MIX_JOURNAL)
     for name in names:
