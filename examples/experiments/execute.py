@@ -1,0 +1,114 @@
+"""Prepares data and base, and trains what is not trained yet.
+
+Place in the flow: `run` calls it first. Invariant: a trial is `cptron train` and nothing else; one whose configuration
+and data are those of a finished run is not run again, and one that was interrupted is resumed by `cptron train` itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cptron.config.load import resolved_yaml
+from cptron.durable import replace_text
+from examples.experiments.plan import HERE, MODEL, RUNS, WORK, Trial, config_path, loaded, overrides_of, run_dir
+
+QUICKSTART = Path("examples/quickstart/data")
+CORPORA = {
+    "vietnamese": HERE / "data" / "libreoffice_help_vi",
+    "postgresql": QUICKSTART / "postgresql_docs_en",
+    "wikipedia": QUICKSTART / "wikipedia_vital_en",
+}
+
+
+class ExperimentError(Exception):
+    """A command that failed, and where its output is."""
+
+
+def prepare() -> None:
+    """Tokenize all texts and convert the base model, where that is not done."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    for corpus, stem in CORPORA.items():
+        for split in ("train", "valid"):
+            prefix = WORK / f"{corpus}_{split}"
+            if Path(f"{prefix}_text_document.manifest.json").exists():
+                continue
+            _cptron(
+                *("preprocess", "--input", f"{stem}.{split}.jsonl.gz", "--append-eod"),
+                *("--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(MODEL)),
+                *("--output-prefix", str(prefix), "--workers", "2"),
+                log=WORK / "prepare.log",
+            )
+    if not (WORK / "base").exists():
+        _cptron("convert", "--verify", str(MODEL), str(WORK / "base"), log=WORK / "prepare.log")
+
+
+def train_all(trials: Sequence[Trial], workers: int) -> None:
+    """Train what is not finished, `workers` runs at a time. Raises `ExperimentError` after the others have ended."""
+    waiting = [trial for trial in trials if not is_done(trial)]
+    print(f"{len(trials) - len(waiting)} of {len(trials)} runs are there; {len(waiting)} to train", flush=True)
+    with ThreadPoolExecutor(workers) as pool:
+        for future in [pool.submit(_train, trial) for trial in waiting]:
+            future.result()
+
+
+def is_done(trial: Trial) -> bool:
+    """Whether there is a finished run of just this configuration and data."""
+    found = ended(trial)
+    return found.get("fingerprint") == fingerprint(trial) and "wall_s" in found
+
+
+def ended(trial: Trial) -> dict[str, Any]:
+    """What is written of a trial: its fingerprint and, once it has ended, command and time. Empty before its start."""
+    found: dict[str, Any] = json.loads(_note(trial).read_text()) if _note(trial).exists() else {}
+    return found
+
+
+def fingerprint(trial: Trial) -> str:
+    """Of all that a run depends on: configuration, tokens and base."""
+    config = loaded(trial).config
+    digest = hashlib.sha256(resolved_yaml(config).encode())
+    for item in (*config.data.sources, *config.data.valid):
+        digest.update(hashlib.sha256(Path(f"{item.path}.bin").read_bytes()).digest())
+    for path in sorted((Path(config.start.checkpoint)).glob("manifest.json")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _train(trial: Trial) -> None:
+    directory, started_s = run_dir(trial), time.monotonic()
+    note = {"fingerprint": fingerprint(trial)}
+    if ended(trial) != note or not any(directory.glob("checkpoints/step_*")):
+        shutil.rmtree(directory, ignore_errors=True)  # of another configuration, or with nothing to go on from
+    RUNS.mkdir(parents=True, exist_ok=True)
+    replace_text(_note(trial), json.dumps(note) + "\n")
+    print(f"{datetime.now(UTC):%H:%M} {trial.name}", flush=True)
+    words = ["train", str(config_path(trial.experiment)), *overrides_of(trial)]
+    _cptron(*words, log=RUNS / f"{trial.name}.log")
+    if not trial.keeps:
+        shutil.rmtree(directory / "checkpoints")  # 1.6 GB that nothing reads
+    wall_s = round(time.monotonic() - started_s, 1)
+    replace_text(_note(trial), json.dumps({**note, "command": ["cptron", *words], "wall_s": wall_s}) + "\n")
+    print(f"{datetime.now(UTC):%H:%M} {trial.name} is done after {wall_s:.0f} s", flush=True)
+
+
+def _note(trial: Trial) -> Path:
+    """Beside its directory, which belongs to the run alone."""
+    return RUNS / f"{trial.name}.json"
+
+
+def _cptron(*words: str, log: Path) -> None:
+    with log.open("a") as output:
+        command = [sys.executable, "-m", "cptron.cli", *words]
+        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
+    if done.returncode:
+        raise ExperimentError(f"cptron {words[0]} ended with {done.returncode}; see {log}")
