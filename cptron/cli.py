@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ VERBS = {
     "train": ("cptron.train.main", "continue pretraining, on one rank or many"),
     "anneal": ("cptron.train.anneal", "branch a run from its constant phase and decay the learning rate"),
     "schedule": ("cptron.report.rates", "the learning rates of a run, before it is trained"),
+    "doremi": ("cptron.train.doremi_main", "shares of the sources, found by a small proxy model"),
     "checkpoint": ("cptron.checkpoint.main", "list, prove, delete and keep the checkpoints of a run"),
     "eval": ("cptron.evaluate.main", "loss of a checkpoint or a Hugging Face model on validation data"),
     "mixlaw": ("cptron.mixture.main", "laws of the loss by mixture: fit them to runs, predict from them"),
@@ -40,16 +42,20 @@ VERBS = {
         "cptron.weights.health_main",
         "dead embedding rows and bad values of a Hugging Face model; repair",
     ),
+    "fisher": (
+        "cptron.regularise.fisher_main",
+        "how much each weight of a checkpoint matters to old data (for EWC)",
+    ),
+    "teach": (
+        "cptron.regularise.teach",
+        "a model's most likely next tokens, beside token files (for distillation)",
+    ),
     "export": ("cptron.convert.export_main", "checkpoint -> Hugging Face model"),
     "verify": ("cptron.convert.verify_main", "prove that a checkpoint and a Hugging Face model are the same"),
     "inspect": ("cptron.inspect", "what a token file, a checkpoint or a run holds"),
     "doctor": ("cptron.doctor", "device, versions, optional accelerators, and what is used for what"),
 }
 """Verb -> module whose `main(argv)` does it, and what it is for."""
-
-
-READERS = ("checkpoint", "inspect", "doctor")
-"""Verbs that print for people, who may stop reading, as `head` does; to others a broken pipe is a fault."""
 
 
 def usage() -> str:
@@ -81,7 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_CODE
     leave_amx_alone()
     try:
-        return int(importlib.import_module(VERBS[verb][0]).main(arguments[1:]))
+        code = int(importlib.import_module(VERBS[verb][0]).main(arguments[1:]))
+        sys.stdout.flush()
+        return code
     except CptronError as error:
         rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID")
         where = f" [rank {rank}]" if rank else ""
@@ -90,12 +98,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RankEnded as ended:
         return ended.code
     except BrokenPipeError:
-        if verb not in READERS:
+        if not _nobody_reads():
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at the exit
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return 130
+
+
+def _nobody_reads() -> bool:
+    """Whether it is our standard output that is closed at its other end, as `head` does, and no pipe within."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 if __name__ == "__main__":

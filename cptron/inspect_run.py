@@ -63,7 +63,7 @@ def describe_checkpoint(directory: Path) -> Facts:
         facts["adapter"] = {**manifest.adapter, "targets": ", ".join(manifest.adapter["targets"])}
         facts["base"] = {"checkpoint": manifest.base, "weights_fingerprint": manifest.base_fingerprint}
     if manifest.kind != "weights":
-        facts["ledger"] = _ledger(directory / layout.STATE)
+        facts |= _accounts(directory / layout.STATE)
     return facts
 
 
@@ -110,13 +110,24 @@ def _lineage(manifest: layout.Manifest) -> list[str]:
     return [f"{path}: {what}" for path, what in found.items()]
 
 
-def _ledger(state: Path) -> Facts:
+def _accounts(state: Path) -> Facts:
+    """What was drawn by account, and what was trained on by source."""
     try:
-        entries: Facts = parse_json(state.read_text())["ledger"]["entries"]
+        saved: Facts = parse_json(state.read_text())
         keys = ("share", "tokens", "epochs", "cursor", "identity")
-        return {name: {key: entry[key] for key in keys} for name, entry in entries.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        ledger = {
+            name: {key: entry[key] for key in keys} for name, entry in saved["ledger"]["entries"].items()
+        }
+        trained = {
+            name: {
+                "tokens": account["tokens"],
+                "mean_loss_nats_per_token": account["loss_nats"] / account["tokens"],
+            }
+            for name, account in saved.get("trained", {}).items()
+        }
+    except (OSError, ValueError, ArithmeticError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{state} cannot be read ({error!r}); use another checkpoint") from None
+    return {"ledger": ledger, "trained": trained} if trained else {"ledger": ledger}
 
 
 def describe_run(directory: Path) -> Facts:

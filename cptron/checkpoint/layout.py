@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -267,9 +266,13 @@ def newest_complete(
     return None, problems
 
 
-def resolve(path: str) -> Path:
-    """A checkpoint directory; a run directory means its newest complete checkpoint, and what is passed over for it is
-    said. Raises `CheckpointError`."""
+def _to_stderr(note: str) -> None:
+    print(f"note: {note}", file=sys.stderr)
+
+
+def resolve(path: str, tell: Callable[[str], None] = _to_stderr) -> Path:
+    """A checkpoint directory; a run directory means its newest complete checkpoint, and `tell` is told what is passed
+    over for it. Raises `CheckpointError`."""
     directory = Path(path)
     if (directory / MANIFEST).is_file():
         return directory
@@ -279,9 +282,8 @@ def resolve(path: str) -> Path:
             raise CheckpointError(
                 f"run {directory} has no complete checkpoint; {'; '.join(problems) or 'none was saved'}"
             )
-        if os.environ.get("RANK", "0") == "0":
-            for problem in problems:
-                print(f"note: {newest.name} is used: {problem}", file=sys.stderr)
+        for problem in problems:
+            tell(f"{newest} is used: {problem}")
         return newest
     read_manifest(directory)
     raise AssertionError("unreachable: read_manifest raises when there is no manifest")

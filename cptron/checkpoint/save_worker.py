@@ -45,10 +45,8 @@ def die_with(parent: int) -> None:
 
 
 def give_way() -> None:
-    """Run when training leaves a processor idle: ranks wait for the slowest, so what is taken from one is from all.
-
-    While training waits for this process, at the next save or at the end, it has what it needs.
-    """
+    """Take little of a processor that training wants: ranks wait for the slowest, so what is taken from one is taken
+    from all. While training waits for this process, at the next save or at the end, it has what it needs."""
     os.nice(19)
 
 

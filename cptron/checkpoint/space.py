@@ -137,18 +137,20 @@ def check_space(config: Config, arch: Architecture, base: Path | None) -> tuple[
     to_come = len(_saves(config, max(existing, default=0)))
     if not to_come:
         return ()
-    size, free = checkpoint_bytes(config, arch, base), free_bytes(run) + _left_over(run / "checkpoints")
+    size, free = checkpoint_bytes(config, arch, base), free_bytes(run)
     now = 1 if existing else min(2, to_come)
+    deletes = Rules.of(config.checkpoint).delete
+    marks = read_marks(run / "checkpoints") if deletes else {}
+    at_once = most_kept(config, existing, marks) + (1 if deletes else 0)
+    more = max(at_once - len(existing), 1)
+    if free < max(now, more) * size:
+        free += _left_over(run / "checkpoints")
     if free < now * size:
         beside = "two must fit, one that is written beside one that is kept" if now == 2 else "one must fit"
         raise ConfigError(
             f"run.dir={run} has {_gb(free)} free, but a checkpoint takes about {_gb(size)} and {beside}; make room or "
             "choose another run.dir"
         )
-    deletes = Rules.of(config.checkpoint).delete
-    marks = read_marks(run / "checkpoints") if deletes else {}
-    at_once = most_kept(config, existing, marks) + (1 if deletes else 0)
-    more = max(at_once - len(existing), 1)
     if free < more * size:
         return (
             f"run.dir={run} has {_gb(free)} free, but checkpoints take about {_gb(size)} each, and {at_once} will be "
@@ -158,7 +160,8 @@ def check_space(config: Config, arch: Architecture, base: Path | None) -> tuple[
 
 
 def _left_over(checkpoints: Path) -> int:
-    """Bytes of what a killed run was writing or deleting: the start removes it before anything is written."""
+    """Bytes of what a killed run was writing or deleting: the start removes it before anything is written.
+    Counted where room is short, since every rank would count it."""
     found = 0
     for pattern in (".writing_*", ".removing_*"):
         for path in (path for left in checkpoints.glob(pattern) for path in left.rglob("*")):

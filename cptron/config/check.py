@@ -12,7 +12,9 @@ import re
 from cptron.config.check_engine import check_engine
 from cptron.config.check_forgetting import check_forgetting
 from cptron.config.check_guards import check_guards
+from cptron.config.check_mixing import check_mixing
 from cptron.config.check_optim import check_optim_choices
+from cptron.config.check_regularise import check_regularise
 from cptron.config.check_retention import check_retention
 from cptron.config.check_schedule import check_schedule
 from cptron.config.check_start import check_start
@@ -38,7 +40,9 @@ def check_config(config: Config, world_size: int) -> None:
     _check_names("checkpoint.milestones", [milestone.name for milestone in config.checkpoint.milestones])
     check_retention(config)
     check_guards(config)
+    check_regularise(config)
     check_forgetting(config)
+    check_mixing(config, world_size)
 
 
 def _check_counts(config: Config) -> None:

@@ -95,6 +95,8 @@ _Dumper.add_representer(str, _Dumper.represent_text)
 def _plain(value: Any) -> Any:
     if is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
@@ -113,6 +115,8 @@ class _Builder:
             return self._section(cast(type, hint), node, key)
         if get_origin(hint) is tuple:
             return self._list(get_args(hint)[0], node, key)
+        if get_origin(hint) is Mapping:
+            return self._mapping(get_args(hint)[1], node, key)
         self.provenance[key] = where(node)
         return _scalar(hint, node, key)
 
@@ -126,7 +130,7 @@ class _Builder:
                 values[field.name] = self.build(hint, entries[field.name], child_key)
             elif is_dataclass(hint):
                 values[field.name] = self.build(hint, empty_section(node.start_mark), child_key)
-            elif field.default is MISSING:
+            elif field.default is MISSING and field.default_factory is MISSING:
                 missing.append(child_key)
             else:
                 self.provenance[child_key] = DEFAULT
@@ -144,19 +148,20 @@ class _Builder:
         if not isinstance(node, yaml.MappingNode):
             raise _wrong(node, key or "the file", "must be a section", "write `key: value` lines under it")
         names = [field.name for field in fields(cls)]
-        entries: dict[str, yaml.Node] = {}
-        lines: dict[str, str] = {}
-        for key_node, value in node.value:
-            name = shown(key_node) if not isinstance(key_node, yaml.ScalarNode) else key_node.value
+        for key_node, _ in node.value:
+            name = _key_name(key_node)
             full = f"{key}.{name}" if key else name
             if name not in names:
                 raise ConfigError(f"{where(key_node)}: unknown key {full}; {_hint_for(full, key, names)}")
-            if name in entries:
-                raise ConfigError(
-                    f"{where(key_node)}: {full} is set twice, first at {lines[name]}; remove one"
-                )
-            entries[name], lines[name] = value, where(key_node)
-        return entries
+        return _once(node, key)
+
+    def _mapping(self, hint: Any, node: yaml.Node, key: str) -> dict[str, Any]:
+        """Values under names that the user chooses."""
+        if node.tag == TAG + "null":
+            return {}
+        if not isinstance(node, yaml.MappingNode):
+            raise _wrong(node, key, "must be a section", "write `name: value` lines under it")
+        return {name: self.build(hint, value, f"{key}.{name}") for name, value in _once(node, key).items()}
 
     def _list(self, hint: Any, node: yaml.Node, key: str) -> tuple[Any, ...]:
         if not isinstance(node, yaml.SequenceNode):
@@ -164,6 +169,23 @@ class _Builder:
         if not node.value:
             self.provenance[key] = where(node)
         return tuple(self.build(hint, item, f"{key}.{i}") for i, item in enumerate(node.value))
+
+
+def _key_name(node: yaml.Node) -> str:
+    return node.value if isinstance(node, yaml.ScalarNode) else shown(node)
+
+
+def _once(node: yaml.MappingNode, key: str) -> dict[str, yaml.Node]:
+    """The values of a section by their names; a name that is repeated stops here."""
+    entries: dict[str, yaml.Node] = {}
+    lines: dict[str, str] = {}
+    for key_node, value in node.value:
+        name = _key_name(key_node)
+        if name in entries:
+            full = f"{key}.{name}" if key else name
+            raise ConfigError(f"{where(key_node)}: {full} is set twice, first at {lines[name]}; remove one")
+        entries[name], lines[name] = value, where(key_node)
+    return entries
 
 
 def _scalar(hint: Any, node: yaml.Node, key: str) -> Any:

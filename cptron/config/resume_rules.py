@@ -103,6 +103,13 @@ RULES = (
         effect="its account starts anew at 0, the old one stays on record",
         renews="one",
     ),
+    Rule(
+        key="data.sources.*.order",
+        verdict="named",
+        why="it decides which sample is which",
+        effect="its account starts anew at 0, the old one stays on record",
+        renews="one",
+    ),
     Rule(key="*", verdict="listed"),
 )
 

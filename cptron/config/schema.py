@@ -11,9 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cptron.config.schema_data import DataConfig, EvalConfig, SourceConfig, ValidSetConfig
+from cptron.config.schema_data import DataConfig, EvalConfig, SourceConfig, StageConfig, ValidSetConfig
+from cptron.config.schema_doremi import DoremiConfig
 from cptron.config.schema_forgetting import ForgettingConfig
 from cptron.config.schema_outputs import CheckpointConfig, LogConfig, MilestoneConfig, RuntimeConfig
+from cptron.config.schema_regularise import DistillConfig, FreezeConfig, RegulariseConfig
 
 __all__ = [
     "AdapterConfig",
@@ -21,9 +23,12 @@ __all__ = [
     "CheckpointConfig",
     "Config",
     "DataConfig",
+    "DistillConfig",
+    "DoremiConfig",
     "EvalConfig",
     "ForgettingConfig",
     "Fp8Config",
+    "FreezeConfig",
     "GuardsConfig",
     "LogConfig",
     "MemoryConfig",
@@ -32,9 +37,11 @@ __all__ = [
     "OptimConfig",
     "ParallelConfig",
     "ParamGroupConfig",
+    "RegulariseConfig",
     "RunConfig",
     "RuntimeConfig",
     "SourceConfig",
+    "StageConfig",
     "StartConfig",
     "TrainConfig",
     "ValidSetConfig",
@@ -249,6 +256,8 @@ class OptimConfig:
     """Parameters with a learning rate of their own; the first pattern that fits counts."""
     frozen: tuple[str, ...] = ()
     """Patterns of parameter names that are not trained."""
+    freeze: tuple[FreezeConfig, ...] = ()
+    """Parameters, or rows of a vocabulary matrix, that stand still for a while; see [regularisers](regularisers.md)."""
     clip_grad_norm: float = 1.0
     """Largest global L2 norm of the gradient; 0 means no clipping."""
 
@@ -290,7 +299,9 @@ class Config:
     data: DataConfig
     train: TrainConfig
     optim: OptimConfig
+    regularise: RegulariseConfig = field(default_factory=RegulariseConfig)
     guards: GuardsConfig = field(default_factory=GuardsConfig)
+    doremi: DoremiConfig = field(default_factory=DoremiConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     forgetting: ForgettingConfig = field(default_factory=ForgettingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -5,7 +5,8 @@ Place in the flow: part of `schema`. Invariant: as there, plain values and no I/
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -22,7 +23,33 @@ class SourceConfig:
     role: Literal["new", "replay"] = "new"
     """`new`: what the model is to learn. `replay`: data like those it was trained on, so that it does not forget."""
     max_epochs: float = 0.0
-    """Passes over this source after which `data.on_max_epochs` acts; 0 means no limit."""
+    """Passes over this source, over all stages together, after which `data.on_max_epochs` acts; 0 means no limit."""
+    min_share: float = 0.0
+    """An online mixer, or the monitor, never takes its share of the tokens below this."""
+    order: Literal["shuffled", "given"] = "shuffled"
+    """`given`: documents, and their samples, in the order of the files in every epoch, as for files sorted by
+    difficulty."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageConfig:
+    """A part of the run with its own blend, sequence length, batch and rate; see [mixing](mixing.md)."""
+
+    until_tokens: int = 0
+    """It ends with the global batch by which so many tokens were drawn since the start of the run. The last stage has
+    neither this nor the next key."""
+    until_lr_frac: float = 0.0
+    """It ends where the schedule has fallen to this part of `optim.lr`, as 0.2; counted beforehand, in tokens of mean
+    batches."""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """Source -> share of the tokens; sources that are not named are not drawn. Empty: the sources' `token_share`."""
+    seq_length: int = 0
+    """Tokens predicted in a sequence; 0 means `data.seq_length`. In samples of another length each source begins anew,
+    in an account of its own."""
+    global_batch_size: int = 0
+    """Sequences in one optimizer step; 0 means `train.global_batch_size`."""
+    lr_scale: float = 1.0
+    """The schedule's learning rate is multiplied by it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +74,18 @@ class DataConfig:
     """Tokens the model predicts in one sequence."""
     sources: tuple[SourceConfig, ...]
     """Training corpora; at least one."""
+    stages: tuple[StageConfig, ...] = ()
+    """Blends that follow one another; empty: the sources' `token_share` to the end."""
+    replay_floor: float = 0.0
+    """Share of the tokens that sources of role `replay` have together at least, whatever a mixer or the monitor says; a
+    stage with less is refused."""
+    mixer: Literal["static", "ado"] = "static"
+    """`static`: shares are as configured. `ado` (experimental): they follow how fast each source is still learned; see
+    [mixing](mixing.md#online-mixers)."""
+    mixer_every_batches: int = 100
+    """Global batches after which an online mixer sets new shares."""
+    mixer_skip_batches: int = 500
+    """An online mixer takes no notice of the losses of so many first global batches."""
     valid: tuple[ValidSetConfig, ...] = ()
     """Validation sets; may be empty when nothing asks for an evaluation (`eval.at_start`, `eval.every_steps`,
     `eval.every_tokens`)."""

@@ -7,7 +7,7 @@ done is not done, and the verdict says why.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -33,6 +33,8 @@ class Measured:
     """Loss by validation set, in nats per token."""
     epochs: Mapping[str, float]
     """Passes over each source until now."""
+    shares: tuple[float, ...]
+    """Of the tokens, by source, that are asked for at present, without the monitor's factor of replay."""
 
 
 def decide(
@@ -45,7 +47,7 @@ def decide(
     finding: Finding = "none"
     if old is not None:
         policy, finding = judge(rules_of(config), policy, old, found.tokens_total)
-    done = _action(config, reaction, finding, quiet_step)
+    done = _action(config, reaction, finding, found.shares, quiet_step)
     alarms, after_alarms = _alarms(config, watch, found)
     return Verdict(
         attempt=reaction.attempt,
@@ -75,7 +77,11 @@ class _Done(NamedTuple):
 
 
 def _action(
-    config: Config, reaction: Reaction, finding: Finding, quiet_step: Callable[[], int | None]
+    config: Config,
+    reaction: Reaction,
+    finding: Finding,
+    shares: Sequence[float],
+    quiet_step: Callable[[], int | None],
 ) -> _Done:
     asked = config.forgetting.action
     if finding != "alarm":
@@ -87,7 +93,7 @@ def _action(
     acted = replace(reaction, actions=reaction.actions + 1)
     if asked == "stop_and_keep_best":
         return _Done(asked, "", replace(acted, stopped=True))
-    milder, why, after = _milder(config, acted)
+    milder, why, after = _milder(config, shares, acted)
     if milder == "alert":
         return _Done(milder, why, reaction)
     step = quiet_step() if asked == "rollback" else None
@@ -99,10 +105,9 @@ def _action(
     return _Done(milder, f"{why}{no_rollback}", after)
 
 
-def _milder(config: Config, acted: Reaction) -> tuple[Action, str, Reaction]:
+def _milder(config: Config, shares: Sequence[float], acted: Reaction) -> tuple[Action, str, Reaction]:
     """More replay, or a lower rate where that is asked for or, in a rollback, where there is no more replay to have."""
-    asked, sources = config.forgetting.action, config.data.sources
-    shares, is_replay = [s.token_share for s in sources], [s.role == "replay" for s in sources]
+    asked, is_replay = config.forgetting.action, [source.role == "replay" for source in config.data.sources]
     more_replay = config.data.order == "cptron" and can_raise(shares, is_replay, acted.replay_factor)
     if asked != "lower_lr" and more_replay:
         after = replace(acted, replay_factor=2 * acted.replay_factor)

@@ -61,6 +61,28 @@ def _loss_charts(config: Config, steps: Sequence[Record], marks: Marks) -> list[
         unit = "nats per token, smoothed" if len(steps) >= SMOOTH_FROM else "nats per token"
         charts.append(line_chart("Training loss by source", "step", unit, losses))
         charts.append(line_chart("Tokens by source", "step", "tokens since the start", tokens, zero=True))
+        charts += _mix_charts(config, steps)
+    return charts
+
+
+def _mix_charts(config: Config, steps: Sequence[Record]) -> list[str]:
+    """Passes over each source; and its share in force, and its weight in a proxy's loss, where these change."""
+    charts = []
+    for key, title, unit in (
+        ("epochs", "Epochs by source", "passes since the start"),
+        ("share", "Share by source", "share of the tokens in force"),
+        ("weight", "Weight by source", "weight in the loss of a proxy"),
+    ):
+        curves = [points_of(steps, "step", f"{key}/{source.name}") for source in config.data.sources]
+        moves = any(len({y for _, y in points}) > 1 for points in curves)
+        if moves:
+            series = [
+                Series(source.name, points, color)
+                for color, (source, points) in enumerate(
+                    zip(config.data.sources, curves, strict=True), start=1
+                )
+            ]
+            charts.append(line_chart(title, "step", unit, series, zero=True))
     return charts
 
 

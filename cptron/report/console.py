@@ -158,6 +158,14 @@ def finding_text(record: Mapping[str, Any]) -> str:
     return text if action == "none" else f"{text}: {action.replace('_', ' ')}{f' ({why})' if why else ''}"
 
 
+def mix_line(record: Mapping[str, Any]) -> str:
+    """What an online mixer asks for from now on, in one line."""
+    asked = {key.partition("/")[2]: value for key, value in record.items() if key.startswith("asked/")}
+    shares = ", ".join(f"{name} {share:.3f}" for name, share in asked.items())
+    refused = f" ({record['refused']}; kept)" if record["refused"] else ""
+    return f"mix after batch {record['batch']}: {shares}{refused}"
+
+
 def _is_screen() -> bool:
     """A terminal that has a size; some job consoles claim to be terminals of 0 lines, on which no bar can
     be drawn."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cptron.checkpoint.layout import saved_step
 from cptron.config.load import config_to_dict
 from cptron.data.log import DATA_LOG, log_record
-from cptron.report.console import Console, guard_line
+from cptron.report.console import Console, guard_line, mix_line
 from cptron.report.html import write_report
 from cptron.report.sinks import METRICS_FILE, JsonlSink, open_sinks, read_records
 from cptron.train.hooks import Action, Hook, Record
@@ -100,6 +100,11 @@ class ReportHook(Hook):
         self._shares, self._evaluated_step = {}, None
         for note in run.plan.notes:  # on the checkpoint that it went back to
             self._console.note(note)
+
+    def on_mix(self, run: Run, record: Record) -> None:
+        """Always written."""
+        self._metrics.write(record)
+        self._console.note(mix_line(record))
 
     def _drawn(self, run: Run, *, skipped: bool) -> None:
         state = run.state

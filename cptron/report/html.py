@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cptron.config.load import load_config, resolved_yaml
-from cptron.config.schema import Config
+from cptron.config.schema import Config, SourceConfig
 from cptron.errors import DataError
 from cptron.forgetting.journal import JOURNAL, Verdict, read_verdicts
 from cptron.json_text import parse_json
@@ -170,19 +170,41 @@ def _source_table(config: Config, steps: Sequence[Record]) -> str:
     rows = []
     for source in config.data.sources:
         losses = _numbers(steps, f"loss_nats_per_token/{source.name}")
+        epochs = _numbers(steps, f"epochs/{source.name}")
         window = max(1, len(losses) // 20)
         rows.append(
             [
                 escape(source.name),
                 f"{counts[source.name]:,}",
                 f"{counts[source.name] / total:.1%}",
-                f"{source.token_share / total_share:.1%}",
+                _asked(config, source, total_share),
+                f"{epochs[-1]:.3g}" if epochs else "-",
                 f"{_mean(losses[:window]):.4f}" if losses else "-",
                 f"{_mean(losses[-window:]):.4f}" if losses else "-",
             ]
         )
-    head = ["source", "tokens seen", "share", "share asked for", "loss, first 5 %", "loss, last 5 %"]
+    head = [
+        "source",
+        "tokens seen",
+        "share",
+        "share asked for",
+        "epochs",
+        "loss, first 5 %",
+        "loss, last 5 %",
+    ]
     return "<h2>What it was trained on</h2>" + _table(head, rows, numbers=True)
+
+
+def _asked(config: Config, source: SourceConfig, total: float) -> str:
+    """The configured share; of each stage where there are stages."""
+    if not config.data.stages:
+        return f"{source.token_share / total:.1%}"
+    shares = []
+    for stage in config.data.stages:
+        of_stage = sum(stage.shares.values()) if stage.shares else total
+        share = stage.shares.get(source.name, 0.0) if stage.shares else source.token_share
+        shares.append(f"{share / of_stage:.1%}")
+    return ", ".join(shares)
 
 
 def _guard_table(guards: Sequence[Record]) -> str:

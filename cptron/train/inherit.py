@@ -16,10 +16,11 @@ from cptron.config.stored import store_config
 from cptron.data.log import DATA_LOG
 from cptron.durable import fsync_path, partial_path
 from cptron.train.journal import JOURNAL
+from cptron.train.mix_journal import MIX_JOURNAL
 
-INHERITED = (JOURNAL, DATA_LOG)
-"""The journal of the guards: what the parent has dropped after the checkpoint is dropped by the branch too. The log of
-what was drawn, without which nobody could prove what the branch has seen."""
+INHERITED = (JOURNAL, MIX_JOURNAL, DATA_LOG)
+"""The journals of the guards and of mixers: what the parent has dropped or mixed otherwise after the checkpoint, the
+branch does too. The log of what was drawn, without which nobody could prove what the branch has seen."""
 
 
 def inherit(run: Path, checkpoint: Path) -> None:

@@ -150,12 +150,8 @@ class Journal:
 def read_journal(path: Path) -> list[Entry]:
     """All entries, oldest first; none where there is no file. A last line that was cut off has had no effect and is
     left out. Raises `CheckpointError` on any other line that is no entry."""
-    try:
-        lines = whole_lines(path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); restore it") from None
     entries = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines_of(path), start=1):
         try:
             entries.append(Entry.from_line(line))
         except (ValueError, TypeError, RecursionError) as error:
@@ -166,11 +162,24 @@ def read_journal(path: Path) -> list[Entry]:
     return entries
 
 
+def lines_of(path: Path) -> list[bytes]:
+    """Lines of a journal that were written whole; none where there is no file. Raises `CheckpointError`."""
+    try:
+        return whole_lines(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); restore it") from None
+
+
 def append_entry(path: Path, entry: Entry) -> None:
+    """Write one more entry and force it to disk. Raises `CheckpointError`, with the file as it was to every reader."""
+    add_line(path, entry.to_line())
+
+
+def add_line(path: Path, line: bytes) -> None:
     """Write one more line and force it to disk; a line that was cut off before is replaced. Raises
     `CheckpointError`, with the file as it was to every reader."""
     try:
-        append_line(path, entry.to_line())
+        append_line(path, line)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written ({error}); free space and start again") from None
 

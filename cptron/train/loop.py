@@ -18,7 +18,9 @@ from cptron.runtime.pace import EVALUATION, SAVE
 from cptron.train.guards import Guards
 from cptron.train.hooks import Action, Hook
 from cptron.train.metrics import eval_record, step_record
+from cptron.train.mixing import Mixing
 from cptron.train.monitor import Monitor
+from cptron.train.proxy import Proxy
 from cptron.train.save import Saver
 from cptron.train.setup import Run
 from cptron.train.step import train_step
@@ -39,9 +41,12 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
         def finish_saves() -> None:
             tell_saved(run, hooks, saver.finish())
 
-        monitor = Monitor(run, hooks, finish_saves)
+        def make_guards() -> Guards:
+            return Guards(run, hooks, finish_saves, before_draw=Mixing(run, hooks).before_draw)
+
+        monitor, proxy = Monitor(run, hooks, finish_saves), Proxy(run)
         hooks.append(monitor)
-        guards = Guards(run, hooks, finish_saves)
+        guards = make_guards()
         for hook in hooks:
             hook.on_start(run)
         if _owes_evaluation(run):
@@ -57,7 +62,7 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
         while True:
             # 0. what the forgetting monitor made of the last evaluation
             if monitor.react():  # by going back
-                guards = Guards(run, hooks, finish_saves)
+                guards = make_guards()
                 saved_step = evaluated_step = run.state.step
             if run.state.step >= steps or monitor.has_stopped:
                 break
@@ -77,13 +82,14 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
             result = train_step(
                 run.chunks,
                 run.optimizer,
-                batches,
-                lr=learning_rate(config.optim, run.state.step, steps) * run.state.reaction.lr_factor,
+                proxy.weighted(batches),
+                lr=_rate(run),
                 optim=config.optim,
                 num_sources=len(run.source_names),
                 device=run.session.device.torch_device,
                 accept=accept,
                 before_update=saver.before_update,
+                regulariser=run.regulariser.at(run.state.tokens_total),
             )
             if not guards.settle(batches, result.updated):
                 saved_step = min(saved_step, run.state.step)  # the batch is dropped, or the run rolled back
@@ -93,8 +99,11 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
                     break
                 continue
             run.state.step += 1
+            proxy.trained()
             run.state.tokens_total += result.sums.tokens
             monitor.count(result.sums)
+            sums = result.sums
+            run.state.trained.add(run.source_names, sums.loss_nats_by_source, sums.tokens_by_source)
 
             # 3. metrics, and what the hooks make of them
             pace.step_done()
@@ -165,6 +174,12 @@ def _owes_evaluation(run: Run) -> bool:
     if run.plan.resume_from is None:
         return run.config.eval.at_start
     return _evaluates(run) and run.base is not None and not run.base.metrics
+
+
+def _rate(run: Run) -> float:
+    """Learning rate of the next step: the schedule's, times what its stage and the forgetting monitor make of it."""
+    scheduled = learning_rate(run.config.optim, run.state.step, run.config.train.steps)
+    return scheduled * run.loader.stage.lr_scale * run.state.reaction.lr_factor
 
 
 def _evaluates(run: Run, more_steps: int = 0) -> bool:

@@ -23,8 +23,10 @@ def step_record(run: Run, result: StepResult, step_time_s: float) -> Record:
     """Metrics of the step just taken.
 
     `tokens_per_s` counts predicted tokens of the global batch over the wall time of the step; `grad_norm`
-    is the global L2 norm before clipping; `tokens/NAME` counts the source's tokens since the start of the
-    run, of dropped batches too; these are `tokens_skipped`, and no part of `tokens_total`.
+    is the global L2 norm before clipping; `tokens/NAME`, `samples/NAME` and `epochs/NAME` count what was drawn of the
+    source since the start of the run, in dropped batches too; their tokens are `tokens_skipped`, and no part of
+    `tokens_total`. `share/NAME` is its share of the tokens now in force. Every `log.every_steps` steps there is what
+    `regularise` measures: collective then.
     `model_tflop_per_s_per_rank` counts causal model FLOPs, forward and backward, without recomputation
     (`model.flops`), over the wall time of the step and all ranks.
     """
@@ -43,11 +45,24 @@ def step_record(run: Run, result: StepResult, step_time_s: float) -> Record:
         "model_tflop_per_s_per_rank": flops / step_time_s / run.session.ranks.world_size / 1e12,
         "mem_peak_gib": peak_memory_gib(),
     }
+    if run.state.step % run.config.log.every_steps == 0:
+        record |= run.regulariser.measures(run.session.device.torch_device)
+    if run.state.stage:
+        record["stage"] = run.state.stage
+    if run.state.doremi:
+        record |= {f"weight/{name}": weight for name, weight in run.state.doremi["weights"].items()}
     for index, name in enumerate(run.source_names):
         tokens = result.sums.tokens_by_source[index]
         if tokens:
             record[f"loss_nats_per_token/{name}"] = float(result.sums.loss_nats_by_source[index] / tokens)
-        record[f"tokens/{name}"] = run.state.ledger.tokens(name)
+            if run.config.regularise.distill.weight:
+                apart = result.sums.divergence_nats_by_source[index]
+                record[f"divergence_nats_per_token/{name}"] = float(apart / tokens)
+        accounts = run.state.ledger.accounts(name)
+        record[f"tokens/{name}"] = sum(account.tokens for account in accounts)
+        record[f"samples/{name}"] = sum(account.cursor for account in accounts)
+        record[f"epochs/{name}"] = math.fsum(account.epochs for account in accounts)
+        record[f"share/{name}"] = math.fsum(account.share for account in accounts)
     return record
 
 

@@ -8,12 +8,12 @@ probes it does nothing at all.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from cptron.checkpoint import layout
-from cptron.data.open import mix_of
 from cptron.errors import CheckpointError
 from cptron.evaluate.set_losses import SetLosses
 from cptron.forgetting.decide import Measured, decide
@@ -25,7 +25,7 @@ from cptron.forgetting.measure import Measuring
 from cptron.forgetting.settings import is_watched
 from cptron.runtime.dist import agree, from_main
 from cptron.runtime.pipeline import LossSums
-from cptron.train.data import reopen
+from cptron.train.data import asked_shares, reopen
 from cptron.train.hooks import Action, Hook, Record
 from cptron.train.rollback import proven_target, roll_back
 from cptron.train.setup import Run
@@ -82,7 +82,7 @@ class Monitor(Hook):
         """Do what was decided; True when the run is back at an earlier checkpoint."""
         verdict, self._pending = self._pending, None
         if verdict is not None and verdict.action == "raise_replay":
-            reopen(self._run, mix_of(self._run.config, verdict.reaction.replay_factor).token_shares)
+            reopen(self._run)
         if verdict is None or verdict.action != "rollback":
             return False
         self._roll_back(verdict)
@@ -170,7 +170,11 @@ class _MainRank:
                     valid.name: record[f"valid/{valid.name}/loss_nats_per_token"]
                     for valid in run.config.data.valid
                 },
-                {name: state.ledger.entries[name].epochs for name in run.source_names},
+                {
+                    name: math.fsum(account.epochs for account in state.ledger.accounts(name))
+                    for name in run.source_names
+                },
+                tuple(asked_shares(run).values()),
             )
             verdict = decide(
                 run.config,

@@ -6,6 +6,7 @@ of a kind that serves, and says itself which model it is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,19 +39,20 @@ class Origin:
     """What the checkpoint that the run begins with says of itself."""
 
 
-def origin_of(config: Config, found: Found | None) -> Origin:
-    """What `start` names; `found` is the run in `run.dir`. Raises a `CptronError` where it does not serve."""
+def origin_of(config: Config, found: Found | None, tell: Callable[[str], None]) -> Origin:
+    """What `start` names; `found` is the run in `run.dir`, and `tell` is told what was passed over.
+    Raises a `CptronError` where it does not serve."""
     if config.start.mode == "random":
         return _random(Path(config.model.architecture))
     if config.start.mode == "branch":
-        return _branch(Path(config.start.checkpoint), found)
+        return _branch(Path(config.start.checkpoint), found, tell)
     if config.start.hugging_face:
         from cptron.convert.direct import start_from
 
         model = Path(config.start.hugging_face)
         arch, weights, tokenizer = start_from(model)
         return Origin(arch=arch, weights=weights, tokenizer=tokenizer, hugging_face=model)
-    base = layout.resolve(config.start.checkpoint)
+    base = layout.resolve(config.start.checkpoint, tell)
     manifest = layout.read_manifest(base)
     if manifest.adapter is not None:
         raise ConfigError(
@@ -66,7 +68,7 @@ def origin_of(config: Config, found: Found | None) -> Origin:
     )
 
 
-def _branch(checkpoint: Path, found: Found | None) -> Origin:
+def _branch(checkpoint: Path, found: Found | None, tell: Callable[[str], None]) -> Origin:
     """A run that has a checkpoint of its own no longer needs the one that it branched from, which may be gone."""
     own = found.checkpoint if found is not None else None
     if own is not None and found is not None and not checkpoint.exists():
@@ -89,7 +91,7 @@ def _branch(checkpoint: Path, found: Found | None) -> Origin:
         arch=manifest.arch,
         weights=weights,
         tokenizer=manifest.tokenizer_fingerprint,
-        base=layout.resolve(manifest.base) if manifest.adapter is not None else None,
+        base=layout.resolve(manifest.base, tell) if manifest.adapter is not None else None,
         branch_from=branch_from,
         manifest=manifest,
     )

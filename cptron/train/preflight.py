@@ -11,16 +11,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cptron.checkpoint import layout
 from cptron.checkpoint.run_lock import refuse_other_writer
 from cptron.checkpoint.saved_rate import saved_rate
 from cptron.checkpoint.space import check_space
 from cptron.config.check import check_config
 from cptron.config.check_engine import check_shape
 from cptron.config.check_forgetting import check_probes
+from cptron.config.check_mixing import staged_configs
 from cptron.config.presets import preset_note
 from cptron.config.schema import Config
 from cptron.data.content import open_content
-from cptron.errors import DataError
+from cptron.errors import ConfigError, DataError
 from cptron.model.architecture import Architecture
 from cptron.model.backend import check_backend, check_offloading
 from cptron.optim.phases import describe_schedule
@@ -61,10 +63,14 @@ def preflight(config: Config, world_size: int) -> Plan:
     check_config(config, world_size)
     refuse_other_writer(Path(config.run.dir))
     found = find_run(Path(config.run.dir), config.checkpoint.on_damage)
-    origin = origin_of(config, found)
+    start_notes: list[str] = []
+    origin = origin_of(config, found, start_notes.append)
     arch, tokenizer = origin.arch, origin.tokenizer
     check_shape(arch, config)
     check_probes(config, arch)
+    for staged, _ in [(config, ""), *staged_configs(config)]:
+        check_shape(arch, staged)
+    _check_reference(config, arch, tokenizer)
     check_backend(config.model.backend)
     check_offloading(config.memory.offload_modules)
     data_notes, contents, made_with = _check_data(config, arch, tokenizer)
@@ -80,7 +86,7 @@ def preflight(config: Config, world_size: int) -> Plan:
         settings = asdict(config.adapter) | {"targets": list(config.adapter.targets)}
         identity |= {f"adapter.{name}": value for name, value in settings.items()}
     notes = tuple(f"passed over: {problem}" for problem in found.problems) if found else ()
-    notes = (*notes, *data_notes, *check_space(config, arch, origin.branch_from or origin.base))
+    notes = (*start_notes, *notes, *data_notes, *check_space(config, arch, origin.branch_from or origin.base))
     if not tokenizer and not config.data.tokenizer and config.start.mode != "random":
         notes = (
             *notes,
@@ -131,6 +137,26 @@ def settled(plan: Plan, config: Config) -> Plan:
         )
         notes = (*notes, *more)
     return replace(plan, accepted=accepted, notes=notes)
+
+
+def _check_reference(config: Config, arch: Architecture, tokenizer: str) -> None:
+    """The reference model of a proxy predicts the same tokens, and can be cut as the proxy is."""
+    if not config.doremi.reference:
+        return
+    found = layout.resolve(config.doremi.reference)
+    manifest = layout.read_manifest(found)
+    if manifest.adapter is not None:
+        raise ConfigError(
+            f"doremi.reference={found} holds an adapter, not whole weights; `cptron export --merge` and `cptron "
+            "convert` make a checkpoint of it"
+        )
+    differs = tokenizer and manifest.tokenizer_fingerprint and manifest.tokenizer_fingerprint != tokenizer
+    if manifest.arch.vocab_size != arch.vocab_size or differs:
+        raise ConfigError(
+            f"doremi.reference={found} has another vocabulary ({manifest.arch.vocab_size} ids) or tokenizer than the "
+            f"proxy ({arch.vocab_size} ids); train a reference with the same"
+        )
+    check_shape(manifest.arch, config)
 
 
 def _check_data(

@@ -29,7 +29,8 @@ def proven_plan(plan: Plan, config: Config) -> Plan:
         return plan
     directory = Path(config.run.dir)
     once = config.checkpoint.verify == "once"
-    if plan.base is not None and (plan.resume_from is None or config.adapter.kind != "none"):
+    reads_base = config.adapter.kind != "none" or config.regularise.needs_base
+    if plan.base is not None and (plan.resume_from is None or reads_base):
         found = _damage(plan.base, directory, once)
         if found:
             raise CheckpointError(f"{found[0]}; use another start.checkpoint, or convert the model again")

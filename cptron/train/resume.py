@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from cptron.checkpoint.saved_rate import saved_rate
 from cptron.config.resume_rules import Rule, rule_of
 from cptron.config.schema import Config
 from cptron.config.stored import ABSENT, dotted, read_stored, stored_configs
-from cptron.data.ledger import Ledger
+from cptron.data.ledger import Ledger, source_of
 from cptron.durable import partial_path
 from cptron.errors import CheckpointError, ConfigError
 from cptron.forgetting.journal import JOURNAL, read_verdicts
@@ -125,7 +126,8 @@ def renewed(accepted: tuple[Change, ...], names: Mapping[str, Any]) -> list[str]
     """Those sources, of `names`, whose account an accepted change starts anew."""
     if any(change.rule.renews == "all" for change in accepted):
         return list(names)
-    return [name for name in names if any(change.key == _content_key(name) for change in accepted)]
+    one = [change.key.rpartition(".")[0] for change in accepted if change.rule.renews == "one"]
+    return [name for name in names if f"data.sources.{source_of(name)}" in one]
 
 
 def _changes(
@@ -144,6 +146,7 @@ def _changes(
             for name, content in _ledger_contents(saved.ledger).items():
                 if name in contents:
                     before[_content_key(name)], now[_content_key(name)] = content, contents[name]
+    _compare_orders(before, now)
     return [
         Change(key, before.get(key, ABSENT), now.get(key, ABSENT), rule_of(key, before, now))
         for key in {**before, **now}
@@ -151,6 +154,17 @@ def _changes(
         and key != "run.accept_changes"
         and not (found.is_parent and key.startswith(OF_THE_BRANCH))
     ]
+
+
+def _compare_orders(before: dict[str, str], now: dict[str, str]) -> None:
+    """The order of a source has changed only where it was a source before; runs of earlier versions do not name it."""
+    for key in [key for key in now if fnmatchcase(key, "data.sources.*.order")]:
+        if f"{key.rpartition('.')[0]}.path" in before:
+            before.setdefault(key, '"shuffled"')
+        else:
+            del now[key]
+    for key in [key for key in before if fnmatchcase(key, "data.sources.*.order") and key not in now]:
+        del before[key]
 
 
 def _stored_values(run: Path, checkpoint: Path | None) -> dict[str, str] | None:

@@ -21,13 +21,15 @@ from cptron.convert.probe import probe_tokens
 from cptron.data.batch import MicroBatch
 from cptron.data.loader import TrainLoader
 from cptron.data.windows import WindowSet
-from cptron.errors import CheckpointError, TrainingError
+from cptron.errors import CheckpointError, ConfigError, TrainingError
 from cptron.model.adapters import freeze_base, init_adapters, init_magnitudes
 from cptron.model.build import build_chunks
 from cptron.model.fp8 import hardware_has_fp8, resolve_fp8
 from cptron.model.linear_fp8 import without_fp8
 from cptron.model.options import ModelOptions
 from cptron.optim.optimizer import build_optimizer, finish_param_gather, freeze, wrap_chunks
+from cptron.regularise.open import open_regulariser
+from cptron.regularise.regulariser import Regulariser
 from cptron.runtime.dist import agree
 from cptron.runtime.pipeline import evaluate
 from cptron.runtime.session import Session
@@ -58,6 +60,7 @@ class Run:
     source_names: list[str]
     base: layout.Manifest | None
     """What this process loaded says of itself: a checkpoint, or a Hugging Face model; None for random weights."""
+    regulariser: Regulariser
     hugging_face: dict[str, bytes]
     """Small files that every save carries on for export, kept because `prune` may delete their source; main
     rank only."""
@@ -98,6 +101,8 @@ def prepare(config: Config, plan: Plan, session: Session) -> Run:
     chunks = wrap_chunks(bare, overlap, optimizer=config.optim.name)
     optimizer = build_optimizer(config.optim, chunks, config.train.precision)
     base, hugging_face = _load(plan, session, bare, optimizer)
+    _refuse_another_start(config, plan)
+    regulariser = open_regulariser(config, plan.base, bare, optimizer, session)
     state, loader, valid_sets = open_data(config, plan, session)
     run = Run(
         config=config,
@@ -110,6 +115,7 @@ def prepare(config: Config, plan: Plan, session: Session) -> Run:
         valid_sets=valid_sets,
         source_names=[source.name for source in config.data.sources],
         base=base,
+        regulariser=regulariser,
         hugging_face=hugging_face,
     )
     _gate(run)
@@ -139,6 +145,18 @@ def _load(
     found = load_direct(plan.hugging_face, bare, tp, tp_rank, str(plan.identity["start"]))
     optimizer.reload_model_params()
     return found
+
+
+def _refuse_another_start(config: Config, plan: Plan) -> None:
+    """A run that is held near its starting weights, or learns from them, cannot have others from now on."""
+    wanted = config.regularise
+    if (wanted.needs_base or wanted.distill.weight) and any(
+        change.key == "start" for change in plan.accepted
+    ):
+        raise ConfigError(
+            f"run.dir={config.run.dir} was started from other weights than start.checkpoint={config.start.checkpoint}, "
+            "and regularise holds it near those: put start.checkpoint back, or turn regularise off"
+        )
 
 
 def load_again(run: Run, plan: Plan) -> None:

@@ -7,6 +7,8 @@ weights, the optimizer and the configuration it determines everything that follo
 from __future__ import annotations
 
 import base64
+import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,8 @@ from cptron.errors import CheckpointError
 from cptron.forgetting.reaction import Reaction
 from cptron.forgetting.watch import Watch
 from cptron.json_text import parse_json
+from cptron.mixture.doremi import DomainWeights
+from cptron.train.accounting import SourceAccounts
 from cptron.train.spikes import SpikeHistory
 
 
@@ -43,6 +47,16 @@ class TrainState:
     """What the forgetting monitor remembers."""
     reaction: Reaction = field(default_factory=Reaction)
     """What it has done."""
+    trained: SourceAccounts = field(default_factory=SourceAccounts)
+    """Loss and tokens by source of what was trained on."""
+    stage: int = 0
+    """Number of the stage that the last batch drawn belongs to; 0 without stages."""
+    share_factors: dict[str, float] = field(default_factory=dict)
+    """What a mixer multiplies the shares of sources with; a source that is not named has 1."""
+    mixing: dict[str, Any] = field(default_factory=dict)
+    """Of an online mixer: its last batch, what was trained on until then, its own state and factors."""
+    doremi: dict[str, Any] = field(default_factory=dict)
+    """Of a proxy: `mixture.doremi.DomainWeights`."""
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Self:
@@ -58,6 +72,11 @@ class TrainState:
             evaluated_tokens=saved["evaluated_tokens"],
             watch=Watch.from_dict(saved["watch"]),
             reaction=Reaction.from_dict(saved["reaction"]),
+            trained=SourceAccounts.from_dict(saved["trained"]),
+            stage=saved["stage"],
+            share_factors=dict(saved["share_factors"]),
+            mixing=dict(saved["mixing"]),
+            doremi=dict(saved["doremi"]),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,6 +92,11 @@ class TrainState:
             "evaluated_tokens": self.evaluated_tokens,
             "watch": self.watch.to_dict(),
             "reaction": self.reaction.to_dict(),
+            "trained": self.trained.to_dict(),
+            "stage": self.stage,
+            "share_factors": dict(self.share_factors),
+            "mixing": copy.deepcopy(self.mixing),
+            "doremi": copy.deepcopy(self.doremi),
         }
 
 
@@ -118,6 +142,35 @@ def _is_read_by(read: Callable[[Any], Any]) -> Callable[[Any], bool]:
     return is_read
 
 
+_is_accounts = _is_read_by(SourceAccounts.from_dict)
+
+
+def _is_factors(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        type(factor) is float and 0 <= factor < math.inf for factor in value.values()
+    )
+
+
+def _is_mixing(value: Any) -> bool:
+    if value == {}:
+        return True
+    if (
+        not isinstance(value, dict)
+        or not _is_count(value.get("batch"))
+        or not _is_accounts(value.get("seen"))
+    ):
+        return False
+    factors = value.get("factors", {})
+    return _is_count(value.get("decisions", 0)) and _is_factors(factors) and all(factors.values())
+
+
+def _is_doremi(value: Any) -> bool:
+    try:
+        return value == {} or bool(DomainWeights.from_dict(value))
+    except ValueError:
+        return False
+
+
 def _is_random_states(value: Any) -> bool:
     """One by rank, each of which `set_random_state` takes."""
     if not isinstance(value, list) or not all(isinstance(state, dict) for state in value):
@@ -139,11 +192,19 @@ _VALID: dict[str, tuple[Callable[[Any], bool], str]] = {
     "evaluated_tokens": (_is_count, "a whole number from 0"),
     "watch": (_is_read_by(Watch.from_dict), "what a monitor remembers"),
     "reaction": (_is_read_by(Reaction.from_dict), "two factors, two counts and a truth value"),
+    "trained": (_is_accounts, "a sum of losses and a number of tokens by source"),
+    "stage": (_is_count, "a whole number from 0"),
+    "share_factors": (_is_factors, "finite numbers from 0 by source"),
+    "mixing": (_is_mixing, "the state of an online mixer"),
+    "doremi": (_is_doremi, "weights by source"),
     "random_states": (_is_random_states, "a list of generator states in base64"),
 }
 """What `state.json` must hold: a check, and the rule in words."""
-_LATER = ("evaluated_tokens", "watch", "reaction")
-"""What the checkpoints of versions without a monitor lack: it is as at the start."""
+_LATER = (
+    *("evaluated_tokens", "watch", "reaction"),
+    *("trained", "stage", "share_factors", "mixing", "doremi"),
+)
+"""What the checkpoints of earlier versions lack: it is as at the start."""
 
 
 def random_state() -> dict[str, str]:

@@ -14,7 +14,9 @@ from commands import assert_close, evals, records, snapshot, steps
 from faults.injection import matrix
 from tiny_world import LAYOUTS, ONE, Layout, World
 
+from cptron.config.load import load_config
 from cptron.testing import run_ranks
+from cptron.train.preflight import preflight
 
 
 def interrupted(whole: Path, target: Path) -> Path:
@@ -177,3 +179,16 @@ def test_killed_between_its_first_two_files(
     )
     world.trained(run, ONE, *words)
     assert [record["step"] for record in steps(run)] == [1, 2]
+
+
+def test_a_start_from_a_run_says_what_it_passes_over(
+    world: World, whole_runs: dict[Layout, Path], tmp_path: Path
+) -> None:
+    """The newest checkpoint of the run it starts from is damaged: the plan names it, and the one that is used."""
+    parent = tmp_path / "parent"
+    shutil.copytree(whole_runs[ONE], parent)
+    (parent / "checkpoints" / "step_00000020" / "state.json").unlink()
+    config = load_config(world.config, [f"run.dir={tmp_path / 'run'}", f"start.checkpoint={parent}"]).config
+    plan = preflight(config, 1)
+    assert plan.base == parent / "checkpoints" / "step_00000010"
+    assert [note for note in plan.notes if "step_00000010 is used: " in note and "step_00000020" in note]

@@ -9,7 +9,17 @@ import importlib
 
 from fuzz_target import Target
 
-ROOMS = ("tokens", "config", "corpus", "tokenizer", "weights", "checkpoint", "run", "forgetting")
+ROOMS = (
+    "tokens",
+    "config",
+    "corpus",
+    "tokenizer",
+    "weights",
+    "checkpoint",
+    "run",
+    "forgetting",
+    "regularise",
+)
 
 
 def targets_of(room: str) -> list[Target]:

@@ -316,7 +316,9 @@ def test_resolve(tmp_path: Path) -> None:
     assert layout.resolve(str(first)) == first
     assert layout.resolve(str(run)) == second
     cut(SHARD)(second)
-    assert layout.resolve(str(run)) == first
+    told: list[str] = []
+    assert layout.resolve(str(run), told.append) == first
+    assert [(str(second) in note, str(first) in note) for note in told] == [(True, True)]
     cut(SHARD)(first)
     with pytest.raises(
         CheckpointError, match=r"no complete checkpoint; .*step_00000002.*step_00000001"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import signal
 import subprocess
 import sys
 
@@ -104,3 +105,26 @@ def test_exit_code_reaches_the_shell() -> None:
     done = python("-m", "cptron.cli", "trian")
     assert done.returncode == EXIT_CODE == 2
     assert done.stderr.startswith("cptron: error: unknown verb")
+
+
+def test_a_reader_that_goes_away_is_no_fault() -> None:
+    """As `| head` does: the code that a shell gives to it, and not a word."""
+    words = [sys.executable, "-m", "cptron.cli", "doctor"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (128 + signal.SIGPIPE, b"")
+
+
+def test_another_broken_pipe_is_a_fault(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One within, while somebody reads what is printed."""
+
+    def broken(_: object) -> int:
+        raise BrokenPipeError("a process of ours is gone")
+
+    monkeypatch.setattr("cptron.doctor.main", broken)
+    with pytest.raises(BrokenPipeError):
+        cli.main(["doctor"])

@@ -76,7 +76,8 @@ def judged(
 ) -> Verdict:
     """The verdict on a change of old data that is sure."""
     intervals = {"old": Interval(change, change, change)}
-    found = Measured(10, tokens, intervals, {"a": 2.0, "b": 2.0}, {"a": 0.5, "b": 0.5})
+    shares = tuple(source.token_share for source in config.data.sources)
+    found = Measured(10, tokens, intervals, {"a": 2.0, "b": 2.0}, {"a": 0.5, "b": 0.5}, shares)
     return decide(config, watch, reaction, found, lambda: quiet)
 
 

@@ -61,6 +61,8 @@ LIGHT_FILES = (
     "checkpoint/verify.py",
     "mixture/main.py",
     "model/architecture.py",
+    "regularise/fisher_file.py",
+    "regularise/taught_file.py",
     "train/preflight.py",
 )
 HEAVY = ("torch", "megatron", "transformers")

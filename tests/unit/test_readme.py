@@ -191,7 +191,7 @@ def test_the_readme_is_read() -> None:
     assert {"make demo", "make test"} <= programs
     assert {f"cptron {verb}" for verb in ("preprocess", "convert", "train", "eval", "export")} <= programs
     assert any("launch/train.sbatch" in words for words in found)
-    assert len((ROOT / "README.md").read_text().splitlines()) < 180
+    assert len((ROOT / "README.md").read_text().splitlines()) < 190
 
 
 @pytest.mark.parametrize(
