@@ -8,6 +8,7 @@ every interval can be computed again.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,30 +26,34 @@ DECIMALS = 5
 
 def collected(trial: Trial) -> Json:
     """All that is kept of a finished run."""
-    directory, config = run_dir(trial), loaded(trial).config
-    steps = [record for record in read_records(directory / METRICS_FILE) if record["kind"] == "step"]
-    base = read_evaluation(directory / FOLDER / BASE)
-    last = read_evaluation(evaluation_path(directory, config.train.steps))
-    sources = [source.name for source in config.data.sources]
+    config, note = loaded(trial).config, ended(trial)
     return {
         "name": trial.name,
         "experiment": trial.experiment,
         "replay_percent": trial.percent,
         "rate": trial.rate,
         "seed": trial.seed,
-        "keeps": trial.keeps,
         "lr": config.optim.lr,
         "lr_min": config.optim.lr_min,
         "epsilon_nats": config.forgetting.epsilon_nats,
-        "command": ended(trial)["command"],
-        "wall_s": ended(trial)["wall_s"],
-        "tokens": {name: steps[-1][f"tokens/{name}"] for name in sources},
+        "command": note["command"],
+        "wall_s": note["wall_s"],
+        **numbers_of(run_dir(trial), config.train.steps),
+    }
+
+
+def numbers_of(directory: Path, last_step: int) -> Json:
+    """What a run has recorded until its last step."""
+    steps = [record for record in read_records(directory / METRICS_FILE) if record["kind"] == "step"]
+    counts = {key.split("/")[1]: steps[-1][key] for key in steps[-1] if re.fullmatch(r"tokens/[^/]+", key)}
+    return {
+        "tokens": counts,
         "training_loss": [round(record["loss_nats_per_token"], 4) for record in steps],
-        "base": _windows(base),
-        "last": _windows(last),
+        "base": _windows(read_evaluation(directory / FOLDER / BASE)),
+        "last": _windows(read_evaluation(evaluation_path(directory, last_step))),
         "evaluations": _evaluations(directory),
         "verdicts": _verdicts(directory),
-        "selection": _selection(directory) if trial.keeps else None,
+        "selection": _selection(directory),
     }
 
 
@@ -86,8 +91,10 @@ def _verdicts(directory: Path) -> list[Json]:
     ]
 
 
-def _selection(directory: Path) -> Json:
-    """What `cptron select` has chosen, and among which candidates."""
+def _selection(directory: Path) -> Json | None:
+    """What `cptron select` has chosen, and among which candidates; None where it was not asked."""
+    if not (directory / SELECTION).exists():
+        return None
     record = json.loads((directory / SELECTION).read_text())
     kept = ("name", "step", "old_change_nats", "new_change_nats", "is_chosen", "is_within_epsilon")
     return {

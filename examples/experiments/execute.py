@@ -18,9 +18,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cptron.config.load import resolved_yaml
 from cptron.durable import replace_text
-from examples.experiments.plan import HERE, MODEL, RUNS, WORK, Trial, config_path, loaded, overrides_of, run_dir
+from examples.experiments.plan import (
+    HERE,
+    MODEL,
+    RUNS,
+    WORK,
+    Trial,
+    config_path,
+    loaded,
+    overrides_of,
+    run_dir,
+)
 
 QUICKSTART = Path("examples/quickstart/data")
 CORPORA = {
@@ -28,6 +37,10 @@ CORPORA = {
     "postgresql": QUICKSTART / "postgresql_docs_en",
     "wikipedia": QUICKSTART / "wikipedia_vital_en",
 }
+
+
+NONE_WITHIN = 3
+"""Exit code of `cptron select` where no checkpoint keeps the constraint."""
 
 
 class ExperimentError(Exception):
@@ -55,7 +68,9 @@ def prepare() -> None:
 def train_all(trials: Sequence[Trial], workers: int) -> None:
     """Train what is not finished, `workers` runs at a time. Raises `ExperimentError` after the others have ended."""
     waiting = [trial for trial in trials if not is_done(trial)]
-    print(f"{len(trials) - len(waiting)} of {len(trials)} runs are there; {len(waiting)} to train", flush=True)
+    print(
+        f"{len(trials) - len(waiting)} of {len(trials)} runs are there; {len(waiting)} to train", flush=True
+    )
     with ThreadPoolExecutor(workers) as pool:
         for future in [pool.submit(_train, trial) for trial in waiting]:
             future.result()
@@ -74,21 +89,24 @@ def ended(trial: Trial) -> dict[str, Any]:
 
 
 def fingerprint(trial: Trial) -> str:
-    """Of all that a run depends on: configuration, tokens and base."""
-    config = loaded(trial).config
-    digest = hashlib.sha256(resolved_yaml(config).encode())
-    for item in (*config.data.sources, *config.data.valid):
-        digest.update(hashlib.sha256(Path(f"{item.path}.bin").read_bytes()).digest())
-    for path in sorted((Path(config.start.checkpoint)).glob("manifest.json")):
-        digest.update(path.read_bytes())
+    """Of all that a run is made from: configuration as written, tokens and base model."""
+    digest = hashlib.sha256("\0".join(overrides_of(trial)).encode())
+    data = loaded(trial).config.data
+    prefixes = [*(source.path for source in data.sources), *(valid.path for valid in data.valid)]
+    tokens = [Path(f"{prefix}.bin") for prefix in prefixes]
+    for path in (config_path(trial.experiment), *tokens, MODEL / "complete.json"):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
 
 def _train(trial: Trial) -> None:
     directory, started_s = run_dir(trial), time.monotonic()
-    note = {"fingerprint": fingerprint(trial)}
-    if ended(trial) != note or not any(directory.glob("checkpoints/step_*")):
-        shutil.rmtree(directory, ignore_errors=True)  # of another configuration, or with nothing to go on from
+    note = {"fingerprint": fingerprint(trial), "commit": _commit()}
+    is_same = ended(trial).get("fingerprint") == note["fingerprint"]
+    if not is_same or not any(directory.glob("checkpoints/step_*")):
+        shutil.rmtree(
+            directory, ignore_errors=True
+        )  # of another configuration, or with nothing to go on from
     RUNS.mkdir(parents=True, exist_ok=True)
     replace_text(_note(trial), json.dumps(note) + "\n")
     print(f"{datetime.now(UTC):%H:%M} {trial.name}", flush=True)
@@ -101,14 +119,27 @@ def _train(trial: Trial) -> None:
     print(f"{datetime.now(UTC):%H:%M} {trial.name} is done after {wall_s:.0f} s", flush=True)
 
 
+def select(trial: Trial) -> None:
+    """Let `cptron select` choose among the checkpoints of a trial that has kept them. Raises `ExperimentError`."""
+    if trial.keeps:
+        _cptron("select", str(run_dir(trial)), log=RUNS / f"{trial.name}.log", fine=(0, NONE_WITHIN))
+
+
+def _commit() -> str:
+    """Of the working tree; `unknown` outside of a repository."""
+    words = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
 def _note(trial: Trial) -> Path:
     """Beside its directory, which belongs to the run alone."""
     return RUNS / f"{trial.name}.json"
 
 
-def _cptron(*words: str, log: Path) -> None:
+def _cptron(*words: str, log: Path, fine: Sequence[int] = (0,)) -> None:
     with log.open("a") as output:
         command = [sys.executable, "-m", "cptron.cli", *words]
         done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
-    if done.returncode:
+    if done.returncode not in fine:
         raise ExperimentError(f"cptron {words[0]} ended with {done.returncode}; see {log}")
