@@ -24,8 +24,9 @@ make experiments
 from [results.json](results.json): a test holds that this page and every verdict on it follow from the raw numbers
 there. The program and its configurations are in [examples/experiments](../../examples/experiments)."""
 
-RULES = """- One row is one run of `cptron train` from the same base. All runs of a table see the same number of tokens: what
-  replay takes, new text lacks. At {percent} % replay there are {tokens:,} tokens of old text, about {sequences} sequences.
+RULES = """- One row is one run of `cptron train` from the same base. All runs of a table see the same number of tokens:
+  what replay takes, new text lacks. At {percent} % replay there are {tokens:,} tokens of old text, about {sequences}
+  sequences.
 - Old text is held-out introductions of Wikipedia articles, and others of them are replayed. New text is held out by
   document.
 - Changes are against the base (step 0), in nats per token, with the 95 % interval of the paired bootstrap over windows

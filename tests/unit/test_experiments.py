@@ -81,8 +81,12 @@ def test_final_loss_is_that_of_the_last_evaluation(recorded: Json) -> None:
     for run in recorded["runs"]:
         last = run["evaluations"][-1]
         for suite, key in (("old", plan.REPLAYED), ("new", run["experiment"])):
-            assert claims.loss(run, suite) == pytest.approx(last[f"valid/{key}/loss_nats_per_token"], abs=1e-5)
-        assert claims.change(run, "old").estimate == pytest.approx(last["forgetting/old/change_nats"], abs=1e-5)
+            assert claims.loss(run, suite) == pytest.approx(
+                last[f"valid/{key}/loss_nats_per_token"], abs=1e-5
+            )
+        assert claims.change(run, "old").estimate == pytest.approx(
+            last["forgetting/old/change_nats"], abs=1e-5
+        )
 
 
 # --- the plan -----------------------------------------------------------------------------------------------------
@@ -91,7 +95,9 @@ def test_final_loss_is_that_of_the_last_evaluation(recorded: Json) -> None:
 def test_every_trial_is_a_configuration_that_can_be_run() -> None:
     """Each passes all rules, in a directory of its own, with the share of replay that its name says."""
     trials = plan.trials()
-    assert len({trial.name for trial in trials}) == len({plan.run_dir(trial) for trial in trials}) == len(trials)
+    assert (
+        len({trial.name for trial in trials}) == len({plan.run_dir(trial) for trial in trials}) == len(trials)
+    )
     for trial in trials:
         config = plan.loaded(trial).config
         check_config(config, 1)
@@ -199,7 +205,11 @@ def test_claims_hold_where_they_should() -> None:
         (2, 3, {"last": evaluated(3.1, 1.9)}),  # or learns more
         (3, 0, {"verdicts": []}),  # no alarm without replay
         (3, 2, {"verdicts": [{"step": 16, "finding": "alarm"}]}),  # an alarm with 25 %
-        (4, 0, {"selection": {"candidates": [candidate(16, 0.2), candidate(48, 0.4)]}}),  # none within epsilon
+        (
+            4,
+            0,
+            {"selection": {"candidates": [candidate(16, 0.2), candidate(48, 0.4)]}},
+        ),  # none within epsilon
         (4, 0, {"selection": {"candidates": [candidate(48, 0.01, chosen=True)]}}),  # nothing to do better
     ],
 )
@@ -225,7 +235,10 @@ def test_numbers_of_a_run_are_those_in_its_files(tmp_path: Path) -> None:
     """Losses by window from the evaluations kept, the rest from the records."""
     facts = SetFacts(windows="w")
     sets = [
-        {name: EvaluatedSet(name, facts, np.array([30.0, 31.0 + shift]), np.array([10, 9])) for name in ("old", "new")}
+        {
+            name: EvaluatedSet(name, facts, np.array([30.0, 31.0 + shift]), np.array([10, 9]))
+            for name in ("old", "new")
+        }
         for shift in (0.0, 2.5)
     ]
     (tmp_path / FOLDER).mkdir()
@@ -233,7 +246,13 @@ def test_numbers_of_a_run_are_those_in_its_files(tmp_path: Path) -> None:
     write_evaluation(evaluation_path(tmp_path, 2), Evaluation(2, 64, sets[1]).to_bytes())
     records = [
         {"kind": "step", "step": 2, "loss_nats_per_token": 2.5, "tokens/old": 16, "tokens/new": 48},
-        {"kind": "eval", "step": 2, "tokens_total": 64, "valid/old/loss_nats_per_token": 3.0, "note": "no number"},
+        {
+            "kind": "eval",
+            "step": 2,
+            "tokens_total": 64,
+            "valid/old/loss_nats_per_token": 3.0,
+            "note": "no number",
+        },
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     found = collect.numbers_of(tmp_path, 2)
