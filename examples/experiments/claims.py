@@ -130,7 +130,7 @@ def _selector(runs: Runs) -> Json | None:
     if not outcomes:
         return None
     return {
-        "claim": "Where the last checkpoint forgets more than epsilon, `cptron select` finds one that does not.",
+        "claim": "Where the last checkpoint forgets more than epsilon, `cptron select` finds a model that does not.",
         "holds": all(found["chosen"] is not None or not found["last_breaks"] for found in outcomes)
         and any(found["last_breaks"] for found in outcomes),
         "numbers": outcomes,
@@ -140,24 +140,36 @@ def _selector(runs: Runs) -> Json | None:
 
 def _outcome(run: Mapping[str, Any]) -> Json:
     """Of one run, what was chosen and what the last checkpoint is."""
-    rows = {row["step"]: row for row in run["selection"]["candidates"]}
-    last = rows[max(rows)]
-    chosen = next((row for row in rows.values() if row["is_chosen"]), None)
+    selection = run["selection"]
+    last = max(selection["candidates"], key=lambda row: row["step"])
+    rows = selection["grid"] or selection["candidates"]
+    chosen = next((row for row in rows if row["is_chosen"]), None)
     breaks = not last["is_within_epsilon"]
-    of_last = f"the last checkpoint (step {last['step']}) has old {_text(last['old_change_nats'])}"
-    if chosen is None:
-        what = f"none of {len(rows)} is within epsilon"
-    else:
-        what = (
-            f"chosen is step {chosen['step']}, old {_text(chosen['old_change_nats'])}, "
-            f"new {_text(chosen['new_change_nats'])}"
+    words = [
+        f"{run['replay_percent']} % replay: the last checkpoint (step {last['step']}) has old "
+        f"{_text(last['old_change_nats'])}, {'beyond' if breaks else 'within'} epsilon"
+    ]
+    if selection["grid"]:
+        words.append(
+            f"none of {len(selection['candidates'])} checkpoints is within it, so their interpolations with the base "
+            "are candidates too"
         )
+    if chosen is None:
+        words.append("none is within epsilon")
+    else:
+        changes = f"old {_text(chosen['old_change_nats'])}, new {_text(chosen['new_change_nats'])}"
+        words.append(f"chosen is {name_of(chosen)}: {changes}")
     return {
         "run": run["name"],
         "last_breaks": breaks,
-        "chosen": chosen["step"] if chosen else None,
-        "why": f"{run['replay_percent']} % replay: {of_last}, {'beyond' if breaks else 'within'} epsilon; {what}.",
+        "chosen": None if chosen is None else name_of(chosen),
+        "why": "; ".join(words) + ".",
     }
+
+
+def name_of(row: Mapping[str, Any]) -> str:
+    """A candidate of `cptron select` in words."""
+    return f"step {row['step']}" if row["alpha"] is None else f"alpha {row['alpha']:g}"
 
 
 def alarm_steps(run: Mapping[str, Any]) -> list[int]:

@@ -15,11 +15,10 @@ from typing import Any
 from cptron.forgetting.evaluation import BASE, FOLDER, Evaluation, evaluation_path, read_evaluation
 from cptron.forgetting.journal import JOURNAL, read_verdicts
 from cptron.report.sinks import METRICS_FILE, read_records
-from examples.experiments.execute import ended
+from examples.experiments.execute import SELECTION, ended
 from examples.experiments.plan import Trial, loaded, run_dir
 
 Json = dict[str, Any]
-SELECTION = "selection.json"
 DECIMALS = 5
 """Of a window's loss in nats: 1e-5 of about 600."""
 
@@ -92,14 +91,19 @@ def _verdicts(directory: Path) -> list[Json]:
 
 
 def _selection(directory: Path) -> Json | None:
-    """What `cptron select` has chosen, and among which candidates; None where it was not asked."""
+    """What `cptron select` has chosen among checkpoints and, where it made them, interpolations; None where it was not
+    asked."""
     if not (directory / SELECTION).exists():
         return None
     record = json.loads((directory / SELECTION).read_text())
-    kept = ("name", "step", "old_change_nats", "new_change_nats", "is_chosen", "is_within_epsilon")
+    parts = [record, record["grid"]] if record["grid"] else [record]
+    kept = ("step", "alpha", "old_change_nats", "new_change_nats", "is_chosen", "is_within_epsilon")
     return {
         "epsilon_nats": record["rule"]["epsilon_nats"],
-        "chosen": record["chosen"],
-        "reason": record["reason"],
-        "candidates": [{key: row[key] for key in kept} for row in record["candidates"]],
+        "reasons": [part["reason"] for part in parts],
+        "candidates": [{key: row.get(key) for key in kept} for row in record["candidates"]],
+        "grid_of": record["grid"]["of"] if record["grid"] else None,
+        "grid": [{key: row.get(key) for key in kept} for row in parts[1]["candidates"]]
+        if record["grid"]
+        else [],
     }

@@ -39,6 +39,9 @@ CORPORA = {
 }
 
 
+SELECTION = "selection.json"
+ALPHAS = (0.25, 0.5, 0.75)
+"""Of interpolations: base + alpha (checkpoint - base)."""
 NONE_WITHIN = 3
 """Exit code of `cptron select` where no checkpoint keeps the constraint."""
 
@@ -120,9 +123,22 @@ def _train(trial: Trial) -> None:
 
 
 def select(trial: Trial) -> None:
-    """Let `cptron select` choose among the checkpoints of a trial that has kept them. Raises `ExperimentError`."""
-    if trial.keeps:
-        _cptron("select", str(run_dir(trial)), log=RUNS / f"{trial.name}.log", fine=(0, NONE_WITHIN))
+    """Let `cptron select` choose among the checkpoints of a trial that has kept them; where none is within epsilon,
+    also among interpolations of the nearest with the base. What was chosen once is not chosen again. Raises
+    `ExperimentError`."""
+    directory, log = run_dir(trial), RUNS / f"{trial.name}.log"
+    if not trial.keeps or (directory / SELECTION).exists():
+        return
+    models = WORK / f"{trial.name}_wise_ft"
+    shutil.rmtree(models, ignore_errors=True)
+    words = ["select", str(directory), "--dry-run", "--json"]
+    if json.loads(_cptron(*words, log=log, fine=(0, NONE_WITHIN)))["chosen"]:
+        _cptron("select", str(directory), log=log)
+    else:
+        alphas = ",".join(f"{alpha:g}" for alpha in ALPHAS)
+        more = ("--wise-ft", alphas, "--output", str(models))
+        _cptron("select", str(directory), *more, log=log, fine=(0, NONE_WITHIN))
+    shutil.rmtree(models, ignore_errors=True)
 
 
 def _commit() -> str:
@@ -137,9 +153,12 @@ def _note(trial: Trial) -> Path:
     return RUNS / f"{trial.name}.json"
 
 
-def _cptron(*words: str, log: Path, fine: Sequence[int] = (0,)) -> None:
+def _cptron(*words: str, log: Path, fine: Sequence[int] = (0,)) -> str:
+    """Run a command; what it says goes to `log`, and its output comes back too."""
+    command = [sys.executable, "-m", "cptron.cli", *words]
     with log.open("a") as output:
-        command = [sys.executable, "-m", "cptron.cli", *words]
-        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=output, text=True, check=False)
+        output.write(done.stdout)
     if done.returncode not in fine:
         raise ExperimentError(f"cptron {words[0]} ended with {done.returncode}; see {log}")
+    return done.stdout

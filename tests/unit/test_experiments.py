@@ -163,10 +163,11 @@ def made_up(percent: int, old: float, new: float, rate: float = 1.0, alarms: tup
     }
 
 
-def candidate(step: int, old: float, chosen: bool = False) -> Json:
+def candidate(step: int | None, old: float, chosen: bool = False, alpha: float | None = None) -> Json:
     """As `cptron select` records it."""
     return {
         "step": step,
+        "alpha": alpha,
         "old_change_nats": [old - 0.01, old - 0.02, old],
         "new_change_nats": [-0.1, -0.2, 0.0],
         "is_chosen": chosen,
@@ -174,10 +175,15 @@ def candidate(step: int, old: float, chosen: bool = False) -> Json:
     }
 
 
+def chosen_from(*candidates: Json, grid: tuple[Json, ...] = ()) -> Json:
+    """What `cptron select` recorded of a run."""
+    return {"candidates": list(candidates), "grid": list(grid), "grid_of": "step_48" if grid else None}
+
+
 def as_claimed() -> list[Json]:
     """Runs that show everything."""
     first = made_up(0, 3.40, 2.000, alarms=(32,))
-    first["selection"] = {"candidates": [candidate(16, 0.04, chosen=True), candidate(48, 0.4)]}
+    first["selection"] = chosen_from(candidate(16, 0.04, chosen=True), candidate(48, 0.4))
     rest = [made_up(5, 3.2, 2.010), made_up(25, 3.02, 2.05), made_up(0, 3.1, 2.3, rate=plan.LOW_RATE)]
     return [first, *rest]
 
@@ -208,9 +214,9 @@ def test_claims_hold_where_they_should() -> None:
         (
             4,
             0,
-            {"selection": {"candidates": [candidate(16, 0.2), candidate(48, 0.4)]}},
+            {"selection": chosen_from(candidate(16, 0.2), candidate(48, 0.4))},
         ),  # none within epsilon
-        (4, 0, {"selection": {"candidates": [candidate(48, 0.01, chosen=True)]}}),  # nothing to do better
+        (4, 0, {"selection": chosen_from(candidate(48, 0.01, chosen=True))}),  # nothing to do better
     ],
 )
 def test_each_claim_can_fail_alone(which: int, position: int, change: Json) -> None:
@@ -220,6 +226,17 @@ def test_each_claim_can_fail_alone(which: int, position: int, change: Json) -> N
     expected = [True] * 5
     expected[which] = False
     assert holding(runs) == expected
+
+
+def test_choice_among_interpolations_counts() -> None:
+    """Where no checkpoint is within epsilon and one of them with the base is."""
+    runs = as_claimed()
+    grid = (candidate(48, 0.4), candidate(None, 0.03, chosen=True, alpha=0.5))
+    runs[0]["selection"] = chosen_from(candidate(16, 0.2), candidate(48, 0.4), grid=grid)
+    found = claims.judged(runs)[4]
+    assert found["holds"] and found["numbers"][0]["chosen"] == "alpha 0.5"
+    runs[0]["selection"]["grid"][1]["is_chosen"] = False
+    assert not claims.judged(runs)[4]["holds"]
 
 
 def test_claims_without_their_runs_are_not_made() -> None:
