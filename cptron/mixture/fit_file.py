@@ -126,7 +126,7 @@ def read_fit(path: Path) -> MixtureFit:
             raise ValueError(f"its kind and version are not {KIND} {VERSION}")
         fit: MixtureFit = _record(MixtureFit, values)
         _check(fit)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise DataError(
             f"{path} is no fit of cptron mixlaw ({error}); make it again with `cptron mixlaw fit`"
         ) from None

@@ -21,11 +21,10 @@ from cptron.data.ledger import Entry, Ledger
 from cptron.data.loader import Cut, TrainLoader
 from cptron.data.open import mix_of, open_sources
 from cptron.data.stream import SampleStream, Stream
-from cptron.data.valid import ValidSet
 from cptron.data.windows import WindowSet
 from cptron.errors import ConfigError, DataError
 from cptron.forgetting.journal import JOURNAL, Verdict, after_rollbacks, in_a_branch, read_verdicts
-from cptron.forgetting.probes import probe_sets
+from cptron.forgetting.sets import evaluated_sets
 from cptron.runtime.dist import agree, from_main
 from cptron.runtime.session import Session
 from cptron.train.preflight import Plan
@@ -70,7 +69,6 @@ def open_data(config: Config, plan: Plan, session: Session) -> Opened:
 
 def _find(config: Config, plan: Plan, session: Session, verdicts: Sequence[Verdict]) -> _Found:
     """Rank-local."""
-    data = config.data
     directory = plan.resume_from or plan.branch_from
     saved = read_state(directory / layout.STATE) if directory else None
     state = TrainState.from_dict(saved) if saved else TrainState()
@@ -81,26 +79,11 @@ def _find(config: Config, plan: Plan, session: Session, verdicts: Sequence[Verdi
         state.ledger.renew(name, state.step)
     identities, stream = _find_sources(config, plan)
     sources = Ledger({name: Entry(identity, 0.0) for name, identity in identities.items()})
-    micro = config.eval.micro_batch_size or config.train.micro_batch_size
-    valid_sets: list[WindowSet] = [
-        ValidSet(
-            item.name,
-            item.path,
-            data.seq_length,
-            item.max_tokens,
-            micro,
-            session.dp_rank,
-            session.topology.dp,
-            plan.arch.vocab_size,
-            eod_mask_loss=data.eod_mask_loss,
-        )
-        for item in data.valid
-    ]
-    valid_sets += probe_sets(
-        config.forgetting,
-        config.run.seed,
+    valid_sets = evaluated_sets(
+        config,
         plan.arch.vocab_size,
-        (micro, session.dp_rank, session.topology.dp),
+        session.dp_rank,
+        session.topology.dp,
         session.topology.layout.sequence_unit,
     )
     return _Found(state, saved["random_states"] if saved else [], sources, stream, valid_sets)

@@ -20,11 +20,12 @@ from cptron.forgetting.decide import Measured, decide
 from cptron.forgetting.evaluation import BASE, NOW
 from cptron.forgetting.journal import JOURNAL, Verdict, append_verdict, read_verdicts
 from cptron.forgetting.left import set_aside
-from cptron.forgetting.marking import keep_quiet, mark_best, newest_quiet
+from cptron.forgetting.marking import keep_quiet, newest_quiet
 from cptron.forgetting.measure import Measuring
 from cptron.forgetting.settings import is_watched
 from cptron.runtime.dist import agree, from_main
 from cptron.runtime.pipeline import LossSums
+from cptron.selection.best import mark_best
 from cptron.train.data import asked_shares, reopen
 from cptron.train.hooks import Action, Hook, Record
 from cptron.train.rollback import proven_target, roll_back
@@ -104,7 +105,7 @@ class Monitor(Hook):
                 verdict for verdict in read_verdicts(self._path) if verdict.action == "stop_and_keep_best"
             ][-1]
             assert last.old is not None, "there is no alarm without it"
-            best = mark_best(run.directory / "checkpoints", run.config.forgetting.epsilon_nats)
+            best = mark_best(run.directory, run.config.forgetting.epsilon_nats)
             return (
                 f"stopped by the forgetting monitor after step {last.step}: loss on old data changed by "
                 f"{last.old.estimate:+.4f} nats per token; step {best} is the best checkpoint, and marked"

@@ -19,6 +19,7 @@ ROOMS = (
     "run",
     "forgetting",
     "regularise",
+    "mixing",
 )
 
 
