@@ -122,7 +122,11 @@ def test_deterministic_and_resumable(chains: Chains, whole: Path, tmp_path: Path
     assert weights_of(run) == weights_of(whole)
 
 
-@pytest.mark.parametrize("layout", [Layout(2), Layout(2, cp=2), Layout(4, tp=2, pp=2)], ids=str)
+@pytest.mark.parametrize(
+    "layout",
+    [pytest.param(Layout(2), marks=pytest.mark.more), Layout(2, cp=2), Layout(4, tp=2, pp=2)],
+    ids=str,
+)
 def test_every_layout_finds_the_same(chains: Chains, whole: Path, layout: Layout, tmp_path: Path) -> None:
     """From the checkpoint in the middle."""
     run = Path(shutil.copytree(whole, tmp_path / "run"))

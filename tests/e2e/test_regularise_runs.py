@@ -52,6 +52,7 @@ def whole(world: World, everything: list[str], tmp_path_factory: pytest.TempPath
     return world.trained(tmp_path_factory.mktemp("whole") / "run", ONE, *everything)
 
 
+@pytest.mark.more  # with everything else in tests/faults/test_all_together.py
 def test_eight_ranks_give_the_run_of_one(
     world: World, everything: list[str], whole: Path, tmp_path: Path
 ) -> None:

@@ -73,7 +73,9 @@ def test_stages_and_accounts(world: World, whole: Path, capsys: pytest.CaptureFi
     assert "epochs in 2 lengths of samples" in out and "never had less than 0.0000" in out
 
 
-@pytest.mark.parametrize("layout", [Layout(4, tp=2, pp=2), Layout(2)], ids=str)
+@pytest.mark.parametrize(
+    "layout", [Layout(4, tp=2, pp=2), pytest.param(Layout(2), marks=pytest.mark.more)], ids=str
+)
 def test_every_layout_gives_the_same_stages(
     world: World, whole: Path, layout: Layout, tmp_path: Path
 ) -> None:

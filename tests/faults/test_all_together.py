@@ -1,4 +1,4 @@
-"""Everything against forgetting in one run: schedule, stages, mixer, floors, regularisers, and a monitor that goes back.
+"""Everything against forgetting in one run: schedule, stages, mixer, floors, regularisers, a monitor that goes back.
 
 One process, eight ranks at tp 2, pp 2, dp 2, and a run that is taken up by the other layout are the same run.
 """

@@ -145,7 +145,7 @@ def test_stop_and_keep_best(
 @pytest.mark.parametrize(
     ("action", "moment", "after"),
     [
-        ("raise_replay", "journalled", ONE),
+        pytest.param("raise_replay", "journalled", ONE, marks=pytest.mark.more),
         ("raise_replay", "acted", Layout(2, tp=2)),
         ("rollback", "journalled", ONE),
         ("rollback", "loaded", Layout(2)),
@@ -195,7 +195,11 @@ def test_killed_at_an_action_and_resumed(
         assert_close(steps(run), steps(reference))
 
 
-@pytest.mark.parametrize("layout", [Layout(2, tp=2), Layout(2, pp=2), Layout(2, cp=2)], ids=str)
+@pytest.mark.parametrize(
+    "layout",
+    [pytest.param(Layout(2, tp=2), marks=pytest.mark.more), Layout(2, pp=2), Layout(2, cp=2)],
+    ids=str,
+)
 def test_every_layout_rolls_back(
     layout: Layout, forgetting_world: ForgettingWorld, whole: dict[str, Path], tmp_path: Path
 ) -> None:
