@@ -56,6 +56,8 @@ def page(results: Mapping[str, Any]) -> str:
         if own:
             claims = [claim for claim in results["claims"] if claim["experiment"] == experiment.name]
             parts.append(_section(experiment.name, experiment.title, own, claims))
+    if results["not_run"]:
+        parts.append(f"Planned, and not run yet: {', '.join(results['not_run'])}.")
     parts.append(LIMITS.format(seeds=seeds, tokens=sum(runs[0]["tokens"].values())))
     return "\n\n".join(parts) + "\n"
 

@@ -1,6 +1,6 @@
 """The experiments in one go: `make experiments`.
 
-Usage: python -m examples.experiments.run [--workers N] [--page]     (from the repository root)
+Usage: python -m examples.experiments.run [--workers N] [--finished | --page]     (from the repository root)
 
 Place in the flow: prepare -> train -> select -> collect -> judge -> `docs/experiments/`. Invariant: what was finished
 is not run again; page and plots are made from `results.json` alone.
@@ -24,7 +24,7 @@ from cptron.durable import replace_text
 from cptron.versions import installed_versions
 from examples.experiments.claims import judged
 from examples.experiments.collect import collected
-from examples.experiments.execute import ExperimentError, ended, prepare, select, train_all
+from examples.experiments.execute import ExperimentError, ended, is_done, prepare, select, train_all
 from examples.experiments.page import page, verdict
 from examples.experiments.plan import EXPERIMENTS, config_path, trials
 from examples.experiments.plots import charts
@@ -34,8 +34,9 @@ RESULTS = DOCS / "results.json"
 
 
 def results(workers: int) -> dict[str, Any]:
-    """Everything that is kept, of finished runs."""
-    runs = [collected(trial) for trial in trials()]
+    """Everything that is kept, of the runs that are finished."""
+    finished = [trial for trial in trials() if is_done(trial)]
+    runs = [collected(trial) for trial in finished]
     config = load_config(config_path(EXPERIMENTS[0].name)).config
     train, optim = config.train, config.optim
     return {
@@ -44,8 +45,9 @@ def results(workers: int) -> dict[str, Any]:
         "machine": machine(),
         "workers": workers,
         "versions": installed_versions(),
-        "commit": ", ".join(sorted({ended(trial)["commit"] for trial in trials()})),
-        "seeds": sorted({trial.seed for trial in trials()}),
+        "commit": ", ".join(sorted({ended(trial)["commit"] for trial in finished})),
+        "seeds": sorted({trial.seed for trial in finished}),
+        "not_run": [trial.name for trial in trials() if trial not in finished],
         "model": "SmolLM2-135M-Instruct, all weights trained",
         "run": f"{train.steps} steps of {train.global_batch_size} x {config.data.seq_length} tokens in "
         f"{train.precision}; AdamW, {optim.schedule} from {optim.lr:g} to {optim.lr_min:g} (but where a table says "
@@ -81,15 +83,20 @@ def main() -> int:
         "--workers", type=int, default=os.cpu_count() or 1, help="runs at a time (default: cores)"
     )
     parser.add_argument(
+        "--finished", action="store_true", help="train nothing: record the runs that are finished"
+    )
+    parser.add_argument(
         "--page", action="store_true", help="only make page and plots from the results on record"
     )
     args = parser.parse_args()
     if not args.page:
         try:
             prepare()
-            train_all(trials(), args.workers)
+            if not args.finished:
+                train_all(trials(), args.workers)
             for trial in trials():
-                select(trial)
+                if is_done(trial):
+                    select(trial)
         except ExperimentError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
