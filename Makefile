@@ -48,7 +48,7 @@ env: $(READY) $(NEWEST_READY) ## build the private environment .venv and fetch w
 demo: $(READY) $(MODEL)/complete.json ## continue the pretraining of a real 135M model on this machine
 	$(VENV)/bin/python examples/quickstart/run.py
 
-experiments: $(READY) $(MODEL)/complete.json ## what replay, rate, monitor and selector do: docs/experiments (about an hour)
+experiments: $(READY) $(MODEL)/complete.json ## what replay, rate, monitor and selector do: docs/experiments (over an hour)
 	$(VENV)/bin/python -m examples.experiments.run $(EXPERIMENTS_ARGS)
 
 check: $(READY) ## lint, format and types

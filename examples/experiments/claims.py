@@ -22,6 +22,7 @@ Runs = Sequence[Mapping[str, Any]]
 MAX_COST_NATS = 0.015
 """Of 5 % replay on new data, as in the published table."""
 BOOTSTRAP_SEED = SEED
+"""That of the runs, so that intervals are those of their monitor."""
 
 
 def change(run: Mapping[str, Any], suite: str) -> Interval:
@@ -36,7 +37,7 @@ def difference(first: Mapping[str, Any], second: Mapping[str, Any], suite: str) 
 
 def loss(run: Mapping[str, Any], suite: str) -> float:
     """At the end, in nats per token."""
-    found = _set(run["last"], suite)
+    _, found = _set(run["last"], suite)
     return float(sum(found["nats"]) / sum(found["tokens"]))
 
 
@@ -178,16 +179,18 @@ def alarm_steps(run: Mapping[str, Any]) -> list[int]:
 
 
 def _difference(first: Mapping[str, Any], second: Mapping[str, Any], suite: str) -> Interval:
-    before, after = _set(first, suite), _set(second, suite)
+    name, before = _set(first, suite)
+    _, after = _set(second, suite)
     assert before["tokens"] == after["tokens"], "the same windows"
     nats = np.array(after["nats"]) - np.array(before["nats"])
-    one = Change(suite, nats, np.array(before["tokens"], dtype=np.float64))
+    one = Change(name, nats, np.array(before["tokens"], dtype=np.float64))
     return mean_change([one], BOOTSTRAP_SEED)
 
 
-def _set(evaluation: Mapping[str, Json], suite: str) -> Json:
-    (found,) = [found for found in evaluation.values() if found["suite"] == suite]
-    return found
+def _set(evaluation: Mapping[str, Json], suite: str) -> tuple[str, Json]:
+    """Name and losses of the only set of a suite."""
+    (named,) = [(name, found) for name, found in evaluation.items() if found["suite"] == suite]
+    return named
 
 
 def _numbers(interval: Interval) -> list[float]:

@@ -32,8 +32,10 @@ RULES = """- One row is one run of `cptron train` from the same base. All runs o
 - Changes are against the base (step 0), in nats per token, with the 95 % interval of the paired bootstrap over windows
   that [the monitor](../forgetting.md) uses. It tells how well the windows stand for the text, and nothing of what
   another seed would give.
-- Claims, limits and epsilon were fixed before the runs, but for one thing: the interpolations with the base were added
-  after the first evaluation of the first run. A claim holds or not by its estimates."""
+- Claims, limits and epsilon were fixed before the runs, and the peak rate by a pilot without replay. After the first
+  evaluations two things were added for the last claim: interpolations with the base, where no checkpoint is within
+  epsilon, and the checkpoints of 1 % replay, for which that run was made again.
+- A claim holds or does not hold by its estimates."""
 
 LIMITS = """## What this does not show
 
@@ -41,9 +43,9 @@ LIMITS = """## What this does not show
   tables that the claims come from have 200 to 300 billion (arXiv 2403.08763, as reported). Shapes can be compared,
   sizes of effects cannot.
 - The base was tuned on instructions, and the text of its own pretraining is not at hand. Wikipedia stands for it; so
-  replay also teaches how these introductions are written, and old text can end better than it began.
-- In so short a run the loss on new text still falls fast: a sequence that replay takes from it costs more than in a
-  long one."""
+  replay also teaches how these introductions are written, and old text can end better than it began. No run on old text
+  alone tells how much of that is such learning.
+- The held-out old text is like the replayed one. What becomes of other abilities was not measured."""
 
 
 def page(results: Mapping[str, Any]) -> str:
@@ -69,7 +71,10 @@ def _set_up(results: Mapping[str, Any]) -> str:
         ("model", results["model"]),
         ("run", results["run"]),
         ("machine", f"{results['machine']}; {results['workers']} runs at a time, one thread each"),
-        ("time", f"{len(runs)} runs, {minutes:.0f} minutes in all, of those at the same time each counted"),
+        (
+            "time",
+            f"{minutes:.0f} minutes, the sum over {len(runs)} runs, on a machine that may have had other work",
+        ),
         ("versions", ", ".join(f"{name} {number}" for name, number in results["versions"].items())),
         ("code", f"commit {results['commit']}"),
         ("date", results["date"]),
