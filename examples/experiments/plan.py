@@ -70,7 +70,6 @@ def trials() -> list[Trial]:
 
 def overrides_of(trial: Trial) -> list[str]:
     """What the command line of a trial adds to the file of its experiment."""
-    optim = load_config(config_path(trial.experiment)).config.optim
     words = [f"run.dir={run_dir(trial)}", f"run.seed={trial.seed}"]
     if trial.percent == 0:
         words.append(f"data.sources=[{_only(trial.experiment)}]")
@@ -78,6 +77,7 @@ def overrides_of(trial: Trial) -> list[str]:
         words.append(f"data.sources.{trial.experiment}.token_share={1 - trial.percent / 100:g}")
         words.append(f"data.sources.{REPLAYED}.token_share={trial.percent / 100:g}")
     if trial.rate != 1:
+        optim = load_config(config_path(trial.experiment)).config.optim
         words += [f"optim.lr={optim.lr * trial.rate:g}", f"optim.lr_min={optim.lr_min * trial.rate:g}"]
     if trial.keeps:
         words.append("checkpoint.every_steps=16")
