@@ -60,7 +60,9 @@ def page(results: Mapping[str, Any]) -> str:
             parts.append(_section(experiment.name, experiment.title, own, claims))
     if results["not_run"]:
         parts.append(f"Planned, and not run yet: {', '.join(results['not_run'])}.")
-    parts.append(LIMITS.format(seeds=seeds, tokens=sum(runs[0]["tokens"].values())))
+    parts.append(
+        LIMITS.format(seeds=seeds, tokens=sum(runs[0]["tokens"].values())) + _better_without_replay(runs)
+    )
     return "\n\n".join(parts) + "\n"
 
 
@@ -95,6 +97,23 @@ def replayed_tokens(run: Mapping[str, Any]) -> int:
 def _summary(claims: Sequence[Mapping[str, Any]]) -> str:
     rows = [(claim["experiment"], claim["claim"], verdict(claim)) for claim in claims]
     return "## Claims\n\n" + _table(["experiment", "claim", "verdict"], rows)
+
+
+def _better_without_replay(runs: Sequence[Mapping[str, Any]]) -> str:
+    """A remark on runs that say so: nothing was replayed, and old text ends better than it began."""
+    found = [(run, change(run, "old")) for run in runs if run["replay_percent"] == 0]
+    rows = [
+        f"{run['experiment']} at a peak of {run['lr']:g}: {interval(old)}"
+        for run, old in found
+        if old.high < 0
+    ]
+    if not rows:
+        return ""
+    return (
+        f"\n- Old text ends better than it began even without replay ({'; '.join(rows)}): the base\n"
+        "  gains on plain text whatever plain text it is trained on. So changes against the base understate what was\n"
+        "  forgotten; differences between rows do not."
+    )
 
 
 def verdict(claim: Mapping[str, Any]) -> str:

@@ -249,6 +249,20 @@ def test_claims_without_their_runs_are_not_made() -> None:
     assert len(found) == 1 and "old text" in found[0]["claim"]
 
 
+def test_page_says_where_old_text_gained_without_replay(recorded: Json) -> None:
+    """Only of runs that show it."""
+    remark = "even without replay"
+    changed = copy.deepcopy(recorded)
+    for run in changed["runs"]:
+        windows = run["last"][plan.REPLAYED]["nats"]
+        run["last"][plan.REPLAYED]["nats"] = [nats + 500.0 for nats in windows]
+    assert remark not in page(changed)
+    changed["runs"][0]["last"] = copy.deepcopy(changed["runs"][0]["base"])
+    kept = changed["runs"][0]["last"][plan.REPLAYED]["nats"]
+    changed["runs"][0]["last"][plan.REPLAYED]["nats"] = [nats - 5.0 for nats in kept]
+    assert remark in page(changed)
+
+
 # --- files --------------------------------------------------------------------------------------------------------
 
 
