@@ -19,6 +19,7 @@ from cptron.runtime.host_isa import leave_amx_alone
 
 VERBS = {
     "preprocess": ("cptron.tokens.preprocess", "JSONL documents -> token files (.bin/.idx)"),
+    "interleave": ("cptron.tokens.interleave", "JSONL documents, each behind the questions about it"),
     "merge": ("cptron.tokens.merge", "several pairs of token files -> one"),
     "split": ("cptron.tokens.split", "one pair of token files -> several, by documents"),
     "convert": ("cptron.convert.main", "Hugging Face model -> checkpoint"),
@@ -27,6 +28,7 @@ VERBS = {
         "a model in pickled files (.bin) -> safetensors, without running code",
     ),
     "data": ("cptron.data.main", "prepare a run's index files; prove from a run's log what it has seen"),
+    "advise": ("cptron.advise.main", "corpora, base and budget -> a commented configuration, with its evidence"),
     "train": ("cptron.train.main", "continue pretraining, on one rank or many"),
     "anneal": ("cptron.train.anneal", "branch a run from its constant phase and decay the learning rate"),
     "schedule": ("cptron.report.rates", "the learning rates of a run, before it is trained"),

@@ -47,6 +47,10 @@ def main(argv: Sequence[str]) -> int:
         final, record["grid"] = _grid(args, alphas, rule, choice, found)
         if not args.json:
             print("\n".join(grid_text(record["grid"])), flush=True)
+    paths = {
+        row["name"]: row["path"] for part in (record, record["grid"] or record) for row in part["candidates"]
+    }
+    record["result"] = [paths[point.name] for point in final.chosen]
     _keep(args, record, choice, final, found)
     print(json.dumps(record, indent=1, ensure_ascii=False) if args.json else "\n".join(kept_text(record)))
     return 0 if final.chosen else NONE_WITHIN

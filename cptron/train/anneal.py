@@ -24,12 +24,12 @@ from cptron.errors import CheckpointError, ConfigError
 from cptron.optim.phases import constant_phase, is_constant_at
 from cptron.report.rates import rate_table
 from cptron.runtime.launcher import launched_ranks
+from cptron.tokens.token_count import token_count
 
 KEPT = ("lr", "warmup_steps", "warmup_from", "lr_constant", "cooldown_steps", "cooldown_form")
 """Keys of `optim` by which the parent came to its constant rate."""
 COMPUTED = ("schedule", "anneal_steps", "decay_steps", "preset")
 """Keys of `optim` that the command sets."""
-UNITS = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -161,17 +161,10 @@ def _write(config: Config) -> Path:
 
 
 def _tokens(text: str) -> int:
-    """`20_000_000`, `2e9`, `500M` or `2.5B`."""
-    unit = UNITS.get(text[-1:].upper(), 1)
     try:
-        number = float(text[:-1] if unit > 1 else text) * unit
-    except ValueError:
-        number = 0.0
-    if not 1 <= number < math.inf:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} must be a number of tokens from 1; write e.g. 500M or 2e9"
-        )
-    return round(number)
+        return token_count(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -21,12 +21,13 @@ from cptron.config.check_forgetting import check_probes
 from cptron.config.check_mixing import staged_configs
 from cptron.config.presets import preset_note
 from cptron.config.schema import Config
-from cptron.data.content import open_content
+from cptron.data.content import Content, open_content
 from cptron.errors import ConfigError, DataError
 from cptron.model.architecture import Architecture
 from cptron.model.backend import check_backend, check_offloading
 from cptron.optim.phases import describe_schedule
 from cptron.tokens.manifest import TokenizerRecord
+from cptron.train.chat_notes import chat_notes
 from cptron.train.origin import Origin, origin_of
 from cptron.train.resume import Change, Found, accepted_changes, find_run, found_parent
 from cptron.train.start_state import start_notes
@@ -73,7 +74,9 @@ def preflight(config: Config, world_size: int) -> Plan:
     _check_reference(config, arch, tokenizer)
     check_backend(config.model.backend)
     check_offloading(config.memory.offload_modules)
-    data_notes, contents, made_with = _check_data(config, arch, tokenizer)
+    data_notes, opened, made_with = _check_data(config, arch, tokenizer)
+    contents = {name: content.identity for name, content in opened.items()}
+    data_notes = (*data_notes, *chat_notes(config, origin, opened))
     identity = {
         "start": origin.weights,
         "tokenizer": made_with,
@@ -161,7 +164,7 @@ def _check_reference(config: Config, arch: Architecture, tokenizer: str) -> None
 
 def _check_data(
     config: Config, arch: Architecture, tokenizer_of_base: str
-) -> tuple[tuple[str, ...], dict[str, str], str]:
+) -> tuple[tuple[str, ...], dict[str, Content], str]:
     """Every token file is whole and made with the model's tokenizer; a note for each that cannot be proven, the
     identity of each source's content, and the fingerprint of the tokenizer."""
     expected = tokenizer_of_base
@@ -169,13 +172,13 @@ def _check_data(
         from cptron.tokens.tokenizer import load_tokenizer
 
         expected = load_tokenizer(config.data.tokenizer).fingerprint
-    notes, contents = [], dict[str, str]()
+    notes, contents = [], dict[str, Content]()
     for kind, named in (("source", config.data.sources), ("validation set", config.data.valid)):
         for item in named:
             where = f"{kind} {item.name} ({item.path})"
             content = open_content(item.path)
             if kind == "source":
-                contents[item.name] = content.identity
+                contents[item.name] = content
             if content.tokens.num_tokens < 2:
                 raise DataError(f"{where} has {content.tokens.num_tokens} tokens; at least 2 are needed")
             if content.manifest is None:

@@ -66,6 +66,7 @@ def test_interpolations(run: Path, forgetting_world: ForgettingWorld, tmp_path: 
     assert not outcome.error, outcome.error
     found = record(run)
     assert found["chosen"] == [CHOSEN] and found["grid"]["chosen"] == [str(out / "alpha_0.7")]
+    assert found["result"] == found["grid"]["chosen"]
     assert read_marks(run / "checkpoints") == {4: ("selected",), 16: ("selected",)}
     assert found["grid"]["base"].endswith("pretrained/checkpoints/step_00000060")
     grid = changes(found["grid"]["candidates"])

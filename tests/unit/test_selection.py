@@ -62,7 +62,8 @@ def put(checkpoint: Path, now: Evaluation | None, base: Evaluation | None = BASE
         if content is not None:
             write_evaluation(checkpoint / "forgetting" / f"{name}.losses", content.to_bytes())
             files |= {f"forgetting/{name}.losses": {"size": 0, "sha256": ""}}
-    sign(checkpoint, files=files, tokens_total=256 * manifest["step"])
+    attempt = now.attempt if now else 0
+    sign(checkpoint, files=files, tokens_total=256 * manifest["step"], attempt=attempt)
     return checkpoint
 
 
@@ -97,6 +98,7 @@ def test_the_last_within_epsilon_is_chosen_marked_and_stays(
     found, shown = record(run), capsys.readouterr().out
     assert found["chosen"] == ["checkpoints/step_00000020"] and found["rule"]["epsilon_nats"] == 0.05
     assert "checkpoints/step_00000020: lowest loss on new data (-0.2" in found["reason"]
+    assert found["result"] == [str(run / "checkpoints" / "step_00000020")]
     assert found["reason"] in shown and "marked selected: step 20" in shown
     rows = {row["step"]: row for row in found["candidates"]}
     for step, pair in CHANGES.items():
@@ -152,7 +154,7 @@ def test_every_checkpoint_is_a_candidate_or_refused_by_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not evaluated, without a base, on other data, against another base, damaged, of another step; and evaluations
-    that were not saved."""
+    that were not saved. The newest is that of the second pass, not the one that a rollback has left."""
     run = tmp_path / "run"
     config = evaluated_run(run)
     store(run, 11, config)
@@ -167,22 +169,32 @@ def test_every_checkpoint_is_a_candidate_or_refused_by_name(
     put(store(run, 19, config), replace(only_old, sets={"a": only_old.sets["a"]}))
     for step in (0, 10, 5):
         write_evaluation(evaluation_path(run, step), evaluation(step, 0.0, 0.0).to_bytes())
+    swapped = {
+        name: replace(found, suite={"a": "new", "b": "old"}[name])
+        for name, found in BASE.sets.items()
+        if name in "ab"
+    }
+    put(store(run, 21, config), replace(evaluation(21, 0.0, 0.0), sets=swapped))
+    put(store(run, 35, config), replace(evaluation(35, 0.2, -0.3), attempt=1))
     left = run / "left" / "0" / "step_00000025"
     left.parent.mkdir(parents=True)
     shutil.move(add(run, config, 25, changes=(0.04, -0.5)), left)
+    shutil.move(add(run, config, 50, facts="other"), left.with_name("step_00000050"))
     assert main([str(run)]) == 0
     found, shown = record(run), capsys.readouterr().out
     expected = {
         11: "it was not evaluated",
         12: "its run has no base",
-        13: "evaluated with other data than checkpoints/step_00000030: set a has other tokens or windows",
-        14: "its base is another than that of checkpoints/step_00000030: loss on a differs by -0.1000",
+        13: "evaluated with other data than checkpoints/step_00000035: set a has other tokens or windows",
+        14: "its base is another than that of checkpoints/step_00000035: loss on a differs by -0.1000",
         15: "is damaged: state.json has 18 bytes",
         16: "its now.losses is of (step, tokens, attempt) (17, ",
         18: "its sha256 is another",
-        19: "evaluated with other data than checkpoints/step_00000030: set b is not among its old and new sets",
+        19: "evaluated with other data than checkpoints/step_00000035: set b is not among its old and new sets",
+        21: "set a has suite new, not old",
     }
-    assert list(found["not_comparable"]) == [f"checkpoints/step_000000{step}" for step in expected]
+    refused = [f"checkpoints/step_000000{step}" for step in expected]
+    assert list(found["not_comparable"]) == [*refused, "left/0/step_00000050"]
     for step, why in expected.items():
         name = f"checkpoints/step_000000{step}"
         assert why in found["not_comparable"][name]
@@ -204,6 +216,10 @@ def test_several_runs_against_one_base(tmp_path: Path, capsys: pytest.CaptureFix
     assert main([str(one), str(two)]) == 0
     chosen = str(two / "checkpoints" / "step_00000010")
     assert record(one) == record(two) and record(one)["chosen"] == [chosen]
+    (row,) = [row for row in record(one)["candidates"] if row["name"] == chosen]
+    how = resampling_of(config)
+    expected = suite_changes(evaluation(10, 0.02, -0.4), BASE, how)["old"]
+    assert row["old_change_nats"] == [expected.estimate, expected.low, expected.high], "the first run's base"
     assert list(record(one)["not_comparable"]) == [str(two / "checkpoints" / "step_00000020")]
     assert (read_marks(one / "checkpoints"), read_marks(two / "checkpoints")) == ({}, {10: ("selected",)})
     assert f"no longer marked selected: step 10 of {one}" in capsys.readouterr().out
