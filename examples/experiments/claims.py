@@ -58,7 +58,9 @@ def by_share(runs: Runs) -> list[Mapping[str, Any]]:
     return sorted((run for run in runs if run["rate"] == 1), key=lambda run: run["replay_percent"])
 
 
-def _replay_keeps(runs: Runs) -> Json:
+def _replay_keeps(runs: Runs) -> Json | None:
+    if len(by_share(runs)) < 2:
+        return None
     steps: list[Json] = []
     for less, more in pairwise(by_share(runs)):
         found = difference(less, more, "old")

@@ -77,7 +77,7 @@ def standalone(figure: str, labels: Sequence[str]) -> str:
     inner = re.findall(r"<svg [^>]*>(.*)</svg>", figure)[0]
     keys, x = [], LEFT
     colors = re.findall(r'<i class="k (s\d)"></i>', figure)
-    for label, color in zip(labels, colors, strict=True):
+    for label, color in zip(labels if colors else (), colors, strict=True):  # one line has no legend
         keys.append(
             f'<line class="{color}" stroke="currentColor" stroke-width="3" x1="{x}" x2="{x + 16}" y1="42" y2="42"/>'
         )

@@ -247,6 +247,7 @@ def test_claims_without_their_runs_are_not_made() -> None:
     """No verdict on what was not measured."""
     found = claims.judged([made_up(1, 3.3, 2.0), made_up(25, 3.1, 2.1)])
     assert len(found) == 1 and "old text" in found[0]["claim"]
+    assert claims.judged([made_up(0, 3.3, 2.0)]) == []
 
 
 def test_page_says_where_old_text_gained_without_replay(recorded: Json) -> None:
