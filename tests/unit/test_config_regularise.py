@@ -63,11 +63,6 @@ def test_what_can_be_meant_passes(words: list[str], tmp_path: Path) -> None:
         (["regularise.fisher=F"], "would not be read"),
         (["regularise.l2sp=1", NO_DECAY, "adapter.kind=lora"], "would hold weights that do not move"),
         (["regularise.l2sp=1", NO_DECAY, "start.checkpoint=''", "start.hugging_face=H"], "names none"),
-        (["regularise.l2sp=1", NO_DECAY, "start.mode=branch"], "its parent in the middle of training"),
-        (
-            ["regularise.distill.weight=1", REPLAY, "start.mode=branch"],
-            "its parent in the middle of training",
-        ),
         (["regularise.agem=true"], "no source has role=replay"),
         (["regularise.agem=true", REPLAY, "adapter.kind=lora"], "gradients of adapters"),
         (["regularise.agem=true", REPLAY, "doremi.reference=R"], "remove the section regularise"),
