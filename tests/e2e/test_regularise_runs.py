@@ -106,7 +106,7 @@ def test_what_is_not_of_the_start_is_refused(
 
 
 def test_a_cached_teacher_from_the_command_to_the_run(world: World, tmp_path: Path) -> None:
-    """Refused before it was asked; then the run learns from what the file says of the replay source, and of no other."""
+    """Refused before it was asked; then the run learns from what the file says of the replay source, of no other."""
     prefix = tmp_path / "general"
     for end in (".bin", ".idx", ".manifest.json"):
         shutil.copy(f"{world.tokens('general')}{end}", f"{prefix}{end}")
