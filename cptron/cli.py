@@ -19,6 +19,7 @@ from cptron.runtime.host_isa import leave_amx_alone
 
 VERBS = {
     "preprocess": ("cptron.tokens.preprocess", "JSONL documents -> token files (.bin/.idx)"),
+    "interleave": ("cptron.tokens.interleave", "JSONL documents, each behind the questions about it"),
     "merge": ("cptron.tokens.merge", "several pairs of token files -> one"),
     "split": ("cptron.tokens.split", "one pair of token files -> several, by documents"),
     "convert": ("cptron.convert.main", "Hugging Face model -> checkpoint"),
@@ -27,6 +28,7 @@ VERBS = {
         "a model in pickled files (.bin) -> safetensors, without running code",
     ),
     "data": ("cptron.data.main", "prepare a run's index files; prove from a run's log what it has seen"),
+    "advise": ("cptron.advise.main", "corpora, base, budget -> a commented configuration, with its evidence"),
     "plan": ("cptron.plan.main", "whether a run fits a cluster, how long it takes, what it costs"),
     "train": ("cptron.train.main", "continue pretraining, on one rank or many"),
     "anneal": ("cptron.train.anneal", "branch a run from its constant phase and decay the learning rate"),
@@ -51,6 +53,7 @@ VERBS = {
         "cptron.regularise.teach",
         "a model's most likely next tokens, beside token files (for distillation)",
     ),
+    "select": ("cptron.selection.main", "which checkpoint to keep, by old and new data; why is written down"),
     "export": ("cptron.convert.export_main", "checkpoint -> Hugging Face model"),
     "verify": ("cptron.convert.verify_main", "prove that a checkpoint and a Hugging Face model are the same"),
     "inspect": ("cptron.inspect", "what a token file, a checkpoint or a run holds"),

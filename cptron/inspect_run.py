@@ -23,6 +23,7 @@ from cptron.model.families import family_of
 from cptron.model.families.family import size_of
 from cptron.report.forgetting import action_text
 from cptron.report.sinks import METRICS_FILE, Record, read_records
+from cptron.selection.record import read_selection
 
 RUN_FILE = "run.json"
 
@@ -145,6 +146,7 @@ def describe_run(directory: Path) -> Facts:
         ],
         "metrics": _metrics(directory / METRICS_FILE),
         **_forgetting(directory / JOURNAL),
+        **_selection(directory),
     }
 
 
@@ -182,6 +184,15 @@ def _forgetting(path: Path) -> Facts:
         for verdict in verdicts
     ]
     return {"forgetting": rows} if rows else {}
+
+
+def _selection(directory: Path) -> Facts:
+    """What `cptron select` chose last; nothing where it was not asked."""
+    try:
+        selection = read_selection(directory)
+    except CptronError as error:
+        return {"selection": f"cannot be read: {error}"}
+    return {"selection": selection["reasons"][-1]} if selection else {}
 
 
 def _interval(interval: Interval | None) -> str:

@@ -122,8 +122,21 @@ def _check_action(config: Config) -> None:
             "forgetting.action=raise_replay needs a source with role replay and data.order=cptron, here "
             f"{config.data.order}; give a source that role, or use lower_lr"
         )
+    if action == "stop_and_keep_best":
+        _check_best(config)
     if action == "rollback" and not config.checkpoint.every_steps:
         raise ConfigError(
             "forgetting.action=rollback goes back to a checkpoint of this run, but checkpoint.every_steps=0 makes none "
             "before the end; set it, or use another action"
+        )
+
+
+def _check_best(config: Config) -> None:
+    """The best is one of the checkpoints that were evaluated: there must be some from before the stop."""
+    saves, evaluates = config.checkpoint.every_steps, config.eval.every_steps
+    if not saves or (evaluates and not config.eval.every_tokens and saves % evaluates):
+        raise ConfigError(
+            f"forgetting.action=stop_and_keep_best chooses among checkpoints that were evaluated, and checkpoint."
+            f"every_steps={saves} with eval.every_steps={evaluates} saves none or others; make it a multiple of "
+            "that, or use another action"
         )

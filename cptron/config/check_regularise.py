@@ -8,12 +8,14 @@ from __future__ import annotations
 import re
 
 from cptron.config.schema import Config
+from cptron.config.schema_regularise import RegulariseConfig
 from cptron.errors import ConfigError
 
 
 def check_regularise(config: Config) -> None:
     """Raises `ConfigError` on the first rule broken."""
     _check_strengths(config)
+    _check_base(config)
     if config.regularise.pulls:
         _check_anchor(config)
     _check_fisher(config)
@@ -38,6 +40,7 @@ def _check_strengths(config: Config) -> None:
         if value < 0:
             raise ConfigError(f"regularise.{key}={value} must not be negative; use 0 to turn it off")
     fastest = config.optim.lr * max([group.lr_mult for group in config.optim.groups] + [1.0])
+    fastest *= max([stage.lr_scale for stage in config.data.stages], default=1.0)
     if wanted.l2sp * fastest > 1:
         raise ConfigError(
             f"regularise.l2sp={wanted.l2sp} times the highest rate {fastest:g} must be at most 1, or a step would go "
@@ -48,11 +51,46 @@ def _check_strengths(config: Config) -> None:
             f"regularise.l2sp={wanted.l2sp} takes the place of weight decay, but optim.weight_decay="
             f"{config.optim.weight_decay} pulls the same weights to 0; set optim.weight_decay=0"
         )
+    _check_unused(wanted)
+
+
+def _check_unused(wanted: RegulariseConfig) -> None:
+    """A value that has no effect is a mistake."""
+    default = RegulariseConfig()
+    for key, needs, is_used in (
+        ("ewc_form", "ewc", wanted.ewc),
+        ("fisher_precision", "ewc", wanted.ewc),
+        ("anchor_precision", "l2sp or regularise.ewc", wanted.pulls),
+    ):
+        value = getattr(wanted, key)
+        if value != getattr(default, key) and not is_used:
+            raise ConfigError(
+                f"regularise.{key}={value} has no effect without regularise.{needs}; set a strength, or remove it"
+            )
+    if wanted.distill.teacher != "live" and not wanted.distill.weight:
+        raise ConfigError(
+            f"regularise.distill.teacher={wanted.distill.teacher} has no effect with regularise.distill.weight=0; set "
+            "a weight, or remove it"
+        )
+
+
+def _check_base(config: Config) -> None:
+    wanted = config.regularise
+    if wanted.base and not wanted.knows_base:
+        raise ConfigError(
+            f"regularise.base={wanted.base} would not be read with regularise.l2sp=0, regularise.ewc=0 and "
+            "regularise.distill.weight=0; set a strength, or remove it"
+        )
+    if wanted.knows_base and not wanted.base and config.start.mode == "branch":
+        raise ConfigError(
+            f"regularise.base='' with start.mode=branch: start.checkpoint={config.start.checkpoint} is in the middle "
+            "of a run, not what it started from; name that in regularise.base, or turn regularise off"
+        )
 
 
 def _check_anchor(config: Config) -> None:
     asked = "regularise.l2sp" if config.regularise.l2sp else "regularise.ewc"
-    if not config.start.checkpoint:
+    if not (config.regularise.base or config.start.checkpoint):
         raise ConfigError(
             f"{asked} holds weights near those of start.checkpoint, and start.checkpoint='' names none (a Hugging Face "
             "model is made one by `cptron convert`); name it, or set the strength to 0"
@@ -109,10 +147,11 @@ def _check_distill(config: Config) -> None:
         raise ConfigError(
             f"{asked} asks the teacher about replay sources, and there is none; set data.sources.*.role"
         )
-    if not config.start.checkpoint or config.adapter.kind != "none":
+    base = config.regularise.base or config.start.checkpoint
+    if not base or config.adapter.kind != "none":
         raise ConfigError(
             f"{asked} has the weights of start.checkpoint for a teacher, and start.checkpoint="
-            f"{config.start.checkpoint!r} with adapter.kind={config.adapter.kind} is no such start; name whole weights "
+            f"{base!r} with adapter.kind={config.adapter.kind} is no such start; name whole weights "
             "and train them, or set it to 0"
         )
     if wanted.teacher == "cached" and config.data.order == "megatron":

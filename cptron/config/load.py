@@ -52,6 +52,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     return _load(compose(read_text(path), str(path)), str(path), overrides)
 
 
+def load_text(text: str, name: str, overrides: Sequence[str] = ()) -> Loaded:
+    """The same from YAML that is in no file yet; `name` says in errors where it is from."""
+    return _load(compose(text, name), name, overrides)
+
+
 def load_values(values: Mapping[str, Any], name: str, overrides: Sequence[str] = ()) -> Loaded:
     """The same from what `config_to_dict` made, perhaps in another version; `name` says in errors where it is from."""
     try:

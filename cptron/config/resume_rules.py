@@ -25,8 +25,9 @@ class Rule:
     """What happens when a key that fits has another value at a resume."""
 
     key: str
-    """Pattern of keys. Beside keys of the configuration: `start` (weights), `model` (architecture), `tokenizer`, and
-    `data.sources.NAME.content`, which are compared by what they hold, not by path."""
+    """Pattern of keys. Beside keys of the configuration: `start` (weights), `regularise` (the weights that it knows as
+    the starting ones), `model` (architecture), `tokenizer`, and `data.sources.NAME.content`, which are compared by what
+    they hold, not by path."""
     verdict: Verdict
     """`listed`: accepted and said. `named`: accepted where `run.accept_changes` names it. `never`: refused."""
     why: str = ""
@@ -41,6 +42,7 @@ class Rule:
 
 RULES = (
     Rule(key="model", verdict="never", why="the stored weights and moments have that shape"),
+    Rule(key="regularise", verdict="never", why="weights are held near those it began with"),
     Rule(key="optim.name", verdict="never", why="the stored state is that optimizer's"),
     Rule(key="optim.frozen", verdict="never", why="there is optimizer state for exactly what was trained"),
     Rule(key="adapter.kind", verdict="never", why="what is stored is that, or no adapter"),

@@ -37,17 +37,21 @@ class DistillConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RegulariseConfig:
-    """Holds the model near `start.checkpoint`; where there are old data, replay does more ([page](regularisers.md))."""
+    """Holds the model near where it started; where there are old data, replay does more ([page](regularisers.md))."""
+
+    base: str = ""
+    """Checkpoint with the starting weights that all keys here mean; empty is `start.checkpoint`. A run of `start.mode:
+    branch`, whose `start.checkpoint` is in the middle of another run, must name it."""
 
     l2sp: float = 0.0
-    """L2-SP: weights decay towards those of `start.checkpoint` instead of to 0, by the rate times this; 0 is off."""
+    """L2-SP: weights decay towards the starting weights instead of to 0, by the rate times this; 0 is off."""
     ewc: float = 0.0
     """EWC: the same, each weight by its Fisher information, which `regularise.fisher` holds; 0 is off."""
     ewc_form: Literal["gradient", "proximal"] = "gradient"
     """`gradient`: the penalty's gradient is added before clipping, as published; AdamW scales it away where gradients
     are large. `proximal`: a step of its own after the optimizer's, stable at any strength."""
     fisher: str = ""
-    """Directory that `cptron fisher` made of `start.checkpoint`."""
+    """Directory that `cptron fisher` made of the starting weights."""
     anchor_precision: Literal["train", "bf16"] = "train"
     """How the starting weights are kept: `train` loses nothing of what the run started with (2 or 4 bytes for each
     weight that a rank updates), `bf16` rounds them."""
@@ -66,5 +70,10 @@ class RegulariseConfig:
 
     @property
     def needs_base(self) -> bool:
-        """`start.checkpoint` is read at every start, also at a resume."""
+        """The starting weights are read at every start, also at a resume."""
         return bool(self.pulls or (self.distill.weight and self.distill.teacher == "live"))
+
+    @property
+    def knows_base(self) -> bool:
+        """What is done depends on which weights the starting ones are."""
+        return bool(self.pulls or self.distill.weight)

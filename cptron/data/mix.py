@@ -48,7 +48,7 @@ class Mix:
         factors = [self.factors[index] if self.factors else 1.0 for index in sources]
         products = [share * factor for share, factor in zip(shares, factors, strict=True)]
         asked = products if is_usable(products) else shares
-        if self.replay_factor == 1:
+        if self.replay_factor == 1 or not asked:
             return asked
         return [*raised_shares(asked, [self.is_replay[index] for index in sources], self.replay_factor)]
 

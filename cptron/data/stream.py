@@ -64,6 +64,9 @@ class Stream(Protocol):
     def batch_size(self, default: int) -> int:
         """Samples of the next global batch; `default` where the stage does not say."""
 
+    def stage_after(self, ledger: Ledger) -> Stage:
+        """The one of the global batch that follows on what `ledger` counts."""
+
     def draw(self, num_samples: int) -> list[Draw]:
         """The next samples, of one stage, entered in the ledger; an empty list when there are not so many."""
 
@@ -96,6 +99,10 @@ class SampleStream:
     def batch_size(self, default: int) -> int:
         """Samples of the next global batch; `default` where its stage does not say."""
         return self._mix.blends[self._next_stage()].global_batch_size or default
+
+    def stage_after(self, ledger: Ledger) -> Stage:
+        """The one of the global batch that follows on what `ledger` counts."""
+        return self._mix.blends[stage_at(self._until, ledger.total_tokens)]
 
     def draw(self, num_samples: int) -> list[Draw]:
         """The next samples, entered in the ledger; an empty list, and nothing entered, when the limits do not

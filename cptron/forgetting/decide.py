@@ -35,6 +35,10 @@ class Measured:
     """Passes over each source until now."""
     shares: tuple[float, ...]
     """Of the tokens, by source, that are asked for at present, without the monitor's factor of replay."""
+    batch: int = 0
+    """Global batches drawn until now."""
+    settings: str = ""
+    """Fingerprint of the settings that the weights depend on."""
 
 
 def decide(
@@ -62,6 +66,8 @@ def decide(
         to_step=done.to_step,
         watch=replace(after_alarms, policy=policy, seen={}, lines=watch.lines + 1),
         reaction=done.after,
+        batch=found.batch,
+        settings=found.settings,
     )
 
 
@@ -108,12 +114,14 @@ def _action(
 def _milder(config: Config, shares: Sequence[float], acted: Reaction) -> tuple[Action, str, Reaction]:
     """More replay, or a lower rate where that is asked for or, in a rollback, where there is no more replay to have."""
     asked, is_replay = config.forgetting.action, [source.role == "replay" for source in config.data.sources]
+    any_replay = any(share for share, old in zip(shares, is_replay, strict=True) if old)
     more_replay = config.data.order == "cptron" and can_raise(shares, is_replay, acted.replay_factor)
     if asked != "lower_lr" and more_replay:
         after = replace(acted, replay_factor=2 * acted.replay_factor)
         return "raise_replay", f"replay times {after.replay_factor:g}", after
     if asked == "raise_replay":
-        return "alert", "replay has half of the tokens already", acted
+        why = "replay has half of the tokens already" if any_replay else "the stage draws no replay"
+        return "alert", why, acted
     if acted.lr_factor / 2 < LR_FLOOR:
         return "alert", f"the learning rate is at {acted.lr_factor:g} of its schedule already", acted
     after = replace(acted, lr_factor=acted.lr_factor / 2)

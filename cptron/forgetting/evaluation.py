@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from cptron.data.windows import SetFacts
 from cptron.durable import fsync_path, partial_path
-from cptron.errors import CheckpointError
+from cptron.errors import CheckpointError, TrainingError
 from cptron.json_text import parse_json
 from cptron.typed import require_types
 
@@ -77,7 +77,14 @@ class Evaluation:
     """Rollbacks of the monitor before it."""
 
     def to_bytes(self) -> bytes:
-        """The content of a file; `from_bytes` inverts it."""
+        """The content of a file; `from_bytes` inverts it. Raises `TrainingError` on a loss that is no number: neither
+        this file nor the journal could be read again."""
+        for name, found in self.sets.items():
+            if not np.isfinite(found.nats_W).all():
+                raise TrainingError(
+                    f"the loss on {name} after step {self.step} is {found.loss_nats_per_token}, which tells nothing "
+                    "of forgetting; lower optim.lr, and go on from the checkpoint before"
+                )
         body = b"".join(array.tobytes() for found in self.sets.values() for array in _arrays(found))
         header = {
             "format_version": FORMAT_VERSION,

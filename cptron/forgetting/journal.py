@@ -4,8 +4,10 @@ Place in the flow: the monitor appends before anything takes effect, and reads i
 Imports no torch. Invariant: a line that was written whole is on disk, and decides whenever its evaluation is made
 again, whatever is measured then: another layout has other last bits.
 
-An evaluation is known by attempt, step and tokens: an attempt is what lies between two rollbacks of the monitor, so
-that the same step of a later one is another evaluation; and with other data the tokens differ.
+An evaluation is known by attempt, step, tokens, batches drawn and settings. An attempt is what lies between two
+rollbacks of the monitor, so that the same step of a later one is another evaluation; where the guards have gone back
+and dropped batches, more are drawn by the same step; and the settings are all that weights depend on beside these, so
+that a run that was taken up from before an evaluation, with other data or another rate, is judged by what it is now.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ Finding = Literal["none", "grace", "quiet", "above", "alarm", "hold", "clear"]
 """`none`: there is no old set with a base. The others are those of `policy`."""
 _KEYS = (
     *("attempt", "step", "tokens_total", "finding", "action", "why", "old", "new", "alarms", "to_step"),
-    *("watch", "reaction"),
+    *("watch", "reaction", "batch", "settings"),
 )
 
 
@@ -57,11 +59,15 @@ class Verdict:
     """After the evaluation."""
     reaction: Reaction
     """After the action."""
+    batch: int = 0
+    """Global batches drawn until then."""
+    settings: str = ""
+    """Fingerprint of the settings that the weights depend on."""
 
     @property
-    def place(self) -> tuple[int, int, int]:
+    def place(self) -> tuple[int, int, int, int, str]:
         """Which evaluation it is about."""
-        return self.attempt, self.step, self.tokens_total
+        return self.attempt, self.step, self.tokens_total, self.batch, self.settings
 
     @classmethod
     def from_line(cls, line: bytes) -> Self:
@@ -69,7 +75,7 @@ class Verdict:
         values = parse_json(line)
         if not isinstance(values, Mapping) or set(values) != set(_KEYS):
             raise ValueError(f"must be an object of {', '.join(_KEYS)}")
-        for name in ("attempt", "step", "tokens_total", "to_step"):
+        for name in ("attempt", "step", "tokens_total", "to_step", "batch"):
             if type(values[name]) is not int or not 0 <= values[name] < 2**62:
                 raise ValueError(f"{name} is {values[name]!r:.40}, must be a whole number from 0")
         for name, kind in (("finding", Finding), ("action", Action)):
@@ -77,8 +83,9 @@ class Verdict:
                 raise ValueError(
                     f"{name} is {values[name]!r:.40}, must be one of {', '.join(get_args(kind))}"
                 )
-        if not isinstance(values["why"], str) or not is_of(values["alarms"], list[str]):
-            raise ValueError("why and alarms must be texts")
+        texts = [values["why"], values["settings"]]
+        if not is_of(texts, list[str]) or not is_of(values["alarms"], list[str]):
+            raise ValueError("why, settings and alarms must be texts")
         return cls(
             **{
                 name: values[name] for name in ("attempt", "step", "tokens_total", "finding", "action", "why")
@@ -89,6 +96,8 @@ class Verdict:
             to_step=values["to_step"],
             watch=Watch.from_dict(values["watch"]),
             reaction=Reaction.from_dict(values["reaction"]),
+            batch=values["batch"],
+            settings=values["settings"],
         )
 
     def to_line(self) -> bytes:

@@ -86,7 +86,7 @@ def _facts(fit: MixtureFit, found: Sequence[Prediction]) -> dict[str, Any]:
 def _critical(fit: MixtureFit, at: Inputs, bound: Bound, baseline: float) -> tuple[list[str], Any]:
     limit = bound.limit(baseline)
     found = critical_ratio(fit, float(at.tokens[0]), limit)
-    what = f"{fit.old} may rise by {bound}, to {limit:.4f}"
+    what = f"{fit.old} may rise by {bound}, to {limit:.4f} nats"
     facts = {name: None if value != value else value for name, value in asdict(found).items()}
     return critical_lines(fit, found, what), facts
 

@@ -34,7 +34,7 @@ def fit_lines(fit: MixtureFit, one: LossFit) -> list[str]:
     return [
         f"{one.loss}{where}: {law.formula}; {one.num_points} points, {len(law.parameters)} parameters",
         *(f"  {line}" for line in table(["parameter", "value", "95% low", "95% high"], rows).splitlines()),
-        f"  rmse {one.rmse:.4f}; {left_out_text(one.left_out)}",
+        f"  rmse {one.rmse:.4f} nats; {left_out_text(one.left_out)}",
     ]
 
 
@@ -42,10 +42,10 @@ def left_out_text(found: LeftOut) -> str:
     """Errors of prediction in words."""
     parts = []
     if found.inside_mean is not None:
-        parts.append(f"left out: mean {found.inside_mean:.4f}, largest {found.inside_largest:.4f}")
+        parts.append(f"left out: mean {found.inside_mean:.4f}, largest {found.inside_largest:.4f} nats")
     if found.edge_largest is not None:
         parts.append(
-            f"left out at an edge (extrapolated): largest {found.edge_largest:.4f} at {found.edge_at}"
+            f"left out at an edge (extrapolated): largest {found.edge_largest:.4f} nats at {found.edge_at}"
         )
     if found.skipped:
         parts.append(f"{found.skipped} mixtures cannot be left out, too few remain")
@@ -57,7 +57,7 @@ def recommendation_lines(
 ) -> list[str]:
     """The recommended mixture, or why there is none."""
     tail = f"  {EXTRAPOLATED}: {'; '.join(extrapolated)}" if extrapolated else ""
-    what = f"{fit.old} may rise by {found.bound}, to {found.limit:.4f}"
+    what = f"{fit.old} may rise by {found.bound}, to {found.limit:.4f} nats"
     if not found.shares:
         closest = mixture_text(np.array(found.closest), tuple(fit.domains))
         return [
@@ -109,6 +109,6 @@ def prediction_lines(fit: MixtureFit, found: Sequence[Prediction]) -> list[str]:
         tail = f"  {EXTRAPOLATED}: {'; '.join(one.outside)}" if one.outside else ""
         where = mixture_text(np.array(one.shares), tuple(fit.domains))
         lines.append(
-            f"{where}  {one.loss} {one.value:.4f}  95 % interval {one.low:.4f} to {one.high:.4f}{tail}"
+            f"{where}  {one.loss} {one.value:.4f} nats  95 % interval {one.low:.4f} to {one.high:.4f}{tail}"
         )
     return lines

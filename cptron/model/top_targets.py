@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 SMALLEST = 1e-30
-"""Probabilities are not taken to be less; the gradient needs no such bound."""
+"""Probabilities are not taken to be less."""
 
 
 class TopTargets(NamedTuple):
@@ -41,16 +41,19 @@ class Divergence(NamedTuple):
     factor_C: torch.Tensor
     """With what the weighted softmax is multiplied, for tokens outside of the teacher's: 1 - p_r / q_r."""
     columns_CK: torch.Tensor
-    corrections_CK: torch.Tensor
-    """What is to be added at the teacher's tokens that this rank has; 0 at those that others have."""
+    q_CK: torch.Tensor
+    """The model's probabilities of the teacher's tokens that this rank has; 0 of those that others have."""
+    p_CK: torch.Tensor
+    """The teacher's, likewise."""
 
 
 @torch.no_grad()
 def divergence(
     exps_CV: torch.Tensor, sum_C: torch.Tensor, targets: TopTargets, vocabulary: Any
 ) -> Divergence:
-    """`exps_CV` is exp(logit - max) of this rank's rows, 0 in padding, and comes back as it was; `sum_C` is its sum
-    over all tensor ranks."""
+    """`exps_CV` is exp(logit - max) of this rank's rows, 0 in padding, and is left without the teacher's tokens: their
+    gradient is no difference of p_r / q_r times them, which may be huge. `sum_C` is its sum over all tensor ranks
+    before."""
     local_CK = targets.ids_TK - vocabulary.first_row
     here_CK = (local_CK >= 0) & (local_CK < vocabulary.num_real_rows)
     columns_CK = local_CK.clamp(0, exps_CV.size(-1) - 1)
@@ -58,7 +61,6 @@ def divergence(
     # the others' sum is added up, not subtracted: it may be far smaller than the whole
     exps_CV.scatter_add_(-1, columns_CK, -own_CK)
     both_CK1 = torch.cat([own_CK, exps_CV.sum(-1, keepdim=True)], dim=1)
-    exps_CV.scatter_add_(-1, columns_CK, own_CK)
     if vocabulary.group is not None:
         dist.all_reduce(both_CK1, group=vocabulary.group)
     q_CK1 = both_CK1 / sum_C[:, None]
@@ -66,9 +68,10 @@ def divergence(
     p_CK1 = torch.cat([p_CK, (1 - p_CK.sum(-1, keepdim=True)).clamp(min=0)], dim=1)
     logs_CK1 = p_CK1.clamp(min=SMALLEST).log() - q_CK1.clamp(min=SMALLEST).log()
     ratio_C = p_CK1[:, -1] / q_CK1[:, -1].clamp(min=SMALLEST)
-    own_q_CK = own_CK / sum_C[:, None]
-    corrections_CK = torch.where(here_CK, own_q_CK * ratio_C[:, None] - p_CK, 0.0)
-    return Divergence((p_CK1 * logs_CK1).sum(-1), 1 - ratio_C, columns_CK, corrections_CK)
+    nats_C = (p_CK1 * logs_CK1).sum(-1)
+    return Divergence(
+        nats_C, 1 - ratio_C, columns_CK, own_CK / sum_C[:, None], torch.where(here_CK, p_CK, 0.0)
+    )
 
 
 @torch.no_grad()

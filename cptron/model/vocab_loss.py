@@ -202,11 +202,12 @@ def _distilled_gradient(
     pull: Divergence,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """The same with the divergence's gradient, by the teacher's weights."""
+    """The same with the divergence's gradient, by the teacher's weights; `exps_CV` is as `divergence` leaves it."""
     grad_CV = exps_CV.mul_(((weights_C + teacher_C * pull.factor_C) / sum_C)[:, None])
+    of_teacher_CK = (weights_C + teacher_C)[:, None] * pull.q_CK - teacher_C[:, None] * pull.p_CK
+    grad_CV.scatter_add_(-1, pull.columns_CK, of_teacher_CK)
     here_C = _is_here(local_C, exps_CV.size(-1))
     grad_CV.scatter_add_(-1, _column(local_C, grad_CV), torch.where(here_C, -weights_C, 0.0)[:, None])
-    grad_CV.scatter_add_(-1, pull.columns_CK, teacher_C[:, None] * pull.corrections_CK)
     return grad_CV.to(dtype)
 
 

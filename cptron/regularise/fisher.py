@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -105,7 +106,7 @@ def _of_data(manifest: layout.Manifest, sample: Sample, bare: Sequence[Any], ses
     num_batches = sample.sequences // sample.batch_size
     for first in range(0, num_batches, dp):
         mine = first + session.dp_rank
-        batches = _batches(source, sample, min(mine, num_batches - 1))
+        batches = agree(partial(_batches, source, sample, min(mine, num_batches - 1)))
         squares.add(batches if mine < num_batches else [blank(batch) for batch in batches])
     origin = {
         "estimator": "sequences" if sample.batch_size == 1 else "batches",

@@ -1,7 +1,8 @@
 """Makes the regulariser of a run: reads where the weights started, and what they are worth.
 
-Place in the flow: `train.setup`, after weights and optimizer are loaded. Invariant: the starting weights are those of
-`start.checkpoint`, whose fingerprint the run keeps, to the bit; the Fisher information is of these very weights.
+Place in the flow: `train.setup`, after weights and optimizer are loaded. Invariant: the starting weights are of
+`regularise.base` or `start.checkpoint`, whose fingerprint the run keeps, to the bit; the Fisher information is of these
+very weights.
 """
 
 from __future__ import annotations
@@ -82,8 +83,8 @@ def _fishers(config: Config, base: Path, parts: Parts, stretches: Sequence[Stret
     manifest, record = agree(lambda: (layout.read_manifest(base), read_record(directory)))
     if record.weights_fingerprint != manifest.weights_fingerprint:
         raise CheckpointError(
-            f"regularise.fisher={directory} is of weights {record.weights_fingerprint[:12]}, start.checkpoint={base} "
-            f"holds {manifest.weights_fingerprint[:12]}; make it of start.checkpoint with cptron fisher"
+            f"regularise.fisher={directory} is of weights {record.weights_fingerprint[:12]}, {base} holds "
+            f"{manifest.weights_fingerprint[:12]}; make it with cptron fisher {base}"
         )
     if config.checkpoint.verify != "sizes":
         _require_undamaged(directory, record)

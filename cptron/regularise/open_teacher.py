@@ -1,7 +1,7 @@
 """Makes the teacher of a run: the starting weights in memory, or what they said when `cptron teach` asked them.
 
-Place in the flow: `open` calls it. Invariant: what teaches is `start.checkpoint`, to the bit, or was: its
-fingerprint is compared.
+Place in the flow: `open` calls it. Invariant: what teaches is `regularise.base` or `start.checkpoint`, to the
+bit, or was: its fingerprint is compared.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def open_teacher(config: Config, base: Path | None, session: Session, is_replay:
                 found = open_taught(source.prefix, source.identity, wanted.top_k, verify=verify)
                 if found.record.weights_fingerprint != manifest.weights_fingerprint:
                     raise CheckpointError(
-                        f"{found.path} is of weights {found.record.weights_fingerprint[:12]}, start.checkpoint={base} "
-                        f"holds {manifest.weights_fingerprint[:12]}; make it of start.checkpoint with cptron teach"
+                        f"{found.path} is of weights {found.record.weights_fingerprint[:12]}, {base} holds "
+                        f"{manifest.weights_fingerprint[:12]}; make it with cptron teach {base}"
                     )
                 taught[number] = found
         packed = config.data.packing == "best_fit"

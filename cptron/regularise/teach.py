@@ -91,9 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="on many ranks: start it with torchrun or srun; all of them must see the same files",
     )
     add = parser.add_argument
-    add(
-        "checkpoint", help="checkpoint or run directory: start.checkpoint of the run that is to learn from it"
-    )
+    add("checkpoint", help="checkpoint or run directory: what the run that is to learn from it starts from")
     add("--data", metavar="PREFIX", required=True, help="token files of a replay source")
     add("--top-k", type=int, default=32, help="answers for each token (default: 32)")
     add("--seq-length", type=int, default=1024, help="tokens that the model sees at a time (default: 1024)")
@@ -117,8 +115,6 @@ def teach(
     precision: Literal["fp32", "bf16"],
 ) -> TaughtRecord:
     """Write the file and its record; collective. Raises a `CptronError` on every rank."""
-    import torch.distributed as dist
-
     from cptron.checkpoint import layout
     from cptron.checkpoint.hashing import hash_file
     from cptron.model.options import ModelOptions
@@ -139,14 +135,17 @@ def teach(
     writes = is_last_stage() and topology.tp_rank(rank) == 0
     here_S = local_tokens(seq_length, topology.layout.cp, topology.cp_rank(rank))
     firsts = range(session.dp_rank * micro_batch_size, windows.count, topology.dp * micro_batch_size)
-    for at in range(0, len(firsts), AT_ONCE):
-        batches = [windows.batch(first, micro_batch_size) for first in firsts[at : at + AT_ONCE]]
-        answers = top_tokens_of(chunks, batches, session.device.torch_device)
-        for first, answer in zip(firsts[at : at + AT_ONCE], answers, strict=True) if writes else ():
-            ids_BSK, probabilities_BSK = (part.cpu().numpy() for part in answer)
-            windows.write(rows, first, here_S, ids_BSK, probabilities_BSK)
-    rows.flush()
-    dist.barrier()
+
+    def ask() -> None:
+        for at in range(0, len(firsts), AT_ONCE):
+            batches = [windows.batch(first, micro_batch_size) for first in firsts[at : at + AT_ONCE]]
+            answers = top_tokens_of(chunks, batches, session.device.torch_device)
+            for first, answer in zip(firsts[at : at + AT_ONCE], answers, strict=True) if writes else ():
+                ids_BSK, probabilities_BSK = (part.cpu().numpy() for part in answer)
+                windows.write(rows, first, here_S, ids_BSK, probabilities_BSK)
+        on_disk(prefix, rows.flush)
+
+    agree(ask)  # tokens that are damaged are met by one copy of the model, and the others wait for it
 
     def complete() -> TaughtRecord:
         file = hash_file(bin_file(prefix))
@@ -189,7 +188,8 @@ class Windows:
         def make() -> None:
             record_file(self.prefix).unlink(missing_ok=True)
             with bin_file(self.prefix).open("wb") as stream:
-                os.truncate(stream.fileno(), self.num_tokens * row_type(top_k).itemsize)
+                # with its place on the disk: a write to a map that finds the disk full would kill the process
+                os.posix_fallocate(stream.fileno(), 0, self.num_tokens * row_type(top_k).itemsize)
 
         on_disk(self.prefix, make)
 

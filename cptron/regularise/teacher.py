@@ -125,10 +125,9 @@ class CachedTeacher:
             return None
         assert batch.sample_B is not None, "checked with the configuration"
         shape, top_k = batch.tokens_BS.shape, self._top_k
-        ids_BSK, probabilities_BSK = (
-            np.zeros((*shape, top_k), np.int64),
-            np.zeros((*shape, top_k), np.float32),
-        )
+        # the divergence wants different ids, also where it is not asked for
+        ids_BSK = np.broadcast_to(np.arange(top_k), (*shape, top_k)).copy()
+        probabilities_BSK = np.zeros((*shape, top_k), np.float32)
         weights_BS = np.zeros(shape, np.float32)
         for row in asked:
             number = int(batch.source_B[row])

@@ -36,8 +36,7 @@ class ReportHook(Hook):
         self._every_steps = max(1, config.log.every_steps)
         self._metrics = open_sinks(config, run.directory, run.state.step, config_to_dict(config))
         self._data_log = JsonlSink(run.directory / DATA_LOG, run.state.batches_drawn, key="batch")
-        records = read_records(run.directory / METRICS_FILE)
-        self._evaluated_step = max((r["step"] for r in records if r["kind"] == "eval"), default=None)
+        self._evaluated_step = _last_evaluated(run.directory)
         self._shares: dict[str, float] = {}
         self._console = Console(config.train.steps, run.state.step, enabled=True)
 
@@ -97,7 +96,7 @@ class ReportHook(Hook):
     def _rewind(self, run: Run) -> None:
         self._metrics.rewind(run.state.step)
         self._data_log.rewind(run.state.batches_drawn)
-        self._shares, self._evaluated_step = {}, None
+        self._shares, self._evaluated_step = {}, _last_evaluated(run.directory)
         for note in run.plan.notes:  # on the checkpoint that it went back to
             self._console.note(note)
 
@@ -138,3 +137,9 @@ class ReportHook(Hook):
         self._console.close()
         self._metrics.close()
         self._data_log.close()
+
+
+def _last_evaluated(run: Path) -> int | None:
+    """Step of the last evaluation in the metrics."""
+    records = read_records(run / METRICS_FILE)
+    return max((record["step"] for record in records if record["kind"] == "eval"), default=None)

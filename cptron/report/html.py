@@ -26,13 +26,14 @@ from cptron.report.forgetting import VERDICT_HEAD, forgetting_charts, verdict_ro
 from cptron.report.forgetting import note as forgetting_note
 from cptron.report.page import page
 from cptron.report.sinks import METRICS_FILE, Record, read_records
+from cptron.selection.record import read_selection
 
 REPORT_FILE = "report.html"
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `run_dir/report.html` from metrics.jsonl, config.yaml and, where present, summary.json and
-    forgetting.jsonl; returns its path.
+    """Write `run_dir/report.html` from metrics.jsonl, config.yaml and, where present, summary.json,
+    forgetting.jsonl and selection.json; returns its path.
 
     Raises `DataError` when there are no metrics and `ConfigError` when the configuration cannot be read.
     """
@@ -43,9 +44,9 @@ def write_report(run_dir: Path) -> Path:
         )
     config = load_config(run_dir / "config.yaml").config
     summary, records = _summary(run_dir / "summary.json"), read_records(metrics)
-    verdicts = read_verdicts(run_dir / JOURNAL)
+    verdicts, selection = read_verdicts(run_dir / JOURNAL), read_selection(run_dir)
     try:
-        text = render(config, records, summary, verdicts)
+        text = render(config, records, summary, verdicts, selection)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise DataError(
             f"{metrics} has records that the trainer does not write ({error!r:.200}); restore the file"
@@ -68,7 +69,11 @@ def _summary(path: Path) -> dict[str, Any]:
 
 
 def render(
-    config: Config, records: Sequence[Record], summary: dict[str, Any], verdicts: Sequence[Verdict] = ()
+    config: Config,
+    records: Sequence[Record],
+    summary: dict[str, Any],
+    verdicts: Sequence[Verdict] = (),
+    selection: dict[str, Any] | None = None,
 ) -> str:
     """The page as text."""
     steps = [record for record in records if record["kind"] == "step"]
@@ -80,6 +85,7 @@ def render(
         _cards(steps, evals),
         _validation_table(evals),
         _forgetting(config, evals, verdicts),
+        _selection(selection),
         _source_table(config, steps),
         _section(
             "Training", training_charts(config, steps, [(r["tried_step"], guard_line(r)) for r in guards])
@@ -159,6 +165,15 @@ def _forgetting(config: Config, evals: Sequence[Record], verdicts: Sequence[Verd
     rows = verdict_rows(verdicts)
     table = _table(VERDICT_HEAD, rows) if rows else "<p>Nothing was beyond it.</p>"
     return f"{_section('Forgetting', charts, forgetting_note(config))}{table}"
+
+
+def _selection(selection: dict[str, Any] | None) -> str:
+    if selection is None:
+        return ""
+    parts = [f"<h2>Which checkpoint</h2><p>Chosen {escape(selection['time'])}.</p>"]
+    for table, reason in zip(selection["tables"], selection["reasons"], strict=True):
+        parts.append(f"<pre>{escape(table)}</pre><p>{escape(reason)}</p>")
+    return "".join(parts)
 
 
 def _source_table(config: Config, steps: Sequence[Record]) -> str:

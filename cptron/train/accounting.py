@@ -49,6 +49,10 @@ class SourceAccounts:
         """JSON form."""
         return {name: asdict(trained) for name, trained in self.sources.items()}
 
+    def tokens(self, name: str) -> int:
+        """Tokens of a source that were trained on."""
+        return self.sources[name].tokens if name in self.sources else 0
+
     def add(self, names: Sequence[str], loss_nats_K: np.ndarray, tokens_K: np.ndarray) -> None:
         """Enter a step, by the sources `names` (K of them)."""
         for name, loss, tokens in zip(names, loss_nats_K.tolist(), tokens_K.tolist(), strict=True):

@@ -16,20 +16,23 @@ from typing import Any
 
 from cptron.checkpoint import layout
 from cptron.checkpoint.saved_rate import SavedRate, saved_rate
+from cptron.config.check_mixing import staged_configs
 from cptron.config.check_schedule import check_schedule
 from cptron.config.load import config_to_dict, load_config, load_values, resolved_yaml
 from cptron.config.schema import Config, OptimConfig, StartConfig
+from cptron.config.schema_regularise import RegulariseConfig
 from cptron.durable import replace_text
 from cptron.errors import CheckpointError, ConfigError
+from cptron.json_text import parse_json
 from cptron.optim.phases import constant_phase, is_constant_at
 from cptron.report.rates import rate_table
 from cptron.runtime.launcher import launched_ranks
+from cptron.tokens.token_count import token_count
 
 KEPT = ("lr", "warmup_steps", "warmup_from", "lr_constant", "cooldown_steps", "cooldown_form")
 """Keys of `optim` by which the parent came to its constant rate."""
 COMPUTED = ("schedule", "anneal_steps", "decay_steps", "preset")
 """Keys of `optim` that the command sets."""
-UNITS = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -62,19 +65,47 @@ def child(parent: Path, step: int, tokens: int, overrides: Sequence[str]) -> Con
     values["run"] |= {"dir": f"{run}-anneal-{step}", "name": "", "accept_changes": []}
     _check_overrides(overrides)
     config = load_values(values, str(parent), overrides).config
-    steps = max(1, math.ceil(tokens / (config.train.global_batch_size * config.data.seq_length)))
+    steps = max(1, math.ceil(tokens / _tokens_per_step(config, checkpoint)))
     start = StartConfig(
         mode="branch", checkpoint=str(checkpoint), gate_tolerance_nats=config.start.gate_tolerance_nats
     )
     made = replace(
         config,
         start=start,
+        regularise=_held(config),
         model=replace(config.model, architecture=""),
         train=replace(config.train, steps=step + steps),
         optim=_annealed(config.optim, saved.config.optim, step, steps),
     )
     check_schedule(made.optim, made.train.steps)
     return made
+
+
+def _held(config: Config) -> RegulariseConfig:
+    """The parent's, held to what the parent began with, not to the checkpoint that the child begins with."""
+    wanted = config.regularise
+    if wanted.base or not wanted.knows_base or config.start.mode == "branch":
+        return wanted
+    return replace(wanted, base=str(layout.resolve(config.start.checkpoint)))
+
+
+def _tokens_per_step(config: Config, checkpoint: Path) -> int:
+    """Of the stage that a child goes on in: the one of the last batch drawn, unless that has ended with it. Raises
+    `CheckpointError`."""
+    stages = staged_configs(config)
+    if not stages:
+        return config.train.global_batch_size * config.data.seq_length
+    path = checkpoint / layout.STATE
+    try:
+        state: dict[str, Any] = parse_json(path.read_text())
+        drawn = sum(entry["tokens"] for entry in state["ledger"]["entries"].values())
+        number = int(max(0, min(state["stage"], len(stages)) - 1))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error!r}); branch from another checkpoint") from None
+    while 0 < config.data.stages[number].until_tokens <= drawn:
+        number += 1
+    staged, _ = stages[number]
+    return staged.train.global_batch_size * staged.data.seq_length
 
 
 def _annealed(optim: OptimConfig, of_parent: OptimConfig, step: int, steps: int) -> OptimConfig:
@@ -161,17 +192,10 @@ def _write(config: Config) -> Path:
 
 
 def _tokens(text: str) -> int:
-    """`20_000_000`, `2e9`, `500M` or `2.5B`."""
-    unit = UNITS.get(text[-1:].upper(), 1)
     try:
-        number = float(text[:-1] if unit > 1 else text) * unit
-    except ValueError:
-        number = 0.0
-    if not 1 <= number < math.inf:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} must be a number of tokens from 1; write e.g. 500M or 2e9"
-        )
-    return round(number)
+        return token_count(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _parser() -> argparse.ArgumentParser:

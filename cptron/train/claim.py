@@ -43,6 +43,8 @@ def claimed(config: Config, plan: Plan, session: Session) -> Iterator[Plan]:
         agree(lambda: _check_unchanged(run, plan, is_main=is_main))
         if plan.base is not None and is_main:  # that of an adapter is needed again at a resume
             stack.enter_context(reading(plan.base))
+        if plan.held_to is not None and is_main:
+            stack.enter_context(reading(plan.held_to))
         if plan.branch_from is not None and plan.resume_from is None and is_main:
             stack.enter_context(reading(plan.branch_from))  # a start again needs it until the first save
         yield replace(plan, notes=(*plan.notes, *notes))

@@ -20,17 +20,17 @@ from cptron.data.floors import is_usable
 from cptron.data.ledger import Entry, Ledger
 from cptron.data.loader import Cut, TrainLoader
 from cptron.data.open import mix_of, open_sources
+from cptron.data.stages import Stage
 from cptron.data.stream import SampleStream, Stream
-from cptron.data.valid import ValidSet
 from cptron.data.windows import WindowSet
 from cptron.errors import ConfigError, DataError
 from cptron.forgetting.journal import JOURNAL, Verdict, after_rollbacks, in_a_branch, read_verdicts
-from cptron.forgetting.probes import probe_sets
+from cptron.forgetting.sets import evaluated_sets
 from cptron.runtime.dist import agree, from_main
 from cptron.runtime.session import Session
 from cptron.train.preflight import Plan
 from cptron.train.resume import renewed
-from cptron.train.state import TrainState, read_state, set_random_state
+from cptron.train.state import TrainState, read_state, set_random_state, without_mixer
 
 if TYPE_CHECKING:
     from cptron.train.setup import Run
@@ -70,37 +70,23 @@ def open_data(config: Config, plan: Plan, session: Session) -> Opened:
 
 def _find(config: Config, plan: Plan, session: Session, verdicts: Sequence[Verdict]) -> _Found:
     """Rank-local."""
-    data = config.data
     directory = plan.resume_from or plan.branch_from
     saved = read_state(directory / layout.STATE) if directory else None
     state = TrainState.from_dict(saved) if saved else TrainState()
     if plan.resume_from is None:
         state.watch, state.reaction = in_a_branch(state.watch, state.reaction)
     state.watch, state.reaction = after_rollbacks(state.step, state.watch, state.reaction, verdicts)
+    if config.data.mixer == "static":
+        without_mixer(state)
     for name in renewed(plan.accepted, state.ledger.entries):
         state.ledger.renew(name, state.step)
     identities, stream = _find_sources(config, plan)
     sources = Ledger({name: Entry(identity, 0.0) for name, identity in identities.items()})
-    micro = config.eval.micro_batch_size or config.train.micro_batch_size
-    valid_sets: list[WindowSet] = [
-        ValidSet(
-            item.name,
-            item.path,
-            data.seq_length,
-            item.max_tokens,
-            micro,
-            session.dp_rank,
-            session.topology.dp,
-            plan.arch.vocab_size,
-            eod_mask_loss=data.eod_mask_loss,
-        )
-        for item in data.valid
-    ]
-    valid_sets += probe_sets(
-        config.forgetting,
-        config.run.seed,
+    valid_sets = evaluated_sets(
+        config,
         plan.arch.vocab_size,
-        (micro, session.dp_rank, session.topology.dp),
+        session.dp_rank,
+        session.topology.dp,
         session.topology.layout.sequence_unit,
     )
     return _Found(state, saved["random_states"] if saved else [], sources, stream, valid_sets)
@@ -152,24 +138,29 @@ def _loader(config: Config, session: Session, stream: Stream, state: TrainState)
 
 
 def asked_shares(run: Run) -> dict[str, float]:
-    """Share of the tokens of each source in the stage at hand, with the factors of `reopen`, before the monitor's
-    factor of replay, floors and limits; to be changed and given to `reopen`."""
+    """Share of the tokens of each source in the stage of the next global batch, with the factors of `reopen`, before
+    the monitor's factor of replay, floors and limits; to be changed and given to `reopen`."""
     mix = mix_of(run.config, run.state.share_factors)
-    return _normalised(run, mix.asked(run.loader.stage, range(len(run.source_names))))
+    return _normalised(run, mix.asked(_next_stage(run), range(len(run.source_names))))
 
 
 def own_shares(run: Run) -> dict[str, float]:
-    """The same as the configuration gives them for the stage at hand."""
-    return _normalised(run, run.loader.stage.token_shares)
+    """The same as the configuration gives them for that stage."""
+    return _normalised(run, _next_stage(run).token_shares)
+
+
+def _next_stage(run: Run) -> Stage:
+    """By the ledger, and not by what the loader has handed out: after a resume that is nothing."""
+    return run.loader.stream.stage_after(run.state.ledger)
 
 
 def reopen(run: Run, shares: Mapping[str, float] | None = None) -> None:
     """Draw under other shares from the run's position on; batches that were read ahead are thrown away. Every rank
     calls it with the same shares; nothing is exchanged.
 
-    `shares` are of the tokens, by source, in the stage at hand, before floors: all of `asked_shares`, changed. What
-    they are to those goes into the state's `share_factors`, so that it holds in later stages and after a resume. None:
-    the monitor has changed its factor of replay. The ledger stays as it is until the next batch. Raises ConfigError on
+    `shares` are of the tokens, by source, in that stage, before floors: all of `asked_shares`, changed. What they
+    are to those goes into the state's `share_factors`, so that it holds in later stages and after a resume. None: the
+    monitor has changed its factor of replay. The ledger stays as it is until the next batch. Raises ConfigError on
     numbers that are no shares.
     """
     stream, state = run.loader.stream, run.state
@@ -179,8 +170,8 @@ def reopen(run: Run, shares: Mapping[str, float] | None = None) -> None:
             raise ConfigError(
                 f"shares {dict(shares)} must be one for each source, finite, from 0 and not all 0; keep those in force"
             )
-        wanted = _normalised(run, [shares[name] for name in run.source_names])
-        change = {name: wanted[name] / asked for name, asked in asked_shares(run).items() if asked}
+        # not normalised: else a source that is not drawn in this stage would fall behind or come ahead in a later one
+        change = {name: shares[name] / asked for name, asked in asked_shares(run).items() if asked}
         state.share_factors |= {
             name: state.share_factors.get(name, 1.0) * factor for name, factor in change.items()
         }

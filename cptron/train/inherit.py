@@ -15,6 +15,7 @@ from cptron.config.load import load_values, resolved_yaml
 from cptron.config.stored import store_config
 from cptron.data.log import DATA_LOG
 from cptron.durable import fsync_path, partial_path
+from cptron.forgetting.left import LEFT
 from cptron.train.journal import JOURNAL
 from cptron.train.mix_journal import MIX_JOURNAL
 
@@ -26,13 +27,17 @@ branch does too. The log of what was drawn, without which nobody could prove wha
 def inherit(run: Path, checkpoint: Path) -> None:
     """Copy the parent's records into `run`, and the configuration of `checkpoint` as the one in force before.
 
-    A checkpoint that was moved out of its run comes without records. Raises `ConfigError` when the stored
+    One that a rollback of the monitor has left behind comes without the log of what was drawn, which has gone another
+    way since. A checkpoint that was moved out of its run comes without records. Raises `ConfigError` when the stored
     configuration cannot be read, and OSError.
     """
     if (run / "config.yaml").exists():
         return
     parent = checkpoint.resolve().parent.parent
-    for name in INHERITED:
+    names: tuple[str, ...] = INHERITED
+    if parent.name == LEFT:
+        parent, names = parent.parent, (JOURNAL, MIX_JOURNAL)
+    for name in names:
         if (parent / name).is_file() and not (run / name).exists():
             partial = partial_path(run / name)
             shutil.copyfile(parent / name, partial)

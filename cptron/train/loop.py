@@ -49,7 +49,7 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
         guards = make_guards()
         for hook in hooks:
             hook.on_start(run)
-        if _owes_evaluation(run):
+        if _owes_evaluation(run, is_back=False):
             evaluate_all(run, hooks, monitor)
 
         def accept(loss_nats_per_token: float, grad_norm: float) -> bool:
@@ -64,6 +64,9 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
             if monitor.react():  # by going back
                 guards = make_guards()
                 saved_step = evaluated_step = run.state.step
+            if _owes_evaluation(run, is_back=True):  # the guards may have gone back, too
+                evaluate_all(run, hooks, monitor)
+                continue
             if run.state.step >= steps or monitor.has_stopped:
                 break
 
@@ -169,11 +172,13 @@ def evaluate_all(run: Run, hooks: Sequence[Hook], monitor: Monitor) -> Action:
     return max(action, *(hook.on_eval(run, record) for hook in hooks))
 
 
-def _owes_evaluation(run: Run) -> bool:
-    """The baseline of a new run or branch; or the evaluation of the step at which a run was asked to stop."""
+def _owes_evaluation(run: Run, *, is_back: bool) -> bool:
+    """The baseline of a new run or branch; or the evaluation of the step at which a run was asked to stop, whether it
+    starts there or is back there."""
     if run.plan.resume_from is None:
-        return run.config.eval.at_start
-    return _evaluates(run) and run.base is not None and not run.base.metrics
+        return run.config.eval.at_start and not is_back
+    is_evaluated = run.base is None or bool(run.base.metrics) or bool(run.evaluated)
+    return not is_evaluated and bool(run.valid_sets) and _evaluates(run)
 
 
 def _rate(run: Run) -> float:

@@ -165,7 +165,7 @@ class MegatronStream:
                 "run (train_samples, or train_iters * global_batch_size), which decides its order; set it"
             )
         self.notes: list[str] = []
-        self.stage, self.stage_number = Stage(()), 0
+        self.stage, self.stage_number = Stage(tuple(item.token_share for item in data.sources)), 0
         top = _build(config, files.index_directory)
         single = isinstance(top, GPTDataset)
         self._size = data.megatron_samples
@@ -196,6 +196,10 @@ class MegatronStream:
     def batch_size(self, default: int) -> int:
         """Megatron's order has no stages."""
         return default
+
+    def stage_after(self, ledger: Ledger) -> Stage:
+        """Megatron's order has no stages."""
+        return self.stage
 
     def draw(self, num_samples: int) -> list[Draw]:
         """The next samples, entered in the ledger; an empty list when the Megatron run would have ended."""

@@ -25,7 +25,8 @@ def step_record(run: Run, result: StepResult, step_time_s: float) -> Record:
     `tokens_per_s` counts predicted tokens of the global batch over the wall time of the step; `grad_norm`
     is the global L2 norm before clipping; `tokens/NAME`, `samples/NAME` and `epochs/NAME` count what was drawn of the
     source since the start of the run, in dropped batches too; their tokens are `tokens_skipped`, and no part of
-    `tokens_total`. `share/NAME` is its share of the tokens now in force. Every `log.every_steps` steps there is what
+    `tokens_total`; `trained/NAME` counts those of them that were trained on, without what a loss mask leaves out.
+    `share/NAME` is its share of the tokens drawn that is now in force. Every `log.every_steps` steps there is what
     `regularise` measures: collective then.
     `model_tflop_per_s_per_rank` counts causal model FLOPs, forward and backward, without recomputation
     (`model.flops`), over the wall time of the step and all ranks.
@@ -60,6 +61,7 @@ def step_record(run: Run, result: StepResult, step_time_s: float) -> Record:
                 record[f"divergence_nats_per_token/{name}"] = float(apart / tokens)
         accounts = run.state.ledger.accounts(name)
         record[f"tokens/{name}"] = sum(account.tokens for account in accounts)
+        record[f"trained/{name}"] = run.state.trained.tokens(name)
         record[f"samples/{name}"] = sum(account.cursor for account in accounts)
         record[f"epochs/{name}"] = math.fsum(account.epochs for account in accounts)
         record[f"share/{name}"] = math.fsum(account.share for account in accounts)

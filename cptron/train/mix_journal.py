@@ -28,7 +28,7 @@ class Decision:
     step: int
     """Steps done."""
     shares: dict[str, float]
-    """Of the tokens, by source, in the stage of that batch."""
+    """Of the tokens, by source, in the stage of the next batch."""
     data: str
     """Fingerprint of the settings that decide which samples a batch holds."""
     refused: str = ""

@@ -83,6 +83,11 @@ class Mixing:
         answer = mixer.update(losses, tokens, prior)
         proposed = from_main(lambda: answer)
         decision = self._decided() or self._decide(proposed, prior, factors)
+        if decision.shares.keys() != prior.keys():
+            raise CheckpointError(
+                f"{MIX_JOURNAL} has decided on {', '.join(decision.shares)} after batch {decision.batch}, where "
+                f"{', '.join(prior)} are drawn; restore the file"
+            )
         mixer.follow(decision.shares)
         wanted = {name: decision.shares[name] / share for name, share in prior.items()}
         change = {name: wanted[name] / factors.get(name, 1.0) for name in prior}
@@ -93,7 +98,8 @@ class Mixing:
         }
         if any(factor != 1.0 for factor in change.values()):
             reopen(run, {name: share * change.get(name, 1.0) for name, share in asked_shares(run).items()})
-        record = {"kind": "mix", "step": state.step, "batch": decision.batch, "refused": decision.refused}
+        # of the step that it is in force for: a resume from the checkpoint before says it again
+        record = {"kind": "mix", "step": state.step + 1, "batch": decision.batch, "refused": decision.refused}
         record |= {f"asked/{name}": share for name, share in decision.shares.items()}
         for hook in self._hooks:
             hook.on_mix(run, record)

@@ -8,24 +8,30 @@ probes it does nothing at all.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from cptron.checkpoint import layout
+from cptron.config.load import config_to_dict
 from cptron.errors import CheckpointError
 from cptron.evaluate.set_losses import SetLosses
 from cptron.forgetting.decide import Measured, decide
-from cptron.forgetting.evaluation import BASE, NOW
+from cptron.forgetting.evaluation import BASE, FOLDER, NOW
 from cptron.forgetting.journal import JOURNAL, Verdict, append_verdict, read_verdicts
 from cptron.forgetting.left import set_aside
-from cptron.forgetting.marking import keep_quiet, mark_best, newest_quiet
+from cptron.forgetting.marking import keep_quiet, newest_quiet
 from cptron.forgetting.measure import Measuring
 from cptron.forgetting.settings import is_watched
+from cptron.optim.schedule import learning_rate
 from cptron.runtime.dist import agree, from_main
 from cptron.runtime.pipeline import LossSums
+from cptron.selection.best import mark_best
 from cptron.train.data import asked_shares, reopen
+from cptron.train.guards import data_settings
 from cptron.train.hooks import Action, Hook, Record
 from cptron.train.rollback import proven_target, roll_back
 from cptron.train.setup import Run
@@ -63,6 +69,8 @@ class Monitor(Hook):
         """Complete the record of an evaluation by what it means, and keep in mind what is to be done."""
         state, main = self._run.state, self._main
         state.evaluated_tokens = state.tokens_total
+        if self._is_on and self._run.config.forgetting.action == "rollback":
+            self._finish_saves()  # how far it goes back must not depend on how fast the disk is
         if not self._is_on:
             return Action.CONTINUE
 
@@ -89,9 +97,22 @@ class Monitor(Hook):
         return True
 
     def on_save(self, run: Run, directory: Path) -> None:
-        """A rollback must find the newest checkpoint from before an alarm, whatever the rules of retention say."""
-        if self._is_on and run.config.forgetting.action == "rollback":
-            agree(lambda: keep_quiet(directory) if run.session.ranks.is_main else None)
+        """A rollback must find the newest checkpoint from before an alarm, and a stop the best, whatever the rules of
+        retention say."""
+        if not self._is_on:
+            return
+        forgetting, is_main = run.config.forgetting, run.session.ranks.is_main
+        if forgetting.action == "rollback":
+            agree(lambda: keep_quiet(directory) if is_main else None)
+        if forgetting.action == "stop_and_keep_best":
+            evaluated = directory / FOLDER / NOW  # without it the best is the one that it was
+            agree(
+                lambda: (
+                    mark_best(run.directory, forgetting.epsilon_nats)
+                    if is_main and evaluated.is_file()
+                    else None
+                )
+            )
 
     def ending(self) -> str:
         """Why the run has ended where the monitor has ended it, with its best checkpoint marked; else empty."""
@@ -104,7 +125,7 @@ class Monitor(Hook):
                 verdict for verdict in read_verdicts(self._path) if verdict.action == "stop_and_keep_best"
             ][-1]
             assert last.old is not None, "there is no alarm without it"
-            best = mark_best(run.directory / "checkpoints", run.config.forgetting.epsilon_nats)
+            best = mark_best(run.directory, run.config.forgetting.epsilon_nats)
             return (
                 f"stopped by the forgetting monitor after step {last.step}: loss on old data changed by "
                 f"{last.old.estimate:+.4f} nats per token; step {best} is the best checkpoint, and marked"
@@ -160,7 +181,9 @@ class _MainRank:
             added["forgetting/base"] = self._measuring.begin(now, started_from)
             self._keep_base()
         intervals, measured = self._measuring.changes(now)
-        verdict = self._verdicts.get((state.reaction.attempt, state.step, state.tokens_total))
+        settings = _settings(run)
+        place = state.reaction.attempt, state.step, state.tokens_total, state.batches_drawn, settings
+        verdict = self._verdicts.get(place)
         if verdict is None:
             found = Measured(
                 state.step,
@@ -175,13 +198,15 @@ class _MainRank:
                     for name in run.source_names
                 },
                 tuple(asked_shares(run).values()),
+                state.batches_drawn,
+                settings,
             )
             verdict = decide(
                 run.config,
                 state.watch,
                 state.reaction,
                 found,
-                lambda: newest_quiet(run.directory / "checkpoints"),
+                lambda: newest_quiet(run.directory / "checkpoints", state.step),
             )
             append_verdict(self._path, verdict)
             self._verdicts[verdict.place] = verdict
@@ -193,6 +218,17 @@ class _MainRank:
         if verdict.alarms:
             added["forgetting/alarms"] = list(verdict.alarms)
         return verdict, added
+
+
+def _settings(run: Run) -> str:
+    """Fingerprint of what the weights of a step depend on beside the data drawn; not the layout."""
+    config, done = config_to_dict(run.config), run.state.step
+    # what is still to come, as of a run that is extended, has changed no weight
+    some = range(0, done, max(1, done // 64))
+    rates = [learning_rate(run.config.optim, step, run.config.train.steps) for step in some]
+    values = [data_settings(run), rates, run.config.train.precision]
+    values += [config[name] for name in ("optim", "adapter", "regularise")]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
 def _tokenizer_json(run: Run) -> bytes | None:

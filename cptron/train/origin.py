@@ -7,7 +7,7 @@ of a kind that serves, and says itself which model it is.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ class Origin:
     """Fingerprint of the tokenizer; empty where it is not known."""
     base: Path | None = None
     """Checkpoint of whole weights."""
+    held_to: Path | None = None
+    """Checkpoint of the weights that `regularise` knows as the starting ones; None where it asks for none."""
     branch_from: Path | None = None
     """Checkpoint of another run, of which all is taken."""
     hugging_face: Path | None = None
@@ -42,6 +44,28 @@ class Origin:
 def origin_of(config: Config, found: Found | None, tell: Callable[[str], None]) -> Origin:
     """What `start` names; `found` is the run in `run.dir`, and `tell` is told what was passed over.
     Raises a `CptronError` where it does not serve."""
+    origin = _origin(config, found, tell)
+    if not config.regularise.knows_base:
+        return origin
+    return replace(origin, held_to=_held_to(config.regularise.base, origin, tell))
+
+
+def _held_to(named: str, origin: Origin, tell: Callable[[str], None]) -> Path | None:
+    """The starting weights: those that are named, of the same architecture, or the run's own."""
+    if not named:
+        return origin.base
+    held_to = layout.resolve(named, tell)
+    manifest = layout.read_manifest(held_to)
+    if manifest.adapter is not None or manifest.arch != origin.arch:
+        what = "an adapter, not whole weights" if manifest.adapter is not None else "a model of another shape"
+        raise ConfigError(
+            f"regularise.base={held_to} holds {what}, and the run's weights are to be held near it; name the "
+            "checkpoint that they come from"
+        )
+    return held_to
+
+
+def _origin(config: Config, found: Found | None, tell: Callable[[str], None]) -> Origin:
     if config.start.mode == "random":
         return _random(Path(config.model.architecture))
     if config.start.mode == "branch":

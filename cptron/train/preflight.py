@@ -6,6 +6,7 @@ Invariant: it only reads; a run that fails here has changed nothing on disk.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,15 +22,19 @@ from cptron.config.check_forgetting import check_probes
 from cptron.config.check_mixing import staged_configs
 from cptron.config.presets import preset_note
 from cptron.config.schema import Config
-from cptron.data.content import open_content
+from cptron.data.content import Content, open_content
 from cptron.errors import ConfigError, DataError
 from cptron.model.architecture import Architecture
 from cptron.model.backend import check_backend, check_offloading
 from cptron.optim.phases import describe_schedule
 from cptron.tokens.manifest import TokenizerRecord
+from cptron.train.chat_notes import chat_notes
 from cptron.train.origin import Origin, origin_of
 from cptron.train.resume import Change, Found, accepted_changes, find_run, found_parent
 from cptron.train.start_state import start_notes
+
+FAST = 2.0
+"""Times the rate, of an update that is to be spoken of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,8 @@ class Plan:
     """Hugging Face model whose weights a new run starts from; None for other starts."""
     branch_from: Path | None = None
     """Checkpoint of another run of which a new run takes all; None for other starts."""
+    held_to: Path | None = None
+    """Checkpoint of the weights that `regularise` knows as the starting ones; None where it asks for none."""
     accepted: tuple[Change, ...] = ()
     """What has changed since the checkpoint, with consequences that `run.accept_changes` accepts."""
 
@@ -73,7 +80,9 @@ def preflight(config: Config, world_size: int) -> Plan:
     _check_reference(config, arch, tokenizer)
     check_backend(config.model.backend)
     check_offloading(config.memory.offload_modules)
-    data_notes, contents, made_with = _check_data(config, arch, tokenizer)
+    data_notes, opened, made_with = _check_data(config, arch, tokenizer)
+    contents = {name: content.identity for name, content in opened.items()}
+    data_notes = (*data_notes, *chat_notes(config, origin, opened))
     identity = {
         "start": origin.weights,
         "tokenizer": made_with,
@@ -82,6 +91,8 @@ def preflight(config: Config, world_size: int) -> Plan:
         "packing": config.data.packing,
         "order": config.data.order,
     }
+    if origin.held_to is not None:
+        identity["regularise"] = layout.read_manifest(origin.held_to).weights_fingerprint
     if config.adapter.kind != "none":
         settings = asdict(config.adapter) | {"targets": list(config.adapter.targets)}
         identity |= {f"adapter.{name}": value for name, value in settings.items()}
@@ -93,7 +104,7 @@ def preflight(config: Config, world_size: int) -> Plan:
             "the base model came without a tokenizer: that the data was made with it is not proven",
         )
     resume_from = found.checkpoint if found else None
-    notes = (*notes, *_rate_notes(config, origin, is_new=resume_from is None))
+    notes = (*notes, *_rate_notes(config, origin, is_new=resume_from is None), *regularise_notes(config))
     plan = Plan(
         arch,
         origin.base,
@@ -104,9 +115,29 @@ def preflight(config: Config, world_size: int) -> Plan:
         found,
         origin.hugging_face,
         origin.branch_from,
+        origin.held_to,
     )
     settled(plan, config)
     return plan
+
+
+def regularise_notes(config: Config) -> tuple[str, ...]:
+    """What is on and has not been shown to be worth its cost, and what begins to move too fast."""
+    asked = {
+        "regularise.agem=true": config.regularise.agem,
+        f"data.mixer={config.data.mixer}": config.data.mixer != "static",
+    }
+    notes = [f"{key} is experimental: compare with a run without it" for key, is_on in asked.items() if is_on]
+    optim = config.optim
+    if optim.freeze and optim.name == "adamw":
+        # zero moments beside the run's step count, which corrects no bias any more
+        largest = max((1 - optim.beta1**n) / math.sqrt(1 - optim.beta2**n) for n in range(1, 1000))
+        if largest > FAST:
+            notes.append(
+                f"optim.freeze with optim.beta2={optim.beta2}: the first updates of what begins to move are up to "
+                f"{largest:.1f} times the rate; give it a lower lr_mult in optim.groups, or use beta2=0.95"
+            )
+    return tuple(notes)
 
 
 def _rate_notes(config: Config, origin: Origin, *, is_new: bool) -> tuple[str, ...]:
@@ -161,7 +192,7 @@ def _check_reference(config: Config, arch: Architecture, tokenizer: str) -> None
 
 def _check_data(
     config: Config, arch: Architecture, tokenizer_of_base: str
-) -> tuple[tuple[str, ...], dict[str, str], str]:
+) -> tuple[tuple[str, ...], dict[str, Content], str]:
     """Every token file is whole and made with the model's tokenizer; a note for each that cannot be proven, the
     identity of each source's content, and the fingerprint of the tokenizer."""
     expected = tokenizer_of_base
@@ -169,13 +200,13 @@ def _check_data(
         from cptron.tokens.tokenizer import load_tokenizer
 
         expected = load_tokenizer(config.data.tokenizer).fingerprint
-    notes, contents = [], dict[str, str]()
+    notes, contents = [], dict[str, Content]()
     for kind, named in (("source", config.data.sources), ("validation set", config.data.valid)):
         for item in named:
             where = f"{kind} {item.name} ({item.path})"
             content = open_content(item.path)
             if kind == "source":
-                contents[item.name] = content.identity
+                contents[item.name] = content
             if content.tokens.num_tokens < 2:
                 raise DataError(f"{where} has {content.tokens.num_tokens} tokens; at least 2 are needed")
             if content.manifest is None:

@@ -135,7 +135,7 @@ def _changes(
 ) -> list[Change]:
     now = dotted(config)
     before = _stored_values(Path(config.run.dir), found.checkpoint) or dict(now)
-    for key in ("start", "tokenizer"):
+    for key in ("start", "tokenizer", "regularise"):
         if found.identity.get(key) and identity.get(key):  # else it was or is not known
             before[key], now[key] = str(found.identity[key]), str(identity[key])
     if found.checkpoint is not None:

@@ -102,7 +102,7 @@ def prepare(config: Config, plan: Plan, session: Session) -> Run:
     optimizer = build_optimizer(config.optim, chunks, config.train.precision)
     base, hugging_face = _load(plan, session, bare, optimizer)
     _refuse_another_start(config, plan)
-    regulariser = open_regulariser(config, plan.base, bare, optimizer, session)
+    regulariser = open_regulariser(config, plan.held_to, bare, optimizer, session)
     state, loader, valid_sets = open_data(config, plan, session)
     run = Run(
         config=config,
@@ -150,9 +150,7 @@ def _load(
 def _refuse_another_start(config: Config, plan: Plan) -> None:
     """A run that is held near its starting weights, or learns from them, cannot have others from now on."""
     wanted = config.regularise
-    if (wanted.needs_base or wanted.distill.weight) and any(
-        change.key == "start" for change in plan.accepted
-    ):
+    if wanted.knows_base and not wanted.base and any(change.key == "start" for change in plan.accepted):
         raise ConfigError(
             f"run.dir={config.run.dir} was started from other weights than start.checkpoint={config.start.checkpoint}, "
             "and regularise holds it near those: put start.checkpoint back, or turn regularise off"

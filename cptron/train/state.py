@@ -25,6 +25,9 @@ from cptron.mixture.doremi import DomainWeights
 from cptron.train.accounting import SourceAccounts
 from cptron.train.spikes import SpikeHistory
 
+ROUNDING = 1e-9
+"""Of factors that were multiplied and divided."""
+
 
 @dataclass
 class TrainState:
@@ -98,6 +101,15 @@ class TrainState:
             "mixing": copy.deepcopy(self.mixing),
             "doremi": copy.deepcopy(self.doremi),
         }
+
+
+def without_mixer(state: TrainState) -> None:
+    """Take out of the shares what a mixer has made of them, which is no longer asked."""
+    for name, factor in state.mixing.get("factors", {}).items():
+        rest = state.share_factors.pop(name, 1.0) / factor
+        if abs(rest - 1.0) > ROUNDING:
+            state.share_factors[name] = rest
+    state.mixing = {}
 
 
 def read_state(path: Path) -> dict[str, Any]:

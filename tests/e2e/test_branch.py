@@ -170,6 +170,25 @@ def test_a_branch_of_an_adapter(world: World, tmp_path: Path) -> None:
     assert ours.weights_fingerprint == theirs.weights_fingerprint and ours.base == theirs.base
 
 
+def test_a_child_is_held_to_what_its_parent_began_with(world: World, tmp_path: Path) -> None:
+    """Near the parent's starting weights, which still teach: with equal rates it is the parent to the bit, drift and
+    divergence included. What it is held to cannot change."""
+    words = [*SCHEDULE, *SETTINGS, "train.steps=6", "log.every_steps=1", "optim.weight_decay=0.0"]
+    words += ["regularise.l2sp=20.0", "data.sources.general.role=replay"]
+    words += ["regularise.distill.weight=0.5", "regularise.distill.top_k=4"]
+    run = world.trained(tmp_path / "parent", ONE, *words)
+    done = command("anneal", run, "--from", "4", "--tokens", str(2 * 8 * 32), *STEADY)
+    assert not done.error, done.error
+    child = tmp_path / "parent-anneal-4"
+    assert steps(child) == steps(run)[4:]
+    assert steps(child)[0]["drift/all"] > 0 and len(steps(child)) == 2
+    shutil.rmtree(checkpoint(child, 6))
+    file = tmp_path / "parent-anneal-4.yaml"
+    file.write_text(file.read_text().replace(f"base: {world.base}", f"base: {checkpoint(run, 4)}"))
+    refused = command("train", file)
+    assert refused.error.startswith("ConfigError") and "those it began with" in refused.error
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

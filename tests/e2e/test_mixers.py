@@ -67,6 +67,7 @@ def test_the_journal_decides_after_a_kill(world: World, whole: Path, layout: Lay
     assert (run / "mix.jsonl").read_text() in (before, before + '{"cut off')
     assert state_of(run)["ledger"] == state_of(whole)["ledger"]
     assert state_of(run)["share_factors"] == state_of(whole)["share_factors"]
+    assert [record["batch"] for record in records(run, "mix")] == list(range(1, 12))
     if layout == ONE:
         assert steps(run) == steps(whole) and state_of(run) == state_of(whole)
     else:
@@ -84,6 +85,34 @@ def test_without_its_journal_a_run_decides_alike_or_stops(world: World, whole: P
     (run / "mix.jsonl").write_text("".join(lines[:6]))
     (outcome,) = world.train(run, ONE, *WORDS)
     assert "mix.jsonl has 6 decision(s), the checkpoint was made with 7" in outcome.error
+
+
+def test_turned_off_the_shares_are_the_configured_ones(world: World, whole: Path, tmp_path: Path) -> None:
+    """In a run that is taken up; and the mixer leaves nothing behind in its state."""
+    run = interrupted(whole, tmp_path / "run")
+    world.trained(run, ONE, *WORDS, "data.mixer=static", "train.steps=10")
+    shares = [record["share/general"] for record in steps(run)]
+    assert shares[7] != pytest.approx(0.3, abs=1e-6) and shares[8:] == pytest.approx([0.3, 0.3])
+    saved = json.loads((run / "checkpoints" / "step_00000010" / "state.json").read_text())
+    assert (saved["mixing"], saved["share_factors"]) == ({}, {})
+
+
+def test_what_is_decided_is_in_force_in_every_stage(world: World, tmp_path: Path) -> None:
+    """Also where a stage has left a source out; and a run that is taken up at the border of two stages decides with the
+    shares of the one that begins, as a run does that was not cut off."""
+    # of 256 tokens or little less are the batches; after the eighth is a checkpoint
+    words = [*WORDS, "data.stages=[{until_tokens: 1920}, {until_tokens: 2432, shares: {general: 1}}, {}]"]
+    whole = world.trained(tmp_path / "whole", ONE, *words)
+    made = {decision["batch"]: decision["shares"] for decision in decisions(whole)}
+    assert [set(made[number]) == {"general"} for number in range(7, 11)] == [False, True, True, False]
+    for record in steps(whole)[5:]:
+        for name, share in made[record["step"] - 1].items():
+            assert record[f"share/{name}"] == pytest.approx(share), f"step {record['step']}"
+    run = interrupted(whole, tmp_path / "run")
+    (run / "mix.jsonl").write_text("".join((whole / "mix.jsonl").read_text().splitlines(keepends=True)[:7]))
+    world.trained(run, ONE, *words)
+    assert decisions(run) == decisions(whole)
+    assert steps(run) == steps(whole) and state_of(run) == state_of(whole)
 
 
 @pytest.mark.parametrize("layout", [ONE, Layout(2)], ids=str)

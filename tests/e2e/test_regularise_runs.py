@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from commands import evals, steps
 from tiny_world import ONE, SHORT, Layout, World, command, interrupted
+
+from cptron.regularise.taught_file import bin_file, row_type
 
 EIGHT = Layout(8, tp=2, pp=2)
 
@@ -102,3 +106,38 @@ def test_what_is_not_of_the_start_is_refused(
         tmp_path / "bad", ONE, *words, f"regularise.fisher={tmp_path / 'f'}", f"start.checkpoint={whole}"
     )
     assert "is damaged" in outcome.error and file.name in outcome.error
+
+
+def test_a_cached_teacher_from_the_command_to_the_run(world: World, tmp_path: Path) -> None:
+    """Refused before it was asked; then a run under eight ranks that reads it is that of one; answers of other weights
+    are refused. At the first step the same weights in other windows are nearer than answers seven tokens off."""
+    prefix = tmp_path / "general"
+    for end in (".bin", ".idx", ".manifest.json"):
+        shutil.copy(f"{world.tokens('general')}{end}", f"{prefix}{end}")
+    words = [
+        *SHORT,
+        *("train.steps=3", "eval.every_steps=0", "checkpoint.every_steps=0", "log.every_steps=1"),
+        *("optim.eps=1.0e-5", "data.sources.general.role=replay", f"data.sources.general.path={prefix}"),
+        "regularise.distill={weight: 0.5, top_k: 8, teacher: cached}",
+    ]
+    (early,) = world.train(tmp_path / "early", ONE, *words)
+    assert early.error.startswith("DataError") and "was not taught" in early.error
+    ask = ["--data", prefix, "--top-k", "8", "--seq-length", "64", "--device", "cpu"]
+    assert not command("teach", world.base, *ask).error
+    found = steps(world.trained(tmp_path / "one", ONE, *words))
+    assert found[0]["divergence_nats_per_token/domain"] == 0
+    for ours, theirs in zip(steps(world.trained(tmp_path / "eight", EIGHT, *words)), found, strict=True):
+        for key, value in theirs.items():
+            assert ours[key] == pytest.approx(value, rel=2e-4, abs=1e-9), f"step {theirs['step']}: {key}"
+    rows = np.fromfile(bin_file(str(prefix)), row_type(8))
+    np.roll(rows, 7).tofile(bin_file(str(prefix)))
+    (off,) = steps(
+        world.trained(
+            tmp_path / "off", ONE, *words, "train.steps=1", "optim.warmup_steps=0", "checkpoint.verify=sizes"
+        )
+    )
+    near, far = (step["divergence_nats_per_token/general"] for step in (found[0], off))
+    assert 0 < near < 0.95 * far  # not equal: documents are longer than windows, and cut elsewhere
+    assert not command("teach", tmp_path / "one", *ask).error
+    (other,) = world.train(tmp_path / "other", ONE, *words)
+    assert other.error.startswith("CheckpointError") and "is of weights" in other.error

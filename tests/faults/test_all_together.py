@@ -43,7 +43,7 @@ def everything(forgetting_world: ForgettingWorld, tmp_path_factory: pytest.TempP
         STAGES,
         *("data.replay_floor=0.03", "data.prefetch_steps=3"),
         *("data.mixer=ado", "data.mixer_every_batches=2", "data.mixer_skip_batches=2"),
-        *("forgetting.action=rollback", "forgetting.epsilon_nats=0.1"),
+        *("forgetting.action=rollback", "forgetting.epsilon_nats=0.1", "forgetting.max_actions=1"),
         *("regularise.l2sp=0.1", "regularise.ewc=1.0e-4", f"regularise.fisher={fisher}"),
         *("regularise.agem=true", "regularise.distill.weight=0.05", "regularise.distill.top_k=8"),
         "optim.freeze=[{match: word_embeddings, until_tokens: 900, rows_below: 10}]",
@@ -93,7 +93,7 @@ def test_all_of_it_has_happened(whole: Path) -> None:
     assert len((whole / "mix.jsonl").read_text().splitlines()) > 4
     last = found[-1]
     assert last["penalty/l2sp"] > 0 and last["penalty/ewc"] > 0
-    assert last["divergence_nats_per_token/old"] > 0
+    assert any(record.get("divergence_nats_per_token/old", 0.0) > 0 for record in found)
     assert {record["agem/projected"] for record in found} <= {0.0, 1.0}
     assert len({record["share/old"] for record in found}) > 3
     assert min(record["share/old"] for record in found) >= 0.03 - 1e-9

@@ -12,6 +12,7 @@ import guard_calls
 import pytest
 from commands import assert_close, evals, steps
 from forgetting_world import EVERY, STEPS, ForgettingWorld, share, verdicts, without_replay
+from shard_files import sign
 from tiny_world import ONE, Layout
 
 from cptron.checkpoint.layout import list_checkpoints, read_manifest
@@ -264,6 +265,61 @@ def test_guards_go_back_to_where_the_monitor_went(forgetting_world: ForgettingWo
     assert (state["reaction"]["attempt"], state["reaction"]["replay_factor"]) == (1, 2.0)
     assert state["batches_drawn"] == STEPS + 1
     assert audit(run).skipped_batches == [7]
+
+
+def test_taken_up_with_more_replay_it_is_judged_anew(
+    forgetting_world: ForgettingWorld, whole: dict[str, Path], tmp_path: Path
+) -> None:
+    """From before the alarm: the journal has decided about another run."""
+    run = tmp_path / "run"
+    shutil.copytree(whole["lower_lr"], run)
+    for step, path in list_checkpoints(run / "checkpoints"):
+        if step > 2 * EVERY:
+            shutil.rmtree(path)
+    forgetting_world.trained(run, ONE, *share(0.5), f"train.steps={ALARM}")
+    before, again = [line for line in verdicts(run) if line["step"] == ALARM]
+    assert (before["finding"], before["action"]) == ("alarm", "lower_lr")
+    assert again["old"][0] < before["old"][0] and again["settings"] != before["settings"]
+
+
+def test_what_an_owed_evaluation_has_done_outlives_the_guards(
+    forgetting_world: ForgettingWorld, whole: dict[str, Path], tmp_path: Path
+) -> None:
+    """A run that was asked to stop at the step of an alarm has saved without evaluating. Taken up it is evaluated and
+    gets more replay; the guards take it back to that step, where it is owed once more."""
+    run = tmp_path / "run"
+    shutil.copytree(whole["raise_replay"], run)
+    for step, path in list_checkpoints(run / "checkpoints"):
+        if step > ALARM:
+            shutil.rmtree(path)
+    before = [line for line in verdicts(run) if line["step"] < ALARM]
+    (run / "forgetting.jsonl").write_text("".join(json.dumps(line) + "\n" for line in before))
+    saved = run / "checkpoints" / f"step_{ALARM:08d}"
+    state = state_of(run, ALARM) | {key: before[-1][key] for key in ("watch", "reaction")}
+    (saved / "state.json").write_text(json.dumps(state))
+    sign(saved, metrics={})
+    words = [
+        *LITTLE,
+        "forgetting.action=raise_replay",
+        "guards.on_nonfinite=rollback",
+        "guards.skip_batches=0",
+    ]
+    overrides = forgetting_world.words(run, ONE, *words, f"train.steps={ALARM + 2}")
+    fault = ("gradient", "decoder.layers.2.mlp.linear_fc2", 0, ALARM + 1, float("nan"))
+    (outcome,) = run_ranks(guard_calls.train_with_fault, 1, str(forgetting_world.config), overrides, *fault)
+    assert outcome.error == ""
+    assert [line["action"] for line in verdicts(run) if line["step"] == ALARM] == ["raise_replay"]
+    assert steps(run)[ALARM]["share/old"] == pytest.approx(0.1)
+    shown = [record["step"] for record in evals(run)]
+    assert len(shown) == len(set(shown))
+
+
+def test_megatrons_order_is_watched(forgetting_world: ForgettingWorld, tmp_path: Path) -> None:
+    """It has no stages and no more replay to give."""
+    words = ("data.order=megatron", "data.megatron_samples=64", f"data.cache_dir={tmp_path / 'cache'}")
+    words = (*words, "forgetting.action=lower_lr", "train.steps=2", "eval.every_steps=1")
+    run = forgetting_world.trained(tmp_path / "run", ONE, *words)
+    assert [line["step"] for line in verdicts(run)] == [0, 1, 2]
 
 
 def test_nothing_is_done_where_nothing_is_watched(forgetting_world: ForgettingWorld) -> None:

@@ -1,4 +1,4 @@
-"""Targets: what the forgetting monitor keeps: its journal, and losses by window."""
+"""Targets: what the forgetting monitor keeps, its journal and losses by window, and why a checkpoint was chosen."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from cptron.forgetting.journal import Verdict, read_verdicts
 from cptron.forgetting.reaction import Reaction
 from cptron.forgetting.watch import Seen, Watch
 from cptron.report.forgetting import verdict_rows
+from cptron.selection.record import SELECTION, read_selection
 
 
 def make_verdicts(root: Path) -> list[Seed]:
@@ -78,6 +79,33 @@ def read_losses(directory: Path) -> Any:
     return found.to_bytes(), repr(suite_changes(found, found, how)), repr(set_record(found, found, how))
 
 
+def make_selection(root: Path) -> list[Seed]:
+    """A choice by epsilon among two, and interpolations of one; numbers that JSON has not."""
+    numbers: list[float | str] = [0.5, "-inf", "inf"]
+    rows: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "tokens_total": 64,
+            "old_change_nats": [0.1, 0.0, 0.2],
+            "new_change_nats": numbers,
+            "is_pareto": True,
+            "is_chosen": name == "a",
+            "is_within_epsilon": True,
+            "new_minus_chosen_nats": None,
+        }
+        for name in ("a", "b")
+    ]
+    grid = {"reason": "why", "candidates": [{**row, "score": 0.5} for row in rows]}
+    record = {"format_version": 1, "time": "2026", "reason": "why", "candidates": rows, "grid": grid}
+    (root / SELECTION).write_text(json.dumps(record))
+    return [Seed(root, SELECTION)]
+
+
+def read_choice(directory: Path) -> Any:
+    """As the report shows it."""
+    return json.dumps(read_selection(directory))
+
+
 TARGETS = [
     Target(
         format="monitor's journal",
@@ -95,5 +123,13 @@ TARGETS = [
         make=make_losses,
         read=read_losses,
         mutate=mutate_losses,
+    ),
+    Target(
+        format="choice of a checkpoint",
+        name="selection",
+        reader="cptron.selection.record.read_selection",
+        make=make_selection,
+        read=read_choice,
+        mutate=mutate_json,
     ),
 ]

@@ -54,7 +54,7 @@ def test_fit_prints_what_it_writes(table: Path, tmp_path: Path, capsys: pytest.C
     bound = ["--max-old-increase-nats", "0.3"]
     text = printed(capsys, "fit", table, "--law", "d-cpt", *ROLES, *DRAWS, *bound, "--output", output)
     stored = json.loads(output.read_text())
-    assert f"rmse {stored['fits'][0]['rmse']:.4f}; left out: mean " in text
+    assert f"rmse {stored['fits'][0]['rmse']:.4f} nats; left out: mean " in text
     assert "left out at an edge (extrapolated): largest " in text and "at old=0 new=1" in text
     for name, value in zip(("E", "C", "gamma", "epsilon"), stored["fits"][0]["parameters"], strict=True):
         assert re.search(rf"^  {name} +{re.escape(f'{value:.5g}')} ", text, re.MULTILINE)
@@ -104,7 +104,8 @@ def test_json_has_what_the_text_has(fit: Path, capsys: pytest.CaptureFixture[str
     text, found = printed(capsys, *arguments), json.loads(printed(capsys, *arguments, "--json"))
     for one in found["predictions"]:
         assert (
-            f"{one['loss']} {one['value']:.4f}  95 % interval {one['low']:.4f} to {one['high']:.4f}" in text
+            f"{one['loss']} {one['value']:.4f} nats  95 % interval {one['low']:.4f} to {one['high']:.4f}"
+            in text
         )
     share = dict(zip(("old", "new"), found["recommended"]["shares"], strict=True))
     assert f"recommended: new={share['new']:.4f}" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from tokens_world import write_known
 
 from cptron.data.content import open_content
 from cptron.data.source import TokenSource
-from cptron.regularise.taught_file import Taught, open_taught
+from cptron.regularise.taught_file import Taught, bin_file, open_taught, record_file
+from cptron.regularise.teach import Windows
 from cptron.runtime.topology import Layout
 from cptron.testing import run_ranks
 
@@ -81,6 +83,30 @@ def test_cached_answers_are_those_of_transformers_under_every_layout(
         np.testing.assert_allclose(
             other.rows["logs"].astype(np.float32), rows["logs"].astype(np.float32), atol=2e-2
         )
+
+
+def test_a_token_that_is_none_stops_every_rank(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """It is in the windows of the second copy of the model only; the first does not wait for ever."""
+    prefix = tmp_path / "damaged"
+    ids = np.arange(8 * SEQ, dtype=np.int32) % 300
+    ids[5 * SEQ] = 4000
+    write_known(prefix, [ids], None, dtype="int32")
+    arguments = ["teach", str(checkpoints["untied"]), "--data", str(prefix), "--seq-length", str(SEQ)]
+    for outcome in run_ranks(rank_calls.command, 2, [*arguments, "--device", "cpu", "--top-k", "5"]):
+        assert outcome.error.startswith("DataError") and "4000" in outcome.error
+    assert not record_file(str(prefix)).exists()
+
+
+def test_the_answers_have_their_place_before_they_are_written(replay: Path, tmp_path: Path) -> None:
+    """A full disk is found at the start, with one line, and not in the middle by a signal."""
+    prefix = tmp_path / "old"
+    for end in (".bin", ".idx", ".manifest.json"):
+        shutil.copy(f"{replay}{end}", f"{prefix}{end}")
+    windows = Windows(str(prefix), SEQ, 300, 200)
+    windows.make_file(200)
+    made = bin_file(str(prefix)).stat()
+    assert made.st_size == windows.num_tokens * 200 * 6
+    assert made.st_blocks * 512 >= made.st_size
 
 
 @pytest.mark.parametrize("packing", ["joined", "best_fit"])

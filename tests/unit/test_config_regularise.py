@@ -10,6 +10,7 @@ from tiny_world import CONFIG
 from cptron.config.check import check_config
 from cptron.config.load import load_config
 from cptron.errors import ConfigError
+from cptron.train.preflight import regularise_notes
 
 REPLAY = "data.sources.general.role=replay"
 NO_DECAY = "optim.weight_decay=0"
@@ -28,6 +29,8 @@ def check(tmp_path: Path, *overrides: str) -> None:
         [],
         ["regularise.l2sp=1", NO_DECAY],
         ["regularise.ewc=0.1", "regularise.fisher=F"],
+        ["regularise.l2sp=1", NO_DECAY, "start.mode=branch", "regularise.base=B"],
+        ["regularise.l2sp=1", NO_DECAY, "start.checkpoint=''", "start.hugging_face=H", "regularise.base=B"],
         ["regularise.agem=true", REPLAY],
         ["regularise.distill.weight=1", "regularise.distill.teacher=cached", REPLAY],
         ["optim.freeze=[{match: 'layers\\.[0-3]\\.', until_tokens: 10}]"],
@@ -45,6 +48,17 @@ def test_what_can_be_meant_passes(words: list[str], tmp_path: Path) -> None:
         (["regularise.l2sp=1"], "takes the place of weight decay"),
         (["regularise.l2sp=501", NO_DECAY], "must be at most 1"),
         (["regularise.l2sp=300", NO_DECAY, "optim.groups=[{match: '*', lr_mult: 2.0}]"], "must be at most 1"),
+        (
+            ["regularise.l2sp=300", NO_DECAY, "data.stages=[{until_tokens: 100, lr_scale: 2.0}, {}]"],
+            "must be at most 1",
+        ),
+        (["regularise.ewc_form=proximal"], "ewc_form=proximal has no effect without regularise.ewc"),
+        (["regularise.fisher_precision=bf16"], "fisher_precision=bf16 has no effect without"),
+        (["regularise.anchor_precision=bf16"], "has no effect without regularise.l2sp or regularise.ewc"),
+        (["regularise.distill.teacher=cached"], "teacher=cached has no effect"),
+        (["regularise.base=B"], "regularise.base=B would not be read"),
+        (["regularise.l2sp=1", NO_DECAY, "start.mode=branch"], "is in the middle of a run"),
+        (["regularise.distill.weight=1", REPLAY, "start.mode=branch"], "is in the middle of a run"),
         (["regularise.ewc=1"], "regularise.fisher='' names none"),
         (["regularise.fisher=F"], "would not be read"),
         (["regularise.l2sp=1", NO_DECAY, "adapter.kind=lora"], "would hold weights that do not move"),
@@ -76,3 +90,28 @@ def test_what_cannot_be_meant_is_refused(words: list[str], message: str, tmp_pat
     with pytest.raises(ConfigError) as refused:
         check(tmp_path, *words)
     assert message in str(refused.value)
+
+
+def test_what_is_experimental_says_so_at_the_start(tmp_path: Path) -> None:
+    """One note for each such key that is on, and none otherwise."""
+    path = tmp_path / "run.yaml"
+    path.write_text(CONFIG.format(root=tmp_path))
+    assert regularise_notes(load_config(path, []).config) == ()
+    agem, ado = regularise_notes(load_config(path, ["regularise.agem=true", "data.mixer=ado"]).config)
+    assert agem.startswith("regularise.agem=true is experimental")
+    assert ado.startswith("data.mixer=ado is experimental")
+
+
+@pytest.mark.parametrize(("beta2", "words"), [(0.95, []), (0.999, ["are up to 6.6 times the rate"])])
+def test_what_begins_to_move_too_fast_is_spoken_of(beta2: float, words: list[str], tmp_path: Path) -> None:
+    """The bound of the note is what AdamW does with zero moments, a constant gradient and a late step count."""
+    path = tmp_path / "run.yaml"
+    path.write_text(CONFIG.format(root=tmp_path))
+    freeze = "optim.freeze=[{match: word_embeddings, until_tokens: 9}]"
+    notes = regularise_notes(load_config(path, [freeze, f"optim.beta2={beta2}"]).config)
+    assert len(notes) == len(words) and all(word in note for word, note in zip(words, notes, strict=True))
+    first, second, fastest = 0.0, 0.0, 0.0
+    for _ in range(200):
+        first, second = 0.9 * first + 0.1, beta2 * second + (1 - beta2)
+        fastest = max(fastest, first / second**0.5)
+    assert fastest == pytest.approx({0.95: 1.0967, 0.999: 6.5685}[beta2], rel=1e-4)

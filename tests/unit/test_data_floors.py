@@ -101,3 +101,15 @@ def test_a_stream_keeps_them_under_any_factors(
         assert sum(shares.get(name, 0) for name in floors.replay) >= floors.replay_floor - 1e-9
         # a source whose turn is over has no floor any more
         assert all(share >= floors.min_share.get(name, 0) - 1e-9 for name, share in shares.items())
+
+
+def test_a_run_with_more_replay_ends_where_every_source_is_used_up(sources: list[TokenSource]) -> None:
+    """The monitor's factor has nothing to raise then."""
+    role = (False, False, True, True)
+    mix = Mix((1.0,) * 4, (1.0,) * 4, "redistribute", is_replay=role, replay_factor=2.0)
+    stream = SampleStream(sources, mix, Ledger())
+    drawn = 0
+    while batch := stream.draw(1):
+        drawn += len(batch)
+    assert drawn == sum(source.samples_per_epoch for source in sources)
+    assert "leave no further global batch" in stream.notes[-1]

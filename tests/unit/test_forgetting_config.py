@@ -57,6 +57,8 @@ def test_every_action_is_possible(path: Path, action: str) -> None:
         (["action=lower_lr", "eval.every_steps=0"], "needs evaluations on the way"),
         (["action=raise_replay", "data.sources.b.role=new"], "needs a source with role replay"),
         (["action=rollback", "checkpoint.every_steps=0"], "goes back to a checkpoint"),
+        (["action=stop_and_keep_best", "checkpoint.every_steps=0"], "checkpoints that were evaluated"),
+        (["action=stop_and_keep_best", "checkpoint.every_steps=3"], "checkpoints that were evaluated"),
         (["eval.every_tokens=-1"], "eval.every_tokens=-1 must not be negative"),
         (["eval.every_tokens=5", "eval.every_steps=0", "data.valid=[]"], "eval.every_tokens=5 but data.valid is empty"),
     ],

@@ -13,7 +13,7 @@ import pytest
 
 from cptron.config.load import load_config
 from cptron.data.windows import SetFacts
-from cptron.errors import CheckpointError, ConfigError
+from cptron.errors import CheckpointError, ConfigError, TrainingError
 from cptron.forgetting.base import Control, choose_base, kept_base
 from cptron.forgetting.bootstrap import Interval
 from cptron.forgetting.compare import Resampling, change_of, not_comparable, scores, set_record, suite_changes
@@ -68,6 +68,13 @@ def test_any_damage_is_found() -> None:
     for damaged_length in (content[:-8], content + b"\0" * 8, b"", b"{}\n", b"[]\n"):
         with pytest.raises(CheckpointError, match="no record of an evaluation"):
             Evaluation.from_bytes(damaged_length, "x")
+
+
+def test_a_loss_that_is_no_number_is_not_kept() -> None:
+    """Neither the file nor the journal could be read again, and the run could not go on."""
+    found = EvaluatedSet("old", SetFacts("w"), np.array([1.0, math.nan]), np.array([1, 1]))
+    with pytest.raises(TrainingError, match="the loss on a after step 4 is nan"):
+        Evaluation(4, 99, {"a": found}).to_bytes()
 
 
 def test_the_same_windows_are_compared_in_pairs() -> None:

@@ -222,6 +222,24 @@ def test_the_journal_is_read_as_it_was_written(tmp_path: Path) -> None:
             read_verdicts(path)
 
 
+def test_a_verdict_is_of_one_evaluation(tmp_path: Path) -> None:
+    """The same numbers of step and tokens with other batches or settings are another; and so it is read again."""
+    verdict = replace(a_verdict(4, 0), batch=4, settings="abc")
+    others = [replace(verdict, batch=6), replace(verdict, settings="abd"), replace(verdict, attempt=1)]
+    assert len({each.place for each in (verdict, *others)}) == 4
+    for each in (verdict, *others):
+        append_verdict(tmp_path / "forgetting.jsonl", each)
+    assert read_verdicts(tmp_path / "forgetting.jsonl") == [verdict, *others]
+
+
+def test_why_there_is_no_more_replay(tmp_path: Path) -> None:
+    """A stage may draw none."""
+    config = config_of(tmp_path, "forgetting.action=raise_replay")
+    found = Measured(10, 1000, {"old": Interval(1.0, 1.0, 1.0)}, {"a": 2.0, "b": 2.0}, {}, (1.0, 0.0))
+    verdict = decide(config, ABOVE, Reaction(), found, lambda: None)
+    assert (verdict.action, verdict.why) == ("alert", "the stage draws no replay")
+
+
 def test_rollbacks_of_the_journal_are_in_force_at_their_checkpoint() -> None:
     """One after the other, at the step that each went to, and nowhere else; lost lines are noticed."""
     lines = [a_verdict(4, 0), a_verdict(8, 0, 4), a_verdict(8, 1, 4), a_verdict(20, 2, 16)]

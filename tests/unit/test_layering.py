@@ -46,6 +46,7 @@ LIGHT_FILES = (
     "versions.py",
     "cli.py",
     "doctor.py",
+    "advise/main.py",
     "checkpoint/archive.py",
     "checkpoint/block_file.py",
     "checkpoint/block_writer.py",

@@ -174,3 +174,22 @@ def test_divergence_from_a_teacher(
     for mine, plain in zip(ours, exact, strict=True):
         assert mine.grad is not None and plain.grad is not None
         torch.testing.assert_close(mine.grad.double(), plain.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("gap", [10.0, 20.0, 40.0, 60.0])
+def test_gradient_where_the_model_is_far_surer_than_its_teacher(gap: float) -> None:
+    """All other tokens together have e^-gap: what is left of the pull on the teacher's is no difference of large
+    numbers."""
+    logits_TV = torch.tensor([[gap, gap - 1, 0.3, -0.2, 0.0]])
+    targets = TopTargets(torch.tensor([[1, 0]]), torch.tensor([[0.6, 0.3]]), torch.tensor([2.0]))
+    hidden_TH, labels_T, weights_T = logits_TV.clone().requires_grad_(), torch.tensor([0]), torch.ones(1)
+    total, _, _ = losses_and_divergence(
+        hidden_TH, torch.eye(5), labels_T, weights_T, Vocabulary(0, 5, None), 0, targets
+    )
+    total.backward()
+    exact_TV = logits_TV.double().requires_grad_()
+    cross = torch.nn.functional.cross_entropy(exact_TV, labels_T, reduction="sum")
+    pull_T = plain_divergence(exact_TV, targets.ids_TK, targets.probabilities_TK.double())
+    (cross + 2 * pull_T.sum()).backward()
+    assert hidden_TH.grad is not None and exact_TV.grad is not None
+    torch.testing.assert_close(hidden_TH.grad.double(), exact_TV.grad, rtol=1e-4, atol=1e-5)

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "cptron"
 PAGES = [
     path
-    for pattern in ("*.md", "docs/*.md", "examples/**/*.md", "launch/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "examples/**/*.md", "launch/*.md")
     for path in sorted(ROOT.glob(pattern))
 ]
 QUICKSTART = ROOT / "examples/quickstart/quickstart.yaml"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
 import pytest
 from commands import snapshot
 from run_checkpoints import make_run, store
+from shard_files import sign
 
 from cptron.cli import main as cptron
 from cptron.config.check import check_config
@@ -53,6 +55,19 @@ def test_overrides_are_the_childs(tmp_path: Path) -> None:
     made = child(tmp_path / "run", 700, 10 * 512, [*words, "optim.lr_min=1e-6", f"run.dir={tmp_path}/mine"])
     assert [source.name for source in made.data.sources] == ["best"]
     assert (made.train.steps, made.optim.lr_min, made.run.dir) == (710, 1e-6, f"{tmp_path}/mine")
+
+
+@pytest.mark.parametrize(("drawn", "stage", "steps"), [(900, 1, 20), (1000, 1, 10), (1500, 2, 10), (0, 3, 5)])
+def test_tokens_are_counted_in_the_batches_of_the_stage(
+    drawn: int, stage: int, steps: int, tmp_path: Path
+) -> None:
+    """The one that the last batch was of, or the next where that has ended."""
+    stages = "[{until_tokens: 1000}, {until_lr_frac: 0.5, seq_length: 64}, {seq_length: 64, global_batch_size: 16}]"
+    make_run(tmp_path / "run", [700], f"data.stages={stages}")
+    path = tmp_path / "run" / "checkpoints" / "step_00000700" / "state.json"
+    path.write_text(json.dumps({"stage": stage, "ledger": {"entries": {"a": {"tokens": drawn}}}}))
+    sign(path.parent)
+    assert child(tmp_path / "run", 700, 20 * PER_STEP, []).train.steps == 700 + steps
 
 
 def test_a_file_may_stand_for_its_run(tmp_path: Path) -> None:

@@ -51,3 +51,16 @@ def test_a_checkpoint_that_was_moved_comes_alone(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "run" / "checkpoints" / "step_00000700", moved)
     inherit(child, moved)
     assert [path.name for path in child.iterdir()] == ["config.yaml"]
+
+
+def test_a_checkpoint_that_was_left_behind_comes_with_the_decisions(tmp_path: Path) -> None:
+    """Without those that its state knows of the branch would be refused; the log is of the way that the run took."""
+    make_run(tmp_path / "run", [700])
+    child, left = tmp_path / "child", tmp_path / "run" / "left" / "0"
+    child.mkdir()
+    left.mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "step_00000700").rename(left / "step_00000700")
+    for name in ("journal.jsonl", "mix.jsonl", "data_log.jsonl"):
+        (tmp_path / "run" / name).write_text("{}\n")
+    inherit(child, left / "step_00000700")
+    assert sorted(path.name for path in child.iterdir()) == ["config.yaml", "journal.jsonl", "mix.jsonl"]
