@@ -12,6 +12,7 @@ WORKERS ?= 2
 BENCH_ARGS ?=
 FAULTS_ARGS ?=
 FUZZ_ARGS ?=
+EXPERIMENTS_ARGS ?=
 PY ?= $(VENV)/bin/python
 
 VENV := .venv
@@ -36,7 +37,7 @@ NEWEST_READY := $(NEWEST_DIR)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-more check test-newest-mcore sanitize bench-peers bench-data bench-convert bench-checkpoint bench-engine bench-gpu-peers \
+.PHONY: help env demo experiments test test-more check test-newest-mcore sanitize bench-peers bench-data bench-convert bench-checkpoint bench-engine bench-gpu-peers \
 	bench-gpu bench-fp8-curve faults fuzz test-gpu clean
 
 help: ## list the targets
@@ -46,6 +47,9 @@ env: $(READY) $(NEWEST_READY) ## build the private environment .venv and fetch w
 
 demo: $(READY) $(MODEL)/complete.json ## continue the pretraining of a real 135M model on this machine
 	$(VENV)/bin/python examples/quickstart/run.py
+
+experiments: $(READY) $(MODEL)/complete.json ## what replay, rate, monitor and selector do: docs/experiments (over an hour)
+	$(VENV)/bin/python -m examples.experiments.run $(EXPERIMENTS_ARGS)
 
 check: $(READY) ## lint, format and types
 	$(VENV)/bin/ruff check

@@ -19,6 +19,7 @@ from cptron.runtime.host_isa import leave_amx_alone
 
 VERBS = {
     "preprocess": ("cptron.tokens.preprocess", "JSONL documents -> token files (.bin/.idx)"),
+    "interleave": ("cptron.tokens.interleave", "JSONL documents, each behind the questions about it"),
     "merge": ("cptron.tokens.merge", "several pairs of token files -> one"),
     "split": ("cptron.tokens.split", "one pair of token files -> several, by documents"),
     "convert": ("cptron.convert.main", "Hugging Face model -> checkpoint"),
@@ -27,9 +28,14 @@ VERBS = {
         "a model in pickled files (.bin) -> safetensors, without running code",
     ),
     "data": ("cptron.data.main", "prepare a run's index files; prove from a run's log what it has seen"),
+    "advise": ("cptron.advise.main", "corpora, base, budget -> a commented configuration, with its evidence"),
     "train": ("cptron.train.main", "continue pretraining, on one rank or many"),
+    "anneal": ("cptron.train.anneal", "branch a run from its constant phase and decay the learning rate"),
+    "schedule": ("cptron.report.rates", "the learning rates of a run, before it is trained"),
+    "doremi": ("cptron.train.doremi_main", "shares of the sources, found by a small proxy model"),
     "checkpoint": ("cptron.checkpoint.main", "list, prove, delete and keep the checkpoints of a run"),
     "eval": ("cptron.evaluate.main", "loss of a checkpoint or a Hugging Face model on validation data"),
+    "mixlaw": ("cptron.mixture.main", "laws of the loss by mixture: fit them to runs, predict from them"),
     "merge-weights": (
         "cptron.weights.merge_main",
         "Hugging Face models -> averages, interpolations, task vectors",
@@ -38,6 +44,15 @@ VERBS = {
         "cptron.weights.health_main",
         "dead embedding rows and bad values of a Hugging Face model; repair",
     ),
+    "fisher": (
+        "cptron.regularise.fisher_main",
+        "how much each weight of a checkpoint matters to old data (for EWC)",
+    ),
+    "teach": (
+        "cptron.regularise.teach",
+        "a model's most likely next tokens, beside token files (for distillation)",
+    ),
+    "select": ("cptron.selection.main", "which checkpoint to keep, by old and new data; why is written down"),
     "export": ("cptron.convert.export_main", "checkpoint -> Hugging Face model"),
     "verify": ("cptron.convert.verify_main", "prove that a checkpoint and a Hugging Face model are the same"),
     "inspect": ("cptron.inspect", "what a token file, a checkpoint or a run holds"),

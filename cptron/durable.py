@@ -57,6 +57,24 @@ def replace_text(path: Path, text: str) -> None:
     fsync_path(path.parent)
 
 
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of `path` that were written whole, without their ends; none where there is no file. Raises OSError."""
+    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Write one more line, which has its end, and force it to disk; a line that was cut off before is replaced. Raises
+    OSError, with the file as it was to whoever reads whole lines."""
+    is_new = not path.exists()
+    with path.open("ab") as file:
+        file.truncate(path.read_bytes().rfind(b"\n") + 1)
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+    if is_new:
+        fsync_path(path.parent)
+
+
 def working_directory(final: Path) -> Path:
     """Where the directory `final` is written before it gets its name; always the same, so that none piles up."""
     return final.with_name(f".writing_{final.name}")

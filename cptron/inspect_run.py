@@ -12,13 +12,18 @@ from typing import Any
 
 from cptron.checkpoint import layout
 from cptron.checkpoint.listing import list_run
+from cptron.checkpoint.saved_rate import saved_rate
 from cptron.config.load import load_config
 from cptron.errors import CheckpointError, CptronError, DataError
+from cptron.forgetting.bootstrap import Interval
+from cptron.forgetting.journal import JOURNAL, read_verdicts
 from cptron.json_text import parse_json
 from cptron.model.architecture import Architecture
 from cptron.model.families import family_of
 from cptron.model.families.family import size_of
+from cptron.report.forgetting import action_text
 from cptron.report.sinks import METRICS_FILE, Record, read_records
+from cptron.selection.record import read_selection
 
 RUN_FILE = "run.json"
 
@@ -45,6 +50,7 @@ def describe_checkpoint(directory: Path) -> Facts:
         "architecture": manifest.architecture,
         "precision": manifest.precision,
         "layout": manifest.layout or "any",
+        "learning_rate": _rate(manifest),
         "evaluated": manifest.metrics or "not at this step",
         "probe_loss_nats_per_token": manifest.probe.loss_nats_per_token,
         "weights_fingerprint": manifest.weights_fingerprint,
@@ -58,7 +64,7 @@ def describe_checkpoint(directory: Path) -> Facts:
         facts["adapter"] = {**manifest.adapter, "targets": ", ".join(manifest.adapter["targets"])}
         facts["base"] = {"checkpoint": manifest.base, "weights_fingerprint": manifest.base_fingerprint}
     if manifest.kind != "weights":
-        facts["ledger"] = _ledger(directory / layout.STATE)
+        facts |= _accounts(directory / layout.STATE)
     return facts
 
 
@@ -70,6 +76,20 @@ def num_parameters(arch: Architecture) -> int:
         for rule in family_of(arch.family).rules_for(arch)
         for shape in rule.shapes
     )
+
+
+def _rate(manifest: layout.Manifest) -> Facts | str:
+    """What a start from this checkpoint, or a branch, must know."""
+    saved = saved_rate(manifest)
+    if saved is None:
+        return "not known"
+    return {
+        "schedule": saved.config.optim.schedule,
+        "phase": str(saved.phase),
+        "state": saved.state,
+        "lr_at_save": saved.at_save,
+        "lr_peak": saved.peak,
+    }
 
 
 def _lineage(manifest: layout.Manifest) -> list[str]:
@@ -91,13 +111,24 @@ def _lineage(manifest: layout.Manifest) -> list[str]:
     return [f"{path}: {what}" for path, what in found.items()]
 
 
-def _ledger(state: Path) -> Facts:
+def _accounts(state: Path) -> Facts:
+    """What was drawn by account, and what was trained on by source."""
     try:
-        entries: Facts = parse_json(state.read_text())["ledger"]["entries"]
+        saved: Facts = parse_json(state.read_text())
         keys = ("share", "tokens", "epochs", "cursor", "identity")
-        return {name: {key: entry[key] for key in keys} for name, entry in entries.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        ledger = {
+            name: {key: entry[key] for key in keys} for name, entry in saved["ledger"]["entries"].items()
+        }
+        trained = {
+            name: {
+                "tokens": account["tokens"],
+                "mean_loss_nats_per_token": account["loss_nats"] / account["tokens"],
+            }
+            for name, account in saved.get("trained", {}).items()
+        }
+    except (OSError, ValueError, ArithmeticError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{state} cannot be read ({error!r}); use another checkpoint") from None
+    return {"ledger": ledger, "trained": trained} if trained else {"ledger": ledger}
 
 
 def describe_run(directory: Path) -> Facts:
@@ -114,6 +145,8 @@ def describe_run(directory: Path) -> Facts:
             for facts in list_run(directory)
         ],
         "metrics": _metrics(directory / METRICS_FILE),
+        **_forgetting(directory / JOURNAL),
+        **_selection(directory),
     }
 
 
@@ -130,6 +163,42 @@ def _config(path: Path) -> Facts | str:
         "precision": config.train.precision,
         "token_shares": {source.name: source.token_share for source in config.data.sources},
     }
+
+
+def _forgetting(path: Path) -> Facts:
+    """What the forgetting monitor found at each evaluation; nothing for a run without one."""
+    try:
+        verdicts = read_verdicts(path)
+    except CptronError as error:
+        return {"forgetting": f"cannot be read: {error}"}
+    rows = [
+        {
+            "step": verdict.step,
+            "tokens": verdict.tokens_total,
+            "pass": verdict.attempt + 1,
+            "old_change_nats": _interval(verdict.old),
+            "new_change_nats": _interval(verdict.new),
+            "found": action_text(verdict),
+            "alarms": "; ".join(verdict.alarms),
+        }
+        for verdict in verdicts
+    ]
+    return {"forgetting": rows} if rows else {}
+
+
+def _selection(directory: Path) -> Facts:
+    """What `cptron select` chose last; nothing where it was not asked."""
+    try:
+        selection = read_selection(directory)
+    except CptronError as error:
+        return {"selection": f"cannot be read: {error}"}
+    return {"selection": selection["reasons"][-1]} if selection else {}
+
+
+def _interval(interval: Interval | None) -> str:
+    if interval is None:
+        return "unknown"
+    return f"{interval.estimate:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
 
 
 def _metrics(path: Path) -> Facts | str:

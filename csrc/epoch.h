@@ -53,8 +53,8 @@ class JoinedDocuments {
   static int64_t num_windows(int64_t num_documents) { return (num_documents + kWindow - 1) / kWindow; }
 
   // Tokens before each window of documents.
-  static void starts(const TokenFile& file, uint64_t key, int threads, int64_t* out) {
-    const Permutation order(static_cast<uint64_t>(file.num_documents()), key);
+  static void starts(const TokenFile& file, uint64_t key, bool shuffled, int threads, int64_t* out) {
+    const Permutation order(static_cast<uint64_t>(file.num_documents()), key, shuffled);
     running_sums(num_windows(file.num_documents()), threads, out, [&](int64_t window) {
       // two passes, so that the loads from memory overlap
       uint64_t documents[kWindow];
@@ -67,9 +67,9 @@ class JoinedDocuments {
     });
   }
 
-  JoinedDocuments(const TokenFile& file, const int64_t* starts, uint64_t key, int64_t seq_length)
+  JoinedDocuments(const TokenFile& file, const int64_t* starts, uint64_t key, bool shuffled, int64_t seq_length)
       : file_(file),
-        order_(static_cast<uint64_t>(file.num_documents()), key),
+        order_(static_cast<uint64_t>(file.num_documents()), key, shuffled),
         starts_(starts),
         num_windows_(num_windows(file.num_documents())),
         seq_length_(seq_length) {}
@@ -127,16 +127,17 @@ class PackedDocuments {
   };
 
   // Samples before each window of documents.
-  static void starts(const TokenFile& file, uint64_t key, int64_t seq_length, int threads, int64_t* out) {
-    const Permutation order(static_cast<uint64_t>(file.num_documents()), key);
+  static void starts(const TokenFile& file, uint64_t key, bool shuffled, int64_t seq_length, int threads,
+                     int64_t* out) {
+    const Permutation order(static_cast<uint64_t>(file.num_documents()), key, shuffled);
     running_sums(num_windows(file.num_documents()), threads, out, [&](int64_t window) {
       return pack(file, order, seq_length, window).size();
     });
   }
 
-  PackedDocuments(const TokenFile& file, const int64_t* starts, uint64_t key, int64_t seq_length)
+  PackedDocuments(const TokenFile& file, const int64_t* starts, uint64_t key, bool shuffled, int64_t seq_length)
       : file_(file),
-        order_(static_cast<uint64_t>(file.num_documents()), key),
+        order_(static_cast<uint64_t>(file.num_documents()), key, shuffled),
         starts_(starts),
         num_windows_(num_windows(file.num_documents())),
         seq_length_(seq_length) {}

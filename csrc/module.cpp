@@ -54,12 +54,13 @@ struct Tokens {
 // Documents in an order, and that order's samples in another.
 template <typename Documents>
 struct Epoch {
-  Epoch(const Tokens& file_tokens, Array<int64_t> window_starts, uint64_t document_key, uint64_t sample_key, int64_t seq_length_)
+  Epoch(const Tokens& file_tokens, Array<int64_t> window_starts, uint64_t document_key, uint64_t sample_key, int64_t seq_length_,
+        bool shuffled)
       : tokens(file_tokens),
         starts(std::move(window_starts)),
         seq_length((require(seq_length_ > 0, "seq_length must be positive"), seq_length_)),
-        documents((check_starts(), tokens.file), starts.data(), document_key, seq_length),
-        samples(static_cast<uint64_t>(documents.num_samples()), sample_key) {}
+        documents((check_starts(), tokens.file), starts.data(), document_key, shuffled, seq_length),
+        samples(static_cast<uint64_t>(documents.num_samples()), sample_key, shuffled) {}
 
   Epoch(const Epoch&) = delete;  // `documents` looks into `tokens`
   Epoch& operator=(const Epoch&) = delete;
@@ -120,20 +121,20 @@ struct Epoch {
   Permutation samples;
 };
 
-Array<int64_t> joined_starts(const Tokens& tokens, uint64_t key, int threads) {
+Array<int64_t> joined_starts(const Tokens& tokens, uint64_t key, int threads, bool shuffled) {
   Array<int64_t> starts(JoinedDocuments::num_windows(tokens.file.num_documents()) + 1);
   int64_t* out = starts.mutable_data();
   py::gil_scoped_release release;
-  JoinedDocuments::starts(tokens.file, key, threads, out);
+  JoinedDocuments::starts(tokens.file, key, shuffled, threads, out);
   return starts;
 }
 
-Array<int64_t> packed_starts(const Tokens& tokens, uint64_t key, int64_t seq_length, int threads) {
+Array<int64_t> packed_starts(const Tokens& tokens, uint64_t key, int64_t seq_length, int threads, bool shuffled) {
   require(seq_length > 0, "seq_length must be positive");
   Array<int64_t> starts(PackedDocuments::num_windows(tokens.file.num_documents()) + 1);
   int64_t* out = starts.mutable_data();
   py::gil_scoped_release release;
-  PackedDocuments::starts(tokens.file, key, seq_length, threads, out);
+  PackedDocuments::starts(tokens.file, key, shuffled, seq_length, threads, out);
   return starts;
 }
 
@@ -142,8 +143,9 @@ void bind_epoch(py::module_& m, const char* name) {
   using E = Epoch<Documents>;
   py::class_<E>(m, name)
       // noconvert: another dtype would be copied, wrapped or truncated to this one without a word
-      .def(py::init<const Tokens&, Array<int64_t>, uint64_t, uint64_t, int64_t>(), py::arg("tokens"),
-           py::arg("starts").noconvert(), py::arg("document_key"), py::arg("sample_key"), py::arg("seq_length"))
+      .def(py::init<const Tokens&, Array<int64_t>, uint64_t, uint64_t, int64_t, bool>(), py::arg("tokens"),
+           py::arg("starts").noconvert(), py::arg("document_key"), py::arg("sample_key"), py::arg("seq_length"),
+           py::arg("shuffled") = true)
       .def_property_readonly("num_samples", [](const E& epoch) { return epoch.documents.num_samples(); })
       .def("read", &E::read, py::arg("samples").noconvert(), py::arg("tokens").noconvert(), py::arg("labels").noconvert(),
            py::arg("mask").noconvert(), py::arg("documents").noconvert(), py::arg("vocab_size"))
@@ -181,8 +183,9 @@ PYBIND11_MODULE(_kernels, m) {
   bind_epoch<PackedDocuments>(m, "PackedEpoch");
   m.def("checksum", &checksum_of<uint16_t>, py::arg("matrix").noconvert(), py::arg("first_row"), py::arg("first_column"));
   m.def("checksum", &checksum_of<uint32_t>, py::arg("matrix").noconvert(), py::arg("first_row"), py::arg("first_column"));
-  m.def("joined_starts", &joined_starts, py::arg("tokens"), py::arg("key"), py::arg("threads"));
-  m.def("packed_starts", &packed_starts, py::arg("tokens"), py::arg("key"), py::arg("seq_length"), py::arg("threads"));
+  m.def("joined_starts", &joined_starts, py::arg("tokens"), py::arg("key"), py::arg("threads"), py::arg("shuffled") = true);
+  m.def("packed_starts", &packed_starts, py::arg("tokens"), py::arg("key"), py::arg("seq_length"), py::arg("threads"),
+        py::arg("shuffled") = true);
   py::class_<Blend>(m, "Blend")
       .def(py::init<const std::vector<uint64_t>&, std::vector<int64_t>>(), py::arg("weights"), py::arg("counts"))
       .def_property_readonly("counts", &Blend::counts)

@@ -31,7 +31,9 @@ class Permutation {
  public:
   static constexpr uint64_t kMost = uint64_t{1} << 62;
 
-  Permutation(uint64_t n, uint64_t key) : n_(n), rounds_(n < kSmall ? kMostRounds : kRounds), rows_(1), columns_(1) {
+  // Not `shuffled`, it leaves every number where it is, whatever the key.
+  Permutation(uint64_t n, uint64_t key, bool shuffled = true)
+      : n_(n), rounds_(!shuffled ? 0 : n < kSmall ? kMostRounds : kRounds), rows_(1), columns_(1) {
     if (n > kMost) throw std::invalid_argument("permutation: n must be at most 2^62");
     // the root of a double is near; integers make it exact on every platform
     rows_ = static_cast<uint64_t>(std::sqrt(static_cast<double>(n)));
@@ -48,6 +50,10 @@ class Permutation {
 
   // Elements first, first + 1, ..., at most kAtOnce of them: the same numbers, computed side by side.
   void range(uint64_t first, int64_t count, uint64_t* out) const {
+    if (rounds_ == 0) {
+      for (int64_t i = 0; i < count; ++i) out[i] = first + static_cast<uint64_t>(i);
+      return;
+    }
     uint64_t row[kAtOnce], column[kAtOnce];
     uint64_t r = first / columns_;
     uint64_t c = first - r * columns_;
@@ -64,6 +70,7 @@ class Permutation {
   }
 
   uint64_t operator()(uint64_t index) const {
+    if (rounds_ == 0) return index;
     do {
       index = once(index);
     } while (index >= n_);

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from forgetting_world import forgetting_world
 from hypothesis import settings
 from tiny_world import whole_runs, world
 
@@ -16,7 +17,7 @@ from cptron.runtime.host_isa import leave_amx_alone
 
 leave_amx_alone()  # before the first matrix product of this process
 
-__all__ = ["whole_runs", "world"]
+__all__ = ["forgetting_world", "whole_runs", "world"]
 
 TESTS_DIR = Path(__file__).parent
 MARKED_FOLDERS = ("ranks", "e2e", "faults", "fuzz")

@@ -5,6 +5,7 @@
       manifest.sha256   sha256 of the manifest, as `sha256sum -c` reads it
       shards/           megatron-core `torch_dist`: model, and for a run also the optimizer; `index.json` is ours
       hugging_face/     config, tokenizer and other small files of the model it came from
+      forgetting/       losses of the base and of this step, window by window (a run with a forgetting monitor)
       state.json        step, data ledger, random state (a run's checkpoint only)
 
 Place in the flow: written by `convert` and by the trainer, read by everything that needs weights. Imports
@@ -82,6 +83,8 @@ class Manifest:
     """What the run has drawn of each source."""
     metrics: dict[str, float] = field(default_factory=dict)
     """What was evaluated at this very step."""
+    attempt: int = 0
+    """Rollbacks of the forgetting monitor before it."""
     adapter: dict[str, Any] | None = None
     """Settings of the adapter whose parameters the shards hold, and nothing else; None: whole weights."""
     base: str = ""
@@ -243,13 +246,17 @@ def list_checkpoints(checkpoints: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def newest_complete(checkpoints: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that verifies, and what is wrong with the newer ones. Raises `OtherFormat` where one of
-    these is not damaged but of another version: an older one in its place would lose what was done since."""
+def newest_complete(
+    checkpoints: Path, counts: Callable[[Manifest], bool] = lambda manifest: True
+) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, of those that count, and what is wrong with the newer ones. Raises
+    `OtherFormat` where one of these is not damaged but of another version: an older one in its place would lose what
+    was done since."""
     problems: list[str] = []
     for _, directory in reversed(list_checkpoints(checkpoints)):
         try:
-            read_manifest(directory)
+            if not counts(read_manifest(directory)):
+                continue
         except OtherFormat:
             raise
         except CheckpointError as error:

@@ -8,6 +8,7 @@ be read stop every deletion.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,6 +63,17 @@ def mark(checkpoints: Path, step: int, name: str) -> None:
 def unmark(checkpoints: Path, step: int, name: str) -> None:
     """Take the mark `name` off the checkpoint of `step`. Raises `CheckpointError` when it has no such mark."""
     _change(checkpoints, step, name, add=False)
+
+
+def mark_only(checkpoints: Path, steps: AbstractSet[int], name: str) -> list[int]:
+    """Let the checkpoints of `steps` have the mark `name`, and no others; returns the steps whose mark is gone. New
+    marks come first, so that what a process that is killed has left is one too many. Raises `CheckpointError`."""
+    for step in sorted(steps):
+        mark(checkpoints, step, name)
+    gone = [step for step, names in read_marks(checkpoints).items() if name in names and step not in steps]
+    for step in gone:
+        unmark(checkpoints, step, name)
+    return gone
 
 
 def _change(checkpoints: Path, step: int, name: str, *, add: bool) -> None:

@@ -168,6 +168,18 @@ class Parts:
             if not any(_replica(piece.sharded)):
                 yield piece.whole()
 
+    def boxes_of(
+        self, param: torch.Tensor, start: int, stop: int, flat: torch.Tensor, prefix: str = ""
+    ) -> Iterator[Part]:
+        """The elements `start` to `stop` of a parameter as boxes of what is stored of it under `prefix` and its key;
+        `flat` has them, or anything else of which there is one for each."""
+        for piece in self._pieces[param]:
+            yield from piece.within(start, stop, flat, start, prefix)
+
+    def is_first_copy(self, param: torch.Tensor) -> bool:
+        """No tensor rank or stage before this one has the same parameter."""
+        return all(piece.is_first_copy for piece in self._pieces[param])
+
     def put_back(self) -> None:
         """Take over what was read into parameters that are kept in another form than they are stored in."""
         for param, plain in self._plain.items():

@@ -7,7 +7,7 @@ parameter asked for or raises on all ranks; and no code stored in a checkpoint i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,17 +36,26 @@ def weight_checksums(
 ) -> Checksums:
     """Checksum of every parameter that `holds` says, over all ranks; collective. With `dtype` of the weights rounded
     to it. Padding rows of the vocabulary do not count, since their number depends on the layout."""
+    own = part_checksums(Parts(chunks, holds=holds).to_write(), vocab_size, dtype)
+    by_rank: list[dict[str, int]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(by_rank, own)
+    return add_up(by_rank)
+
+
+def part_checksums(
+    parts: Iterable[Part], vocab_size: int, dtype: torch.dtype | None = None
+) -> dict[str, int]:
+    """What each parameter's checksum is made of here: the sum over `parts`, rounded to `dtype`."""
     own: dict[str, int] = {}
-    for part in Parts(chunks, holds=holds).to_write():
+    for part in parts:
         first_row, *first_column = part.offsets[part.above :]
-        data = part.tensor if dtype is None else part.tensor.to(dtype)
+        data = part.tensor.reshape(part.sizes[part.above :])
+        data = data if dtype is None else data.to(dtype)
         if part.is_of_vocabulary:
             data = data[: max(vocab_size - first_row, 0)]
         if len(data):
             own[part.parameter] = own.get(part.parameter, 0) + checksum(data, first_row, *first_column)
-    by_rank: list[dict[str, int]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(by_rank, own)
-    return add_up(by_rank)
+    return own
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +73,19 @@ class Holdings:
         cls, chunks: Sequence[Any], optimizer: Any | None, vocab_size: int, holds: Holds = everything
     ) -> Holdings:
         """Of this rank; `chunks` are unwrapped modules."""
+        step = None if optimizer is None else step_of(optimizer)
+        return cls.of_parts(Parts(chunks, optimizer, holds).to_write(), vocab_size, step)
+
+    @classmethod
+    def of_parts(cls, parts: Iterable[Part], vocab_size: int, optimizer_step: int | None = None) -> Holdings:
+        """Of these parts."""
         records: dict[str, TensorRecord] = {}
         blocks: list[tuple[BlockSpec, torch.Tensor]] = []
-        for part in Parts(chunks, optimizer, holds).to_write():
+        for part in parts:
             dtype = dtype_name(part.tensor.dtype)
             records[part.key] = TensorRecord(part.shape, dtype)
             blocks.extend(_blocks(part, dtype, vocab_size))
-        return cls(records, blocks, None if optimizer is None else step_of(optimizer))
+        return cls(records, blocks, optimizer_step)
 
     def write(self, shards: Path, rank: int) -> Written:
         """Write all blocks now. Raises OSError."""
@@ -128,8 +143,10 @@ def load_shards(
     of_model = list(parts.of_model())
     of_optimizer = list(parts.of_optimizer()) if optimizer is not None else []
     _require_same(reader, [*of_model, *of_optimizer], optimizer is not None)
-    agree(lambda: _read(reader, of_model))
-    agree(lambda: _read(reader, of_optimizer))  # last: without bf16 the masters are the parameters themselves
+    agree(lambda: read_parts(reader, of_model))
+    agree(
+        lambda: read_parts(reader, of_optimizer)
+    )  # last: without bf16 the masters are the parameters themselves
     parts.put_back()
     if optimizer is not None:
         set_step(optimizer, reader.common.get("optimizer_step"))
@@ -165,8 +182,8 @@ def _require_same(reader: ShardReader, wanted: Sequence[Part], with_optimizer: b
             )
 
 
-def _read(reader: ShardReader, wanted: Sequence[Part]) -> None:
-    """Fill this rank's parts, on threads."""
+def read_parts(reader: ShardReader, wanted: Sequence[Part]) -> None:
+    """Fill this rank's parts, on threads. Raises `CheckpointError`."""
     with ThreadPoolExecutor(num_threads(), "load") as pool, torch.no_grad():
         for _ in pool.map(lambda part: _read_part(reader, part), wanted):
             pass

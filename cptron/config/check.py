@@ -10,9 +10,14 @@ import math
 import re
 
 from cptron.config.check_engine import check_engine
+from cptron.config.check_forgetting import check_forgetting
 from cptron.config.check_guards import check_guards
+from cptron.config.check_mixing import check_mixing
 from cptron.config.check_optim import check_optim_choices
+from cptron.config.check_regularise import check_regularise
 from cptron.config.check_retention import check_retention
+from cptron.config.check_schedule import check_schedule
+from cptron.config.check_start import check_start
 from cptron.config.resume_rules import check_accepted
 from cptron.config.schema import Config, OptimConfig
 from cptron.errors import ConfigError
@@ -25,15 +30,19 @@ def check_config(config: Config, world_size: int) -> None:
     _check_counts(config)
     check_accepted(config.run.accept_changes)
     check_engine(config, world_size)
-    _check_start(config)
+    check_start(config)
     _check_sources(config)
     _check_megatron_order(config)
     _check_validation(config)
-    _check_optim(config.optim, config.train.steps)
+    check_schedule(config.optim, config.train.steps)
+    _check_optim(config.optim)
     check_optim_choices(config.optim)
     _check_names("checkpoint.milestones", [milestone.name for milestone in config.checkpoint.milestones])
     check_retention(config)
     check_guards(config)
+    check_regularise(config)
+    check_forgetting(config)
+    check_mixing(config, world_size)
 
 
 def _check_counts(config: Config) -> None:
@@ -66,6 +75,7 @@ def _check_counts(config: Config) -> None:
         "data.megatron_samples": config.data.megatron_samples,
         "data.megatron_consumed_samples": config.data.megatron_consumed_samples,
         "eval.every_steps": config.eval.every_steps,
+        "eval.every_tokens": config.eval.every_tokens,
         "eval.micro_batch_size": config.eval.micro_batch_size,
         "checkpoint.every_steps": config.checkpoint.every_steps,
         "checkpoint.keep_last": config.checkpoint.keep_last,
@@ -90,41 +100,6 @@ def _check_counts(config: Config) -> None:
         )
     if not config.run.dir:
         raise ConfigError("run.dir='' must name the output directory; set it, as run.dir=runs/my-run")
-
-
-def _check_start(config: Config) -> None:
-    start, architecture = config.start, config.model.architecture
-    if start.mode == "init_from" and not start.checkpoint and not start.hugging_face:
-        raise ConfigError(
-            "start.checkpoint='' but start.mode=init_from loads weights from it; set it to the output of "
-            "`cptron convert`, or start.hugging_face to a model directory, or set start.mode=random"
-        )
-    if start.checkpoint and start.hugging_face:
-        raise ConfigError(
-            f"start.checkpoint={start.checkpoint} and start.hugging_face={start.hugging_face} both name weights to "
-            "start from; keep one of them"
-        )
-    if start.hugging_face and config.adapter.kind != "none":
-        raise ConfigError(
-            f"adapter.kind={config.adapter.kind} belongs to a checkpoint, but start.hugging_face="
-            f"{start.hugging_face} is none; `cptron convert` makes one for start.checkpoint"
-        )
-    if start.mode == "init_from" and architecture:
-        raise ConfigError(
-            f"model.architecture={architecture} is only for start.mode=random; "
-            "remove it, the shape comes from start.checkpoint"
-        )
-    if start.mode == "random" and not architecture:
-        raise ConfigError(
-            "model.architecture='' but start.mode=random has no checkpoint to take the shape from; "
-            "set it to a JSON file in the form of Hugging Face's config.json"
-        )
-    if start.mode == "random" and (start.checkpoint or start.hugging_face):
-        key = "checkpoint" if start.checkpoint else "hugging_face"
-        raise ConfigError(
-            f"start.{key}={start.checkpoint or start.hugging_face} would not be loaded with start.mode=random; "
-            "set start.mode=init_from to load it, or remove it"
-        )
 
 
 def _check_sources(config: Config) -> None:
@@ -189,11 +164,12 @@ def _check_validation(config: Config) -> None:
             )
     if config.data.valid:
         return
-    if config.eval.every_steps:
-        raise ConfigError(
-            f"eval.every_steps={config.eval.every_steps} but data.valid is empty: nothing to evaluate; "
-            "add a validation set, or set eval.every_steps=0 and eval.at_start=false"
-        )
+    for key, every in (("every_steps", config.eval.every_steps), ("every_tokens", config.eval.every_tokens)):
+        if every:
+            raise ConfigError(
+                f"eval.{key}={every} but data.valid is empty: nothing to evaluate; add a validation set, or set "
+                f"eval.{key}=0 and eval.at_start=false"
+            )
     if config.eval.at_start:
         raise ConfigError(
             "eval.at_start=true but data.valid is empty, so no baseline can be measured; "
@@ -201,13 +177,7 @@ def _check_validation(config: Config) -> None:
         )
 
 
-def _check_optim(optim: OptimConfig, train_steps: int) -> None:
-    if optim.lr <= 0:
-        raise ConfigError(f"optim.lr={optim.lr} must be more than 0; use e.g. 1e-5")
-    if not 0 <= optim.lr_min <= optim.lr:
-        raise ConfigError(
-            f"optim.lr_min={optim.lr_min} must be from 0 to optim.lr={optim.lr}; lower it or raise lr"
-        )
+def _check_optim(optim: OptimConfig) -> None:
     if optim.eps <= 0:
         raise ConfigError(f"optim.eps={optim.eps} must be more than 0; use e.g. 1e-8")
     for key, beta in (("beta1", optim.beta1), ("beta2", optim.beta2)):
@@ -216,13 +186,3 @@ def _check_optim(optim: OptimConfig, train_steps: int) -> None:
     for key, value in (("weight_decay", optim.weight_decay), ("clip_grad_norm", optim.clip_grad_norm)):
         if value < 0:
             raise ConfigError(f"optim.{key}={value} must not be negative; use 0 to turn it off")
-    if not 0 <= optim.warmup_steps < train_steps:
-        raise ConfigError(
-            f"optim.warmup_steps={optim.warmup_steps} must be from 0 to below train.steps={train_steps}; "
-            f"use at most {train_steps - 1}"
-        )
-    if optim.decay_steps < 0 or 0 < optim.decay_steps <= optim.warmup_steps:
-        raise ConfigError(
-            f"optim.decay_steps={optim.decay_steps} must come after optim.warmup_steps={optim.warmup_steps}; "
-            f"use at least {optim.warmup_steps + 1}, or 0 for train.steps"
-        )

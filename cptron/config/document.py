@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -78,10 +79,16 @@ def _type_name(hint: Any) -> str:
         return ", ".join(f"`{choice}`" for choice in get_args(hint))
     if get_origin(hint) is tuple:
         return "list of sections"
+    if is_dataclass(hint):
+        return "section"
+    if get_origin(hint) is Mapping:
+        return "numbers by name"
     return {str: "text", int: "integer", float: "number", bool: "true or false"}[hint]
 
 
 def _default(field: Field[Any]) -> str:
+    if field.default_factory is not MISSING:
+        return "empty" if field.default_factory is dict else "its own"
     if field.default is MISSING:
         return "required"
     value = field.default

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
@@ -18,6 +18,7 @@ from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 import yaml
 
 from cptron.config.nodes import TAG, apply_override, compose, empty_section, no_mark, read_text, shown, where
+from cptron.config.presets import apply_preset
 from cptron.config.schema import Config
 from cptron.errors import ConfigError
 
@@ -35,27 +36,44 @@ _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A configuration, and for every dotted key of it `run.yaml:12`, `override` or `default`."""
+    """A configuration, and for every dotted key of it `run.yaml:12`, `override`, `preset NAME` or `default`."""
 
     config: Config
     provenance: dict[str, str]
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Loaded:
-    """Read `path`, apply `overrides` in order, fill in defaults.
+    """Read `path`, apply `overrides` in order, fill in the preset's values and defaults.
 
     An override is `section.key=VALUE` with VALUE in YAML; an element of a list is addressed by its position
     or its name, where it has one: `data.sources.0.token_share=0.5`, `data.sources.manual.token_share=0.5`.
     Raises `ConfigError` on anything that is not exactly a `Config`.
     """
-    root = compose(read_text(path), str(path))
+    return _load(compose(read_text(path), str(path)), str(path), overrides)
+
+
+def load_text(text: str, name: str, overrides: Sequence[str] = ()) -> Loaded:
+    """The same from YAML that is in no file yet; `name` says in errors where it is from."""
+    return _load(compose(text, name), name, overrides)
+
+
+def load_values(values: Mapping[str, Any], name: str, overrides: Sequence[str] = ()) -> Loaded:
+    """The same from what `config_to_dict` made, perhaps in another version; `name` says in errors where it is from."""
+    try:
+        text = yaml.dump(dict(values), Dumper=_Dumper, allow_unicode=True)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{name} is no configuration ({error!s:.80}); use another one") from None
+    return _load(compose(text, name), name, overrides)
+
+
+def _load(root: yaml.Node | None, name: str, overrides: Sequence[str]) -> Loaded:
     if root is None or root.tag == TAG + "null":
-        root = empty_section(no_mark(str(path)))
+        root = empty_section(no_mark(name))
     for override in overrides:
         root = apply_override(root, override)
     builder = _Builder()
     config = cast(Config, builder.build(Config, root, ""))
-    return Loaded(config, builder.provenance)
+    return Loaded(apply_preset(config, builder.provenance, DEFAULT), builder.provenance)
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
@@ -82,6 +100,8 @@ _Dumper.add_representer(str, _Dumper.represent_text)
 def _plain(value: Any) -> Any:
     if is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
@@ -100,6 +120,8 @@ class _Builder:
             return self._section(cast(type, hint), node, key)
         if get_origin(hint) is tuple:
             return self._list(get_args(hint)[0], node, key)
+        if get_origin(hint) is Mapping:
+            return self._mapping(get_args(hint)[1], node, key)
         self.provenance[key] = where(node)
         return _scalar(hint, node, key)
 
@@ -113,7 +135,7 @@ class _Builder:
                 values[field.name] = self.build(hint, entries[field.name], child_key)
             elif is_dataclass(hint):
                 values[field.name] = self.build(hint, empty_section(node.start_mark), child_key)
-            elif field.default is MISSING:
+            elif field.default is MISSING and field.default_factory is MISSING:
                 missing.append(child_key)
             else:
                 self.provenance[child_key] = DEFAULT
@@ -131,19 +153,20 @@ class _Builder:
         if not isinstance(node, yaml.MappingNode):
             raise _wrong(node, key or "the file", "must be a section", "write `key: value` lines under it")
         names = [field.name for field in fields(cls)]
-        entries: dict[str, yaml.Node] = {}
-        lines: dict[str, str] = {}
-        for key_node, value in node.value:
-            name = shown(key_node) if not isinstance(key_node, yaml.ScalarNode) else key_node.value
+        for key_node, _ in node.value:
+            name = _key_name(key_node)
             full = f"{key}.{name}" if key else name
             if name not in names:
                 raise ConfigError(f"{where(key_node)}: unknown key {full}; {_hint_for(full, key, names)}")
-            if name in entries:
-                raise ConfigError(
-                    f"{where(key_node)}: {full} is set twice, first at {lines[name]}; remove one"
-                )
-            entries[name], lines[name] = value, where(key_node)
-        return entries
+        return _once(node, key)
+
+    def _mapping(self, hint: Any, node: yaml.Node, key: str) -> dict[str, Any]:
+        """Values under names that the user chooses."""
+        if node.tag == TAG + "null":
+            return {}
+        if not isinstance(node, yaml.MappingNode):
+            raise _wrong(node, key, "must be a section", "write `name: value` lines under it")
+        return {name: self.build(hint, value, f"{key}.{name}") for name, value in _once(node, key).items()}
 
     def _list(self, hint: Any, node: yaml.Node, key: str) -> tuple[Any, ...]:
         if not isinstance(node, yaml.SequenceNode):
@@ -151,6 +174,23 @@ class _Builder:
         if not node.value:
             self.provenance[key] = where(node)
         return tuple(self.build(hint, item, f"{key}.{i}") for i, item in enumerate(node.value))
+
+
+def _key_name(node: yaml.Node) -> str:
+    return node.value if isinstance(node, yaml.ScalarNode) else shown(node)
+
+
+def _once(node: yaml.MappingNode, key: str) -> dict[str, yaml.Node]:
+    """The values of a section by their names; a name that is repeated stops here."""
+    entries: dict[str, yaml.Node] = {}
+    lines: dict[str, str] = {}
+    for key_node, value in node.value:
+        name = _key_name(key_node)
+        if name in entries:
+            full = f"{key}.{name}" if key else name
+            raise ConfigError(f"{where(key_node)}: {full} is set twice, first at {lines[name]}; remove one")
+        entries[name], lines[name] = value, where(key_node)
+    return entries
 
 
 def _scalar(hint: Any, node: yaml.Node, key: str) -> Any:

@@ -25,8 +25,9 @@ class Rule:
     """What happens when a key that fits has another value at a resume."""
 
     key: str
-    """Pattern of keys. Beside keys of the configuration: `start` (weights), `model` (architecture), `tokenizer`, and
-    `data.sources.NAME.content`, which are compared by what they hold, not by path."""
+    """Pattern of keys. Beside keys of the configuration: `start` (weights), `regularise` (the weights that it knows as
+    the starting ones), `model` (architecture), `tokenizer`, and `data.sources.NAME.content`, which are compared by what
+    they hold, not by path."""
     verdict: Verdict
     """`listed`: accepted and said. `named`: accepted where `run.accept_changes` names it. `never`: refused."""
     why: str = ""
@@ -41,6 +42,7 @@ class Rule:
 
 RULES = (
     Rule(key="model", verdict="never", why="the stored weights and moments have that shape"),
+    Rule(key="regularise", verdict="never", why="weights are held near those it began with"),
     Rule(key="optim.name", verdict="never", why="the stored state is that optimizer's"),
     Rule(key="optim.frozen", verdict="never", why="there is optimizer state for exactly what was trained"),
     Rule(key="adapter.kind", verdict="never", why="what is stored is that, or no adapter"),
@@ -100,6 +102,13 @@ RULES = (
         key="data.sources.*.content",
         verdict="named",
         why="the account counts samples of other tokens",
+        effect="its account starts anew at 0, the old one stays on record",
+        renews="one",
+    ),
+    Rule(
+        key="data.sources.*.order",
+        verdict="named",
+        why="it decides which sample is which",
         effect="its account starts anew at 0, the old one stays on record",
         renews="one",
     ),

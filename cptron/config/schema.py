@@ -11,6 +11,42 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cptron.config.schema_data import DataConfig, EvalConfig, SourceConfig, StageConfig, ValidSetConfig
+from cptron.config.schema_doremi import DoremiConfig
+from cptron.config.schema_forgetting import ForgettingConfig
+from cptron.config.schema_outputs import CheckpointConfig, LogConfig, MilestoneConfig, RuntimeConfig
+from cptron.config.schema_regularise import DistillConfig, FreezeConfig, RegulariseConfig
+
+__all__ = [
+    "AdapterConfig",
+    "AttentionConfig",
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "DistillConfig",
+    "DoremiConfig",
+    "EvalConfig",
+    "ForgettingConfig",
+    "Fp8Config",
+    "FreezeConfig",
+    "GuardsConfig",
+    "LogConfig",
+    "MemoryConfig",
+    "MilestoneConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "ParallelConfig",
+    "ParamGroupConfig",
+    "RegulariseConfig",
+    "RunConfig",
+    "RuntimeConfig",
+    "SourceConfig",
+    "StageConfig",
+    "StartConfig",
+    "TrainConfig",
+    "ValidSetConfig",
+]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
@@ -31,12 +67,22 @@ class RunConfig:
 class StartConfig:
     """Which weights the run starts from. A run already in `run.dir` is always resumed, never restarted."""
 
-    mode: Literal["init_from", "random"] = "init_from"
-    """`init_from`: weights of `start.checkpoint`, new optimizer. `random`: only when asked for."""
+    mode: Literal["init_from", "branch", "random"] = "init_from"
+    """`init_from`: weights of `start.checkpoint`, new optimizer. `branch`: all of a run's checkpoint, also optimizer,
+    step, position in the data and random state. `random`: only when asked for."""
     checkpoint: str = ""
     """Checkpoint made by `cptron convert` (or by a run) whose weights are loaded by `init_from`."""
     hugging_face: str = ""
     """In place of `start.checkpoint`: a Hugging Face model, of which each rank reads its own part at the start."""
+    state: Literal["decayed", "constant_phase", "unknown"] = "unknown"
+    """Where the base's own pretraining left its learning rate; a checkpoint of a run knows it itself. From the
+    `constant_phase` nothing may warm up or exceed `start.lr_at_save`, unless `start.rewarm` says so."""
+    lr_at_save: float = 0.0
+    """Rate with which the base's own pretraining would have gone on; 0 means not known. A run's checkpoint knows it."""
+    lr_peak: float = 0.0
+    """Highest rate of the base's own pretraining, for `optim.preset: strong-shift`; 0 means not known."""
+    rewarm: bool = False
+    """Let the rate rise again from a checkpoint of the constant phase."""
     gate_tolerance_nats: float = 0.0
     """Largest |loss at step 0 - recorded loss| on the probe; 0 means 1e-3 for fp32 and 3e-2 for bf16."""
 
@@ -138,66 +184,6 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SourceConfig:
-    """One training corpus and its share of the training tokens."""
-
-    name: str
-    """Name in metrics, ledger and reports; letters, digits, `_` and `-`."""
-    path: str
-    """Prefix of the token files: `PATH.bin`, `PATH.idx`, `PATH.manifest.json`."""
-    token_share: float
-    """Share of training *tokens* drawn from this source; shares are normalised to sum to 1."""
-    max_epochs: float = 0.0
-    """Passes over this source after which `data.on_max_epochs` acts; 0 means no limit."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ValidSetConfig:
-    """One validation set, evaluated in file order without shuffling."""
-
-    name: str
-    """Name in metrics and reports."""
-    path: str
-    """Prefix of the token files, as for a source."""
-    max_tokens: int = 0
-    """Evaluate at most this many tokens from the start of the set; 0 means all of them."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DataConfig:
-    """What is read and in which proportion."""
-
-    seq_length: int
-    """Tokens the model predicts in one sequence."""
-    sources: tuple[SourceConfig, ...]
-    """Training corpora; at least one."""
-    valid: tuple[ValidSetConfig, ...] = ()
-    """Validation sets; may be empty when `eval.every_steps` is 0 and `eval.at_start` is false."""
-    tokenizer: str = ""
-    """Tokenizer the data must have been made with; empty means the one in `start.checkpoint`."""
-    packing: Literal["joined", "best_fit"] = "joined"
-    """`joined`: documents one after the other, cut into samples. `best_fit`: no sample cuts a document that fits."""
-    on_max_epochs: Literal["warn", "stop", "redistribute"] = "warn"
-    """At a source's `max_epochs`: say so and repeat it, stop the run, or give its share to the other sources."""
-    cache_dir: str = ""
-    """Directory of index files that all ranks and runs may share (`cptron data prepare`); empty: each makes its own."""
-    workers: int = 2
-    """Threads of a reading rank that read micro-batches side by side."""
-    prefetch_steps: int = 2
-    """Global batches read ahead of the step; 0 reads each when it is needed."""
-    eod_mask_loss: bool = False
-    """Do not count the prediction of a document's first token from the end of the document before it."""
-    order: Literal["cptron", "megatron"] = "cptron"
-    """`megatron`: exactly the samples of a Megatron-LM run, which can be neither extended nor mixed anew."""
-    megatron_samples: int = 0
-    """With `order: megatron`: training samples of that run (train_samples, or train_iters * global_batch_size)."""
-    megatron_consumed_samples: int = 0
-    """With `order: megatron`: samples that run has consumed; a new run goes on after them."""
-    megatron_split: str = "100,0,0"
-    """With `order: megatron`: that run's `--split`; the training part is used."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """The size of a step and how long to go on."""
 
@@ -228,16 +214,32 @@ class OptimConfig:
     name: Literal["adamw", "sgd", "muon"] = "adamw"
     """`sgd`: with momentum, weight decay added to the gradient. `muon`: where the installed megatron-core and
     NVIDIA's emerging_optimizers have it."""
-    lr: float
-    """Peak learning rate, reached after warm-up."""
+    preset: Literal["none", "strong-shift", "weak-shift", "small-domain", "long-context"] = "none"
+    """Gives `schedule`, `lr`, `lr_min` and `warmup_steps` where they are not written; see [schedules](schedules.md)."""
+    lr: float = 0.0
+    """Peak learning rate, reached after warm-up; to be given, or to be left to `optim.preset`."""
     lr_min: float = 0.0
-    """Learning rate at the end of the decay."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """Shape after warm-up: `cosine` from `lr` to `lr_min`, or `constant` at `lr`."""
+    """Learning rate at the end of the decay, and the lowest of `inverse_sqrt`."""
+    schedule: Literal["cosine", "wsd", "inverse_sqrt", "infinite", "constant"] = "cosine"
+    """Shape after warm-up, see [schedules](schedules.md). `wsd`: constant, then a decay. `infinite`: a cool-down to
+    `lr_constant`, constant, and a decay only where `anneal_steps` asks for one."""
     warmup_steps: int = 0
-    """Linear warm-up: step t (from 0) uses lr * (t + 1) / warmup_steps."""
+    """Linear warm-up: step t (from 0) uses warmup_from + (lr - warmup_from) * (t + 1) / warmup_steps."""
+    warmup_from: float = 0.0
+    """Rate that the warm-up rises from."""
     decay_steps: int = 0
-    """Step at which the cosine reaches `lr_min`; 0 means `train.steps`."""
+    """Step (not length) at which `cosine`, `wsd` and `infinite` reach `lr_min`; 0 means `train.steps`."""
+    anneal_steps: int = 0
+    """Length of the decay of `wsd` and `infinite`, which ends at `decay_steps`; `infinite` with 0 never decays."""
+    decay_form: Literal["linear", "cosine", "exponential", "minus_sqrt", "geometric"] = "minus_sqrt"
+    """Form of that decay, r from 0 to 1. Share of lr - lr_min left: 1 - r, (1 + cos(pi r)) / 2, 2 * 0.5^r - 1 or
+    1 - sqrt(r); `geometric`: lr * (lr_min / lr)^r."""
+    lr_constant: float = 0.0
+    """Of `infinite`: the rate after the cool-down."""
+    cooldown_steps: int = 0
+    """Of `infinite`: length of the cool-down, which follows the warm-up."""
+    cooldown_form: Literal["cosine", "inverse_sqrt"] = "cosine"
+    """Of `infinite`: form of the cool-down."""
     weight_decay: float = 0.1
     """Decoupled weight decay of matrices; norms and biases are not decayed."""
     beta1: float = 0.9
@@ -254,6 +256,8 @@ class OptimConfig:
     """Parameters with a learning rate of their own; the first pattern that fits counts."""
     frozen: tuple[str, ...] = ()
     """Patterns of parameter names that are not trained."""
+    freeze: tuple[FreezeConfig, ...] = ()
+    """Parameters, or rows of a vocabulary matrix, that stand still for a while; see [regularisers](regularisers.md)."""
     clip_grad_norm: float = 1.0
     """Largest global L2 norm of the gradient; 0 means no clipping."""
 
@@ -281,101 +285,6 @@ class GuardsConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvalConfig:
-    """When the validation sets are evaluated."""
-
-    at_start: bool = True
-    """Evaluate before any update: the baseline against which forgetting is measured."""
-    every_steps: int = 0
-    """Evaluate after every so many steps, and always after the last; 0 means only after the last."""
-    micro_batch_size: int = 0
-    """Sequences in one evaluation forward pass of one rank; 0 means `train.micro_batch_size`."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MilestoneConfig:
-    """A point of the run whose checkpoint is kept for ever."""
-
-    name: str
-    """Shown as the reason why the checkpoint is kept; letters, digits, `_` and `-`."""
-    tokens: int
-    """The first checkpoint at or past so many tokens is the milestone's."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CheckpointConfig:
-    """When the run's state is saved, as it always is after the last step, and which checkpoints stay."""
-
-    every_steps: int = 0
-    """Save after every so many steps; 0 means only after the last step."""
-    keep_last: int = 0
-    """Keep the newest so many checkpoints; 0 is no rule. With this rule or one of the next two, what no rule keeps is
-    deleted after a save; the newest good one is always kept."""
-    keep_every_tokens: int = 0
-    """Keep the first checkpoint at or past each multiple of so many tokens; 0 is no rule."""
-    keep_best: int = 0
-    """Keep the so many checkpoints with the lowest `best_metric`; 0 is no rule. `every_steps` is then a multiple of
-    `eval.every_steps`, so that every save is evaluated."""
-    best_metric: str = ""
-    """With `keep_best`: `valid/NAME/loss_nats_per_token` or `valid/NAME/perplexity` of a validation set."""
-    milestones: tuple[MilestoneConfig, ...] = ()
-    """Checkpoints kept for ever, whatever the other rules say."""
-    asynchronous: bool = False
-    """Training waits only for the copy to host memory (one more copy of what a rank holds, in its host's memory); a
-    process behind each rank writes it."""
-    verify: Literal["always", "once", "sizes"] = "always"
-    """What is proven of a checkpoint before it is loaded: the sha256 of every file; `once`: of files that this run has
-    not proven before; `sizes`: that every file has its size, and the checksums of the weights."""
-    on_damage: Literal["previous", "stop"] = "previous"
-    """When the newest checkpoint of the run is damaged: name it and go on from the newest good one, or stop."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LogConfig:
-    """Where metrics go. JSONL is always written; it is the record the others mirror."""
-
-    every_steps: int = 1
-    """Console and metric interval in steps."""
-    tensorboard: bool = False
-    """Also write TensorBoard event files to RUN_DIR/tensorboard (needs the `tensorboard` package)."""
-    wandb: Literal["off", "offline", "online"] = "off"
-    """Also log to Weights & Biases; `offline` needs no account and no network."""
-    wandb_project: str = "cptron"
-    """Weights & Biases project."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RuntimeConfig:
-    """Device, backend and patience."""
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto`: CUDA and NCCL where a GPU is visible, else CPU and gloo. The engine is the same."""
-    threads_per_rank: int = 0
-    """CPU threads per rank; 0 means the machine's cores divided by the ranks on it."""
-    timeout_s: int = 600
-    """A collective that waits longer than this stops the run instead of hanging."""
-    time_limit_minutes: float = 0.0
-    """The run stops and saves before it has lasted so long, and exits with 75; 0 means no limit."""
-    stop_before_job_end: bool = True
-    """Under SLURM: also before the end of the job's time, where the job knows it (`SLURM_JOB_END_TIME`)."""
-    stop_margin_s: int = 60
-    """Seconds that such a stop leaves at least; more once saves or steps have been seen to need more."""
-    stop_grace_s: int = 300
-    """Seconds that the ranks which `cptron train` started have to save after a signal, before it kills them."""
-    max_restarts: int = 0
-    """How often `cptron train` starts its ranks again after one was lost, failed or hung; not those that torchrun or
-    `srun` started."""
-    hang_factor: float = 20.0
-    """A step that takes so many times the median of the last ones is a hang: every rank shows its stacks and exits with
-    76. 0 turns this off."""
-    hang_min_s: int = 300
-    """No step of less seconds is a hang."""
-    hang_phase_s: int = 3600
-    """The start (with the first step), an evaluation or a save may take so many seconds, or `runtime.hang_factor` times
-    the longest one before, until it is a hang."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
     """A whole run."""
 
@@ -390,8 +299,11 @@ class Config:
     data: DataConfig
     train: TrainConfig
     optim: OptimConfig
+    regularise: RegulariseConfig = field(default_factory=RegulariseConfig)
     guards: GuardsConfig = field(default_factory=GuardsConfig)
+    doremi: DoremiConfig = field(default_factory=DoremiConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    forgetting: ForgettingConfig = field(default_factory=ForgettingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

@@ -45,6 +45,21 @@ def start_from(directory: Path) -> tuple[Architecture, str, str]:
     return arch, f"hugging_face {content_identity(reader)}", tokenizer.fingerprint if tokenizer else ""
 
 
+@torch.no_grad()
+def fill(chunks: Sequence[Any], reader: ModelReader, tp: int = 1, tp_rank: int = 0) -> None:
+    """Fill this rank's chunks, and nothing else; not collective. Raises `ConversionError`."""
+    family, arch = describe(reader)
+    padded = padded_vocab_size(arch.vocab_size, tp)
+    rules = {
+        stored_name(rule.megatron.format(layer=layer)): (rule, layer)
+        for rule in family.rules_for(arch)
+        for layer in layers_of(rule, arch)
+    }
+    for name, parameter in named_parameters(chunks):
+        rule, layer = rules[stored_name(name)]
+        parameter.copy_(read_part(rule, arch, layer, reader.read_range, padded, Part(tp_rank, tp)))
+
+
 def load_direct(
     directory: Path, chunks: Sequence[Any], tp: int, tp_rank: int, identity: str
 ) -> tuple[Manifest, dict[str, bytes]]:
@@ -55,20 +70,7 @@ def load_direct(
     """
     reader = agree(lambda: ModelReader(directory))
     family, arch = agree(lambda: describe(reader))
-    padded = padded_vocab_size(arch.vocab_size, tp)
-    rules = {
-        stored_name(rule.megatron.format(layer=layer)): (rule, layer)
-        for rule in family.rules_for(arch)
-        for layer in layers_of(rule, arch)
-    }
-
-    @torch.no_grad()
-    def fill() -> None:
-        for name, parameter in named_parameters(chunks):
-            rule, layer = rules[stored_name(name)]
-            parameter.copy_(read_part(rule, arch, layer, reader.read_range, padded, Part(tp_rank, tp)))
-
-    agree(fill)
+    agree(lambda: fill(chunks, reader, tp, tp_rank))
     tokenizer = agree(lambda: find_tokenizer(directory))
     token_ids = probe_tokens(tokenizer, arch.vocab_size, min(PROBE_TOKENS, arch.max_position_embeddings))
     is_main = dist.get_rank() == 0

@@ -6,6 +6,7 @@ Invariant: nothing is taken on trust from a checkpoint: its ledger is recomputed
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ import numpy as np
 from cptron.config.load import load_config
 from cptron.config.schema import Config
 from cptron.config.stored import stored_configs
-from cptron.data.ledger import Entry, Ledger
+from cptron.data.ledger import Entry, Ledger, account_of, length_of, source_of
 from cptron.data.log import BEGINNING, DATA_LOG, LoggedStep, read_log
 from cptron.data.open import open_sources
 from cptron.data.replay import Replay
@@ -29,9 +30,10 @@ _AT_ONCE = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What a run has drawn of one source, recomputed."""
+    """What a run has drawn of one source in samples of one length, recomputed."""
 
     name: str
+    """The source's; `NAME.length_L` where a stage has given its samples another length than `data.seq_length`."""
     samples: int
     tokens: int
     documents: int
@@ -66,7 +68,9 @@ class Audit:
     """Checkpoints whose ledger was found equal."""
     sources: Mapping[str, TokenSource]
     skipped_samples: Mapping[str, set[int]]
-    """Numbers of the samples in those batches, by source."""
+    """Numbers of the samples in those batches, by account."""
+    lowest_replay_share: float | None
+    """Of the tokens, in force after any step, of all sources of role `replay` together; None where there are none."""
 
     def seen(self, name: str) -> Iterator[SeenRange]:
         """Every range of every document that was trained on of a source: epoch by epoch, by document."""
@@ -86,9 +90,10 @@ def audit(run: Path) -> Audit:
     replay, counted = Replay(sources), _Counted(sources)
     last, compared = BEGINNING, list[str]()
     skipped_batches, skipped_samples = list[int](), {name: set[int]() for name in sources}
-    saved = _saved_ledgers(run)
+    saved, replayed = _saved_ledgers(run), _Replayed(run)
     for step in read_log(run / DATA_LOG):
         replay.follow(step)
+        replayed.follow(step)
         if step.batch in saved:
             path, ledger = saved[step.batch]
             _compare(counted, step, path, ledger)
@@ -108,7 +113,9 @@ def audit(run: Path) -> Audit:
         counted.account(name, last.cursors[name], skipped_samples[name], replay.deviations[name])
         for name in sources
     ]
-    return Audit(last.step, skipped_batches, accounts, compared, sources, skipped_samples)
+    return Audit(
+        last.step, skipped_batches, accounts, compared, sources, skipped_samples, replayed.lowest_share
+    )
 
 
 def _drawn_sources(run: Path) -> dict[str, TokenSource]:
@@ -117,13 +124,26 @@ def _drawn_sources(run: Path) -> dict[str, TokenSource]:
     configured = _configured(run)
     last = deque(read_log(run / DATA_LOG), maxlen=1)  # a source never leaves the log again
     drawn = last[0].cursors if last else {}
-    unknown = set(drawn) - set(configured)
+    unknown = {
+        account for account in drawn if source_of(account) not in configured or not _is_account(account)
+    }
     if unknown:
         raise DataError(
             f"{run} has drawn from {sorted(unknown)}, its config.yaml names no such source; restore it"
         )
-    wanted = [config for name, config in configured.items() if name in drawn]
-    return {source.name: source for config in wanted for source in open_sources(config)}
+    found: dict[str, TokenSource] = {}
+    for name, config in configured.items():
+        for account in (account for account in drawn if source_of(account) == name):
+            (source,) = open_sources(config)
+            length = length_of(account)
+            found[account] = source.at_length(length) if length else source
+    return found
+
+
+def _is_account(name: str) -> bool:
+    """Whether the ledger of a run can have it."""
+    source, length = source_of(name), name.rpartition("_")[2]
+    return name == source or (length.isdecimal() and name == account_of(source, int(length)))
 
 
 def _configured(run: Path) -> dict[str, Config]:
@@ -139,6 +159,23 @@ def _configured(run: Path) -> dict[str, Config]:
             only_this = replace(config, data=replace(config.data, sources=(item,)))
             configured.setdefault(item.name, only_this)
     return configured
+
+
+class _Replayed:
+    """Follows the share of the sources that the run's configuration gives the role `replay`."""
+
+    def __init__(self, run: Path) -> None:
+        sources = load_config(run / "config.yaml").config.data.sources
+        self._names = {source.name for source in sources if source.role == "replay"}
+        self.lowest_share: float | None = None
+
+    def follow(self, step: LoggedStep) -> None:
+        """Take the shares of a step into account."""
+        if self._names:
+            share = math.fsum(
+                share for account, share in step.shares.items() if source_of(account) in self._names
+            )
+            self.lowest_share = min(share, 1.0 if self.lowest_share is None else self.lowest_share)
 
 
 class _Counted:
@@ -207,8 +244,8 @@ def _ranges(source: TokenSource, epoch: int, cursors: Iterable[int]) -> Iterator
         for first, end in sorted(pieces[document]):
             if start is None or first > stop:
                 if start is not None:
-                    yield SeenRange(source.name, epoch, document, start, stop)
+                    yield SeenRange(source.account, epoch, document, start, stop)
                 start, stop = first, end
             stop = max(stop, end)
         if start is not None:
-            yield SeenRange(source.name, epoch, document, start, stop)
+            yield SeenRange(source.account, epoch, document, start, stop)

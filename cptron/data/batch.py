@@ -8,7 +8,7 @@ Shapes: B sequences of the micro-batch, S tokens predicted in a sequence.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,10 @@ class MicroBatch(NamedTuple):
     """Only tensor parallel rank 0 has read the arrays `[B, S]`; the pipeline hands them to the others."""
     sample_B: npt.NDArray[np.int64] | None = None
     """Number of each sequence in its source, where it is a sample of one."""
+    teacher: Any = None
+    """What a teacher says of the targets (`regularise.teacher.Said`), on ranks of the last stage; None without one."""
+    weight_B: npt.NDArray[np.float32] | None = None
+    """What the losses of each sequence are multiplied with in what is trained on; what is reported stays as it is."""
 
     def rows(self, start: int, stop: int) -> MicroBatch:
         """Views of some of its sequences."""
@@ -37,4 +41,5 @@ class MicroBatch(NamedTuple):
             source_B=self.source_B[start:stop],
             documents_BS=self.documents_BS[start:stop],
             sample_B=None if self.sample_B is None else self.sample_B[start:stop],
+            weight_B=None if self.weight_B is None else self.weight_B[start:stop],
         )

@@ -16,8 +16,26 @@ from cptron.errors import CheckpointError, DataError
 
 RETIRED = ".until_step_"
 """Stands in the name of an account that was closed, and in no source's."""
+LENGTH = ".length_"
+"""Stands in the name of an account of samples that a stage has given another length."""
 
 _MOST = 2**62
+
+
+def account_of(source: str, seq_length: int) -> str:
+    """Name of the account of a source in samples of a length that is not `data.seq_length`."""
+    return f"{source}{LENGTH}{seq_length}"
+
+
+def source_of(account: str) -> str:
+    """The source whose account it is; no source's name has a dot."""
+    return account.partition(".")[0]
+
+
+def length_of(account: str) -> int | None:
+    """The length in its name; None for samples of `data.seq_length`. Raises ValueError on a name that is none."""
+    length = account.partition(LENGTH)[2].partition(RETIRED)[0]
+    return int(length) if length else None
 
 
 @dataclass
@@ -100,9 +118,16 @@ class Ledger:
         """Take over the accounts of `other`, which goes its own way afterwards."""
         self.entries = {name: copy.copy(entry) for name, entry in other.entries.items()}
 
-    def tokens(self, name: str) -> int:
-        """Predicted tokens drawn from a source."""
-        return self.entries[name].tokens
+    @property
+    def total_tokens(self) -> int:
+        """Predicted tokens drawn since the start of the run, also by accounts that were closed."""
+        return sum(entry.tokens for entry in self.entries.values())
+
+    def accounts(self, source: str) -> list[Entry]:
+        """A source's accounts that are not closed: one for each length of its samples."""
+        return [
+            entry for name, entry in self.entries.items() if source_of(name) == source and RETIRED not in name
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; `from_dict` inverts it."""

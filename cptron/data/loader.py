@@ -19,6 +19,7 @@ import numpy as np
 from cptron.data.batch import MicroBatch
 from cptron.data.ledger import Ledger
 from cptron.data.prefetch import Prefetcher
+from cptron.data.stages import Stage
 from cptron.data.stream import Draw, Stream
 
 Allocate = Callable[[tuple[int, ...], Any], np.ndarray]
@@ -45,6 +46,8 @@ class _Step:
     batches: list[MicroBatch]
     ledger: Ledger
     notes: list[str]
+    stage: Stage
+    stage_number: int
 
 
 class TrainLoader:
@@ -72,10 +75,13 @@ class TrainLoader:
         self.ledger = ledger
         """The account of all batches handed out; not of those made ahead, which is the stream's own."""
         ledger.assign(stream.ledger)
-        self._stream = stream
+        self.stage = stream.stage
+        """The one that the batch handed out last belongs to; before any, the next one."""
+        self.stage_number = stream.stage_number
+        self.stream = stream
+        """Ahead of the ledger by what is read ahead."""
         self._cut = cut
         self._allocate = allocate
-        self._seq_length = stream.sources[0].seq_length
         self._pool = ThreadPoolExecutor(workers, "data read")
         self._prefetcher = Prefetcher(self._make_step, prefetch_steps)
 
@@ -86,8 +92,10 @@ class TrainLoader:
         Sample j of the global batch is row j % B of micro-batch j // (B * dp_size) on rank j // B % dp_size.
         """
         step = self._prefetcher.next()
-        self.ledger.assign(step.ledger)
+        if step.batches:  # where nothing was drawn, the ledger stays that of the last batch
+            self.ledger.assign(step.ledger)
         self.notes = step.notes
+        self.stage, self.stage_number = step.stage, step.stage_number
         return step.batches
 
     def close(self) -> None:
@@ -96,17 +104,18 @@ class TrainLoader:
         self._pool.shutdown(cancel_futures=True)
 
     def _make_step(self) -> _Step:
-        drawn = self._stream.draw(self._cut.global_batch_size)
+        drawn = self.stream.draw(self.stream.batch_size(self._cut.global_batch_size))
         after = Ledger()
-        after.assign(self._stream.ledger)
-        notes, self._stream.notes = self._stream.notes, []
+        after.assign(self.stream.ledger)
+        notes, self.stream.notes = self.stream.notes, []
         rows = self._cut.micro_batch_size
         first, per_round = self._cut.dp_rank * rows, rows * self._cut.dp_size
         mine = [drawn[start : start + rows] for start in range(first, len(drawn), per_round)]
-        return _Step(list(self._pool.map(self._micro_batch, mine)), after, notes)
+        batches = list(self._pool.map(self._micro_batch, mine))
+        return _Step(batches, after, notes, self.stream.stage, self.stream.stage_number)
 
     def _micro_batch(self, drawn: Sequence[Draw]) -> MicroBatch:
-        shape = (len(drawn), self._seq_length)
+        shape = (len(drawn), self.stream.sources[drawn[0].source].seq_length)
         allocate = self._allocate if self._cut.reads else np.zeros
         batch = MicroBatch(
             tokens_BS=allocate(shape, np.int64),
@@ -119,8 +128,8 @@ class TrainLoader:
         )
         if self._cut.reads:
             for row, draw in enumerate(drawn):
-                self._stream.sources[draw.source].read(np.array([draw.cursor]), batch.rows(row, row + 1))
+                self.stream.sources[draw.source].read(np.array([draw.cursor]), batch.rows(row, row + 1))
         else:
             for row, draw in enumerate(drawn):
-                batch.documents_BS[row] = self._stream.sources[draw.source].documents(draw.cursor)
+                batch.documents_BS[row] = self.stream.sources[draw.source].documents(draw.cursor)
         return batch

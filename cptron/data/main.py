@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from cptron.config.load import load_config
 from cptron.data.audit import Audit, audit
+from cptron.data.ledger import source_of
 from cptron.data.prepare import prepare
 from cptron.durable import partial_path
 from cptron.errors import DataError
@@ -77,6 +79,7 @@ def _ledger(args: argparse.Namespace) -> int:
                     "step": found.step,
                     "skipped_batches": found.skipped_batches,
                     "accounts": accounts,
+                    "lowest_replay_share": found.lowest_replay_share,
                     "checkpoints": found.compared_with,
                 },
                 indent=2,
@@ -98,6 +101,11 @@ def _ledger(args: argparse.Namespace) -> int:
     print(f"step {found.step}, recomputed from the log and the token files")
     head = ["source", "samples", "tokens", "documents", "epochs", "tokens skipped", "furthest from share"]
     print(table(head, rows))
+    for source in sorted({source_of(a.name) for a in found.accounts if source_of(a.name) != a.name}):
+        epochs = [a.epochs for a in found.accounts if source_of(a.name) == source]
+        print(f"{source}: {math.fsum(epochs):.4f} epochs in {len(epochs)} lengths of samples")
+    if found.lowest_replay_share is not None:
+        print(f"sources of role replay never had less than {found.lowest_replay_share:.4f} of the tokens")
     if found.skipped_batches:
         print(f"drawn and not trained on: batch {', '.join(map(str, found.skipped_batches))}")
     print("\n".join(f"equal to the ledger of {path}" for path in found.compared_with))

@@ -24,6 +24,7 @@ from cptron.data.kernels import JoinedEpoch, PackedEpoch, Tokens, joined_starts,
 from cptron.errors import DataError
 
 Packing = Literal["joined", "best_fit"]
+Arrangement = Literal["shuffled", "given"]
 Int64Array = npt.NDArray[np.int64]
 
 _VERSION = 1
@@ -64,6 +65,7 @@ class SourceOrder:
         cache: IndexCache | None,
         *,
         eod_mask_loss: bool = False,
+        arrangement: Arrangement = "shuffled",
     ) -> None:
         files = content.tokens
         self.tokens = Tokens(
@@ -80,6 +82,7 @@ class SourceOrder:
         self._seed = seed
         self._packing = packing
         self._cache = cache
+        self._shuffled = arrangement == "shuffled"
         self._epochs: OrderedDict[int, Any] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -99,7 +102,8 @@ class SourceOrder:
         sample_key = key(self._seed, self._identity, number, "samples")
         kind = PackedEpoch if self._packing == "best_fit" else JoinedEpoch
         try:
-            return kind(self.tokens, self._starts(document_key), document_key, sample_key, self._seq_length)
+            starts = self._starts(document_key)
+            return kind(self.tokens, starts, document_key, sample_key, self._seq_length, self._shuffled)
         except ValueError as error:  # lengths that no scan has seen, because a manifest vouched for them
             raise DataError(
                 f"{self._prefix} has document lengths that cannot be ({error}); copy the files again or run "
@@ -112,13 +116,16 @@ class SourceOrder:
 
         def build() -> Int64Array:
             if self._packing == "best_fit":
-                packed: Int64Array = packed_starts(self.tokens, document_key, self._seq_length, threads)
+                packed: Int64Array = packed_starts(
+                    self.tokens, document_key, self._seq_length, threads, self._shuffled
+                )
                 return packed
-            joined: Int64Array = joined_starts(self.tokens, document_key, threads)
+            joined: Int64Array = joined_starts(self.tokens, document_key, threads, self._shuffled)
             return joined
 
         if self._cache is None:
             return build()
         length = self._seq_length if self._packing == "best_fit" else 0
-        name = f"{_VERSION}|{self._packing}|{self._identity}|{document_key}|{length}"
+        order = document_key if self._shuffled else "given"
+        name = f"{_VERSION}|{self._packing}|{self._identity}|{order}|{length}"
         return self._cache.get(hashlib.sha256(name.encode()).hexdigest()[:32], build)

@@ -8,6 +8,7 @@ Shapes: B samples, S tokens predicted in a sample.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ import numpy.typing as npt
 from cptron.data.batch import MicroBatch
 from cptron.data.cache import IndexCache
 from cptron.data.content import Content, open_content
-from cptron.data.order import Packing, SourceOrder, Span
+from cptron.data.ledger import account_of
+from cptron.data.order import Arrangement, Packing, SourceOrder, Span
 from cptron.errors import DataError
 from cptron.tokens.index_layout import loss_mask_path
 
@@ -78,35 +80,59 @@ class TokenSource:
         vocab_size: int = 0,
         cache: IndexCache | None = None,
         eod_mask_loss: bool = False,
+        arrangement: Arrangement = "shuffled",
     ) -> None:
         """Open the files. With `eod_mask_loss` the first token of a document does not count where the end of
         another predicts it. Raises DataError when the files are damaged or have nothing to predict."""
         self.name = name
         self.prefix = prefix
-        content = open_content(prefix)
-        self.identity = content.identity
+        self.account = name
+        """Name of its account in the ledger."""
         self.seq_length = seq_length
-        self._packed = packing == "best_fit"
+        self._seed = seed
+        self._packing, self._arrangement = packing, arrangement
+        self._cache = cache
+        self._eod_mask_loss = eod_mask_loss
+        self._open(open_content(prefix))
         self._vocab_size = vocab_size
-        files = content.tokens
+
+    def _open(self, content: Content) -> None:
+        files, packed = content.tokens, self._packing == "best_fit"
+        where = f"source {self.name} ({self.prefix})"
         nothing = DataError(
-            f"source {name} ({prefix}) has {files.num_tokens} tokens in {files.num_documents} documents, "
+            f"{where} has {files.num_tokens} tokens in {files.num_documents} documents, "
             "nothing to predict; add text"
         )
         if files.num_tokens < 2:
             raise nothing
-        learned = open_learned(prefix, content)
+        self.identity = content.identity
+        self._content = content
         self._order = SourceOrder(
-            content, learned, seq_length, seed, packing, cache, eod_mask_loss=eod_mask_loss
+            content,
+            open_learned(self.prefix, content),
+            self.seq_length,
+            self._seed,
+            self._packing,
+            self._cache,
+            eod_mask_loss=self._eod_mask_loss,
+            arrangement=self._arrangement,
         )
-        if packing == "best_fit":
-            self.predictions_per_epoch = files.num_tokens - files.num_documents
-            if self.predictions_per_epoch == 0:
-                raise nothing
+        self.predictions_per_epoch = files.num_tokens - (files.num_documents if packed else 1)
+        if self.predictions_per_epoch == 0:
+            raise nothing
+        if packed:
             self.samples_per_epoch = int(self._order.epoch(0).num_samples)
         else:
-            self.predictions_per_epoch = files.num_tokens - 1
-            self.samples_per_epoch = -(-self.predictions_per_epoch // seq_length)
+            self.samples_per_epoch = -(-self.predictions_per_epoch // self.seq_length)
+
+    def at_length(self, seq_length: int) -> TokenSource:
+        """The same tokens in samples of another length, with an account of its own; itself where it has that length."""
+        if seq_length == self.seq_length:
+            return self
+        other = copy.copy(self)
+        other.account, other.seq_length = account_of(self.name, seq_length), seq_length
+        other._open(self._content)
+        return other
 
     @property
     def predictions_per_sample(self) -> float:
@@ -135,7 +161,9 @@ class TokenSource:
     def documents(self, cursor: int) -> npt.NDArray[np.int32]:
         """Document of each input token of a sample `[seq_length]`, without reading tokens."""
         counts = np.array([span.length for span in self.spans(cursor)])
-        counts[slice(None) if self._packed else slice(-1, None)] -= 1  # the last tokens are labels only
+        counts[slice(None) if self._packing == "best_fit" else slice(-1, None)] -= (
+            1  # the last tokens are labels only
+        )
         counts = counts[counts > 0]
         documents_S = np.full(self.seq_length, len(counts), np.int32)
         documents_S[: counts.sum()] = np.repeat(np.arange(len(counts)), counts)

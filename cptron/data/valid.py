@@ -9,15 +9,17 @@ Shapes: B sequences of a micro-batch, S tokens predicted in a sequence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import json
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from cptron.data.batch import MicroBatch
-from cptron.data.content import open_content
+from cptron.data.content import Content, open_content
 from cptron.data.source import check_ids, named, open_learned
+from cptron.data.windows import SetFacts, WindowSet
 from cptron.errors import DataError
 
 _TOKENS_AT_ONCE = 1 << 20
@@ -32,14 +34,13 @@ class _Stretch(NamedTuple):
     """Document of each token, numbered from 0 in the stretch."""
 
 
-class ValidSet:
+class ValidSet(WindowSet):
     """Documents concatenated in file order and cut into windows of `seq_length` predictions, the last one
     padded.
 
     `max_tokens` limits the stream to so many tokens after its first; 0 means all. Where the files have a loss
     mask, the tokens outside it are read but not counted, as in training; with `eod_mask_loss` so is the first
-    token of a document. Every rank iterates over the same
-    number of micro-batches, as pipeline schedules need it; where windows run out, wholly masked ones fill up.
+    token of a document.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class ValidSet:
     ) -> None:
         """Open the files, and read what will be evaluated once: every rank finds an id from `vocab_size` on
         (0 checks nothing) before any evaluates. Raises DataError."""
+        super().__init__(micro_batch_size, dp_rank, dp_size)
         self.name = name
         where = f"validation set {name} ({prefix})"
         content = open_content(prefix)
@@ -69,13 +71,15 @@ class ValidSet:
         self._eod_mask_loss = eod_mask_loss
         self._num_places = min(available, max_tokens) if max_tokens else available
         self._seq_length = seq_length
-        self._micro_batch_size = micro_batch_size
-        self._dp_rank = dp_rank
-        self._dp_size = dp_size
+        self.num_windows = -(-self._num_places // seq_length)
         ends = np.cumsum(tokens.lengths_tokens, dtype=np.int64)
         self._starts = ends - tokens.lengths_tokens
         self.num_predicted_tokens = self._check_all(where, vocab_size)
-        """Labels that count, over all ranks."""
+        self.facts = _facts(
+            content,
+            f"{seq_length}|{self._num_places}|{eod_mask_loss}",
+            whole=self.num_predicted_tokens == available,
+        )
 
     def _check_all(self, where: str, vocab_size: int) -> int:
         """How many labels count. Raises DataError when none does, or on an id that the model has not."""
@@ -99,28 +103,34 @@ class ValidSet:
             return "its loss mask"
         return "its loss mask with eod_mask_loss" if len(self._learned) else "eod_mask_loss"
 
-    @property
-    def num_windows(self) -> int:
-        """Windows with at least one place."""
-        return -(-self._num_places // self._seq_length)
+    def bytes_by_window(self, token_bytes_V: npt.NDArray[np.int32]) -> npt.NDArray[np.int64] | None:
+        """Bytes of text that the labels which count stand for, by window; windows without one are left out. None where
+        some label's is not known (below 0, or beyond the array)."""
+        lengths_V = np.append(token_bytes_V, np.int32(-1)).astype(np.int64)
+        lengths_V[[token for token in self.facts.unwritten_ids if token < len(token_bytes_V)]] = 0
+        found, at_once = [], max(1, _TOKENS_AT_ONCE // self._seq_length)
+        for first in range(0, self.num_windows, at_once):
+            start = first * self._seq_length
+            count = min(at_once * self._seq_length, self._num_places - start)
+            stretch = self._read(start, count + 1)
+            labels, counts = stretch.tokens[1:], stretch.learned[1:]
+            lengths = np.where(counts, lengths_V[np.minimum(labels, len(token_bytes_V))], 0)
+            if lengths.min() < 0:
+                return None
+            borders = np.arange(0, count, self._seq_length)
+            found.append(
+                np.add.reduceat(lengths, borders)[np.add.reduceat(counts.astype(np.int64), borders) > 0]
+            )
+        return np.concatenate(found)
 
-    @property
-    def num_micro_batches(self) -> int:
-        """Micro-batches of each rank."""
-        return -(-self.num_windows // (self._micro_batch_size * self._dp_size))
-
-    def __iter__(self) -> Iterator[MicroBatch]:
-        for number in range(self.num_micro_batches):
-            first = (number * self._dp_size + self._dp_rank) * self._micro_batch_size
-            yield self._micro_batch(range(first, first + self._micro_batch_size))
-
-    def _micro_batch(self, windows: range) -> MicroBatch:
+    def micro_batch(self, windows: range) -> MicroBatch:
+        """These windows; what lies beyond the last one is masked."""
         shape = (len(windows), self._seq_length)
         batch = MicroBatch(
             np.zeros(shape, dtype=np.int64),
             np.zeros(shape, dtype=np.int64),
             np.zeros(shape, dtype=np.float32),
-            np.zeros(len(windows), dtype=np.int64),
+            np.array(windows, dtype=np.int64),
             np.zeros(shape, dtype=np.int32),
         )
         for row, window in enumerate(windows):
@@ -159,3 +169,23 @@ class ValidSet:
         if self._eod_mask_loss and offset == 0:
             learned[0] = False
         return learned
+
+
+def _facts(content: Content, cut: str, *, whole: bool) -> SetFacts:
+    """`cut`: how the stream becomes windows. `whole`: every label counts."""
+    mask = content.manifest.files.get("loss_mask") if content.manifest else None
+    windows = hashlib.sha256(f"{content.identity}|{mask and mask.sha256}|{cut}".encode()).hexdigest()
+    manifest = content.manifest
+    if manifest is None:
+        return SetFacts(windows)
+    made_with = manifest.tokenizer
+    around = ((manifest.append_eod, made_with.eos_id), (manifest.prepend_bos, made_with.bos_id))
+    text = ""
+    if whole and manifest.sources and "chat_template" not in manifest.options:
+        # the options that name the tokenizer do not change the text
+        options = {name: text for name, text in manifest.options.items() if not name.startswith("tokenizer")}
+        files = [source.sha256 for source in manifest.sources]
+        same = [files, manifest.key, manifest.partition, manifest.documents, options]
+        text = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
+    unwritten = tuple(number for added, number in around if added and number is not None)
+    return SetFacts(windows, text, made_with.fingerprint, unwritten)

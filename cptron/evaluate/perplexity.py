@@ -1,4 +1,4 @@
-"""Loss of the model by the engine: on a validation set of token files, and on documents of a JSONL file by group.
+"""Loss of the model by the engine: on a set of windows of tokens, and on documents of a JSONL file by group.
 
 Place in the flow: before the first update, during and after training, and by `cptron eval`. Invariant:
 every predicted token of the set counts exactly once, whatever the layout.
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from cptron.data.valid import ValidSet
+from cptron.data.windows import WindowSet
 from cptron.errors import DataError, TrainingError
-from cptron.runtime.pipeline import LossSums, evaluate
+from cptron.evaluate.set_losses import SetLosses
+from cptron.runtime.pipeline import evaluate
 
 if TYPE_CHECKING:
     from cptron.evaluate.measure import Measure
@@ -26,20 +27,26 @@ BATCHES_AT_ONCE = 32
 memory."""
 
 
-def evaluate_set(chunks: Sequence[Any], valid_set: ValidSet, device: torch.device) -> LossSums:
-    """Sum of losses and tokens over the whole set; collective."""
-    total: LossSums | None = None
+def evaluate_set(chunks: Sequence[Any], valid_set: WindowSet, device: torch.device) -> SetLosses:
+    """Losses of the whole set by window; collective."""
+    nats: list[np.ndarray] = []
+    tokens: list[np.ndarray] = []
     batches = iter(valid_set)
     while part := list(itertools.islice(batches, BATCHES_AT_ONCE)):
-        sums = evaluate(chunks, part, device)
-        total = sums if total is None else total + sums
-    assert total is not None, "an empty validation set is refused when it is opened"
-    if total.tokens != valid_set.num_predicted_tokens:
+        # each window is a source of its own in the sums, which are over all ranks
+        first, num_windows = valid_set.windows_of(len(nats) * BATCHES_AT_ONCE, len(part))
+        numbered = [batch._replace(source_B=batch.source_B - first) for batch in part]
+        sums = evaluate(chunks, numbered, device, num_windows)
+        nats.append(sums.loss_nats_by_source)
+        tokens.append(sums.tokens_by_source)
+    tokens_W = np.concatenate(tokens).astype(np.int64)
+    losses = SetLosses(np.concatenate(nats)[tokens_W > 0], tokens_W[tokens_W > 0])
+    if losses.tokens != valid_set.num_predicted_tokens:
         raise TrainingError(
-            f"validation set {valid_set.name} counted {total.tokens} tokens, not "
+            f"validation set {valid_set.name} counted {losses.tokens} tokens, not "
             f"{valid_set.num_predicted_tokens}; a rank lost part of the set"
         )
-    return total
+    return losses
 
 
 def evaluate_texts(model: Any, texts: TextSet, device: torch.device) -> Measure:

@@ -34,7 +34,8 @@ from cptron.model.segments import (
     local_tokens,
     segments_of,
 )
-from cptron.model.vocab_loss import TokenLosses, Vocabulary, weighted_losses
+from cptron.model.top_targets import TopTargets, top_tokens
+from cptron.model.vocab_loss import TokenLosses, Vocabulary, losses_and_divergence
 
 
 class CausalLM(GPTModel):  # type: ignore[misc]
@@ -54,6 +55,9 @@ class CausalLM(GPTModel):  # type: ignore[misc]
         rows = self.vocab_size // tp
         first_row = parallel_state.get_tensor_model_parallel_rank() * rows
         group = parallel_state.get_tensor_model_parallel_group() if tp > 1 else None
+        self.top_k = 0
+        """A teacher's: the last stage answers with so many most likely tokens and their probabilities, `[B, S, K]`."""
+        self._teacher: TopTargets | None = None
         self.vocabulary = Vocabulary(first_row, min(max(arch.vocab_size - first_row, 0), rows), group)
 
     def forward(
@@ -62,12 +66,15 @@ class CausalLM(GPTModel):  # type: ignore[misc]
         documents_BW: Int32Array | None = None,
         labels_BS: torch.Tensor | None = None,
         loss_weights_BS: torch.Tensor | None = None,
+        teacher: TopTargets | None = None,
     ) -> Any:
         """Hidden states for the next stage; on the last one `TokenLosses`, or logits `[B, S, V]` without labels.
 
-        `documents_BW` numbers the documents of the whole rows (None: each row is one document); tokens, labels and
-        weights are this context rank's part. Other stages than the first use only the shape of `tokens_BS`.
+        `documents_BW` numbers the documents of the whole rows (None: each row is one document); tokens, labels,
+        weights and what `teacher` says of them (`[B, S]`, `[B, S, K]`) are this context rank's part. Other stages than
+        the first use only the shape of `tokens_BS`.
         """
+        self._teacher = teacher
         rows, seq_length = tokens_BS.shape
         if documents_BW is None:
             documents_BW = np.zeros((rows, seq_length * self.config.context_parallel_size), np.int32)
@@ -144,21 +151,32 @@ class CausalLM(GPTModel):  # type: ignore[misc]
 
     def _losses(
         self, hidden_SBH: torch.Tensor, labels_BS: torch.Tensor, weights_BS: torch.Tensor | None
-    ) -> TokenLosses:
+    ) -> TokenLosses | tuple[torch.Tensor, ...]:
         if self.config.sequence_parallel:
             hidden_SBH = gather_from_sequence_parallel_region(hidden_SBH, tensor_parallel_output_grad=True)
         else:
             hidden_SBH = copy_to_tensor_model_parallel_region(hidden_SBH)
         weights_BS = torch.ones_like(labels_BS, dtype=torch.float32) if weights_BS is None else weights_BS
         tied = self.share_embeddings_and_output_weights
-        total, losses_T = self.output_layer(
+        teacher = self._teacher and TopTargets(
+            *(tensor.transpose(0, 1).flatten(0, 1) for tensor in self._teacher)
+        )
+        found = self.output_layer(
             hidden_SBH.flatten(0, 1),
             weight=self.shared_embedding_or_output_weight() if tied else None,
             targets=(labels_BS.t().flatten(), weights_BS.t().flatten()),
             vocabulary=self.vocabulary,
             chunk_tokens=self.options.memory.logits_chunk_tokens,
+            teacher=teacher,
+            top_k=self.top_k,
         )
-        return TokenLosses(total, losses_T.view(labels_BS.t().shape).t())
+        shape = labels_BS.t().shape
+        if self.top_k:
+            return tuple(top_TK.view(*shape, -1).transpose(0, 1) for top_TK in found)
+        total, *by_token = (
+            part if part is None or not part.dim() else part.view(shape).t() for part in found
+        )
+        return TokenLosses(total, *by_token)
 
 
 class OutputLayer(ColumnParallelLinear):  # type: ignore[misc]
@@ -177,13 +195,18 @@ class OutputLayer(ColumnParallelLinear):  # type: ignore[misc]
         targets: tuple[torch.Tensor, torch.Tensor] | None = None,
         vocabulary: Vocabulary | None = None,
         chunk_tokens: int = 0,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Logits as megatron-core's; or with `targets` (labels and weights `[T]`) what `weighted_losses` returns."""
+        teacher: TopTargets | None = None,
+        top_k: int = 0,
+    ) -> tuple[torch.Tensor | None, ...]:
+        """Logits as megatron-core's; or with `targets` (labels and weights `[T]`) what `losses_and_divergence` returns,
+        and with `top_k` what `top_tokens` does."""
         if targets is None:
             return super().forward(input_, weight, runtime_gather_output)  # type: ignore[no-any-return]
         assert vocabulary is not None
         weight_VH = self.weight if weight is None else weight
-        return weighted_losses(input_, weight_VH, *targets, vocabulary, chunk_tokens)
+        if top_k:
+            return top_tokens(input_, weight_VH, vocabulary, top_k, chunk_tokens)
+        return losses_and_divergence(input_, weight_VH, *targets, vocabulary, chunk_tokens, teacher)
 
 
 def _on(array: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from cptron.model.fused import fused
+from cptron.model.top_targets import Divergence, TopTargets, divergence
 
 
 class TokenLosses(NamedTuple):
@@ -27,6 +28,9 @@ class TokenLosses(NamedTuple):
     """Sum over tokens of weight * loss in nats, fp32 scalar; carries the gradient."""
     loss: torch.Tensor
     """Loss of each token in nats, fp32 `[B, S]`, without gradient."""
+    divergence: torch.Tensor | None = None
+    """From the teacher, of each token in nats where it is asked and else 0, fp32 `[B, S]`, without gradient; None
+    without a teacher. The sum above has it too, by its weights."""
 
 
 class Vocabulary(NamedTuple):
@@ -49,11 +53,34 @@ def weighted_losses(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(sum of weights * losses, losses `[T]`). The gradient of `hidden_TH` is this rank's part: sum it over
     tensor ranks."""
+    rows = (labels_T, weights_T)
+    return losses_and_divergence(hidden_TH, weight_VH, *rows, vocabulary, chunk_tokens, None)[:2]
+
+
+def losses_and_divergence(
+    hidden_TH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    labels_T: torch.Tensor,
+    weights_T: torch.Tensor,
+    vocabulary: Vocabulary,
+    chunk_tokens: int,
+    teacher: TopTargets | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The same with, in the sum, the divergence from `teacher` by its weights; and that of each token `[T]`."""
     chunk = chunk_tokens or hidden_TH.size(0)
     # inside the function autograd is off in any case, so it cannot see for itself whether gradients are wanted
-    arguments = (hidden_TH, weight_VH, labels_T, weights_T, vocabulary, chunk, torch.is_grad_enabled())
-    total, losses_T = _WeightedLosses.apply(*arguments)  # type: ignore[no-untyped-call]
-    return total, losses_T
+    arguments = (
+        hidden_TH,
+        weight_VH,
+        labels_T,
+        weights_T,
+        vocabulary,
+        chunk,
+        torch.is_grad_enabled(),
+        teacher,
+    )
+    total, losses_T, divergence_T = _WeightedLosses.apply(*arguments)  # type: ignore[no-untyped-call]
+    return total, losses_T, None if teacher is None else divergence_T
 
 
 class _WeightedLosses(torch.autograd.Function):
@@ -67,19 +94,28 @@ class _WeightedLosses(torch.autograd.Function):
         vocabulary: Vocabulary,
         chunk: int,
         with_gradients: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        teacher: TopTargets | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         need_hidden, need_weight = (needed and with_gradients for needed in ctx.needs_input_grad[:2])
         grad_hidden_TH = torch.empty_like(hidden_TH) if need_hidden else None
         grad_weight_VH: torch.Tensor | None = None
         losses_T = torch.empty(labels_T.shape, dtype=torch.float32, device=hidden_TH.device)
+        divergence_T = torch.zeros_like(losses_T if teacher is not None else losses_T[:0])
         for start in range(0, len(labels_T), chunk):
             part = slice(start, start + chunk)
             hidden_CH, local_C = hidden_TH[part], labels_T[part] - vocabulary.first_row
             exps_CV, sum_C, losses_T[part] = _exponentials_and_loss(
                 hidden_CH @ weight_VH.t(), local_C, vocabulary
             )
+            pull = None if teacher is None else divergence(exps_CV, sum_C, teacher.part(part), vocabulary)
+            if teacher is not None and pull is not None:
+                divergence_T[part] = torch.where(teacher.weights_T[part] > 0, pull.nats_C, 0.0)
             if need_hidden or need_weight:
-                grad_CV = _gradient(exps_CV, local_C, sum_C, weights_T[part], hidden_TH.dtype)
+                if teacher is None or pull is None:
+                    grad_CV = _gradient(exps_CV, local_C, sum_C, weights_T[part], hidden_TH.dtype)
+                else:
+                    both = (weights_T[part], teacher.weights_T[part])
+                    grad_CV = _distilled_gradient(exps_CV, local_C, sum_C, *both, pull, hidden_TH.dtype)
                 del exps_CV
                 if grad_hidden_TH is not None:
                     torch.matmul(grad_CV, weight_VH, out=grad_hidden_TH[part])
@@ -88,16 +124,19 @@ class _WeightedLosses(torch.autograd.Function):
         if grad_weight_VH is not None:
             grad_weight_VH = grad_weight_VH.to(weight_VH.dtype)
         ctx.save_for_backward(grad_hidden_TH, grad_weight_VH)
-        ctx.mark_non_differentiable(losses_T)
-        return (losses_T * weights_T).sum(), losses_T
+        ctx.mark_non_differentiable(losses_T, divergence_T)
+        total = (losses_T * weights_T).sum()
+        if teacher is not None:
+            total = total + (divergence_T * teacher.weights_T).sum()
+        return total, losses_T, divergence_T
 
     @staticmethod
-    def backward(ctx: Any, grad_total: torch.Tensor, _: Any) -> Any:
+    def backward(ctx: Any, grad_total: torch.Tensor, *_: Any) -> Any:
         grad_hidden_TH, grad_weight_VH = ctx.saved_tensors
         for grad in (grad_hidden_TH, grad_weight_VH):
             if grad is not None:
                 grad.mul_(grad_total.to(grad.dtype))  # in place: backward runs once
-        return grad_hidden_TH, grad_weight_VH, None, None, None, None, None
+        return grad_hidden_TH, grad_weight_VH, None, None, None, None, None, None
 
 
 def _accumulate(total: torch.Tensor | None, part: torch.Tensor) -> torch.Tensor:
@@ -150,6 +189,24 @@ def _gradient(
     """weight * (softmax - one at the label), made where the exponentials were."""
     grad_CV = exps_CV.mul_((weights_C / sum_C)[:, None])
     here_C = _is_here(local_C, exps_CV.size(-1))  # a label is never a padding row
+    grad_CV.scatter_add_(-1, _column(local_C, grad_CV), torch.where(here_C, -weights_C, 0.0)[:, None])
+    return grad_CV.to(dtype)
+
+
+def _distilled_gradient(
+    exps_CV: torch.Tensor,
+    local_C: torch.Tensor,
+    sum_C: torch.Tensor,
+    weights_C: torch.Tensor,
+    teacher_C: torch.Tensor,
+    pull: Divergence,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """The same with the divergence's gradient, by the teacher's weights; `exps_CV` is as `divergence` leaves it."""
+    grad_CV = exps_CV.mul_(((weights_C + teacher_C * pull.factor_C) / sum_C)[:, None])
+    of_teacher_CK = (weights_C + teacher_C)[:, None] * pull.q_CK - teacher_C[:, None] * pull.p_CK
+    grad_CV.scatter_add_(-1, pull.columns_CK, of_teacher_CK)
+    here_C = _is_here(local_C, exps_CV.size(-1))
     grad_CV.scatter_add_(-1, _column(local_C, grad_CV), torch.where(here_C, -weights_C, 0.0)[:, None])
     return grad_CV.to(dtype)
 

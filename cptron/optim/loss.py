@@ -17,10 +17,11 @@ from cptron.model.vocab_loss import TokenLosses
 def masked_sums(
     losses: TokenLosses, mask_BS: torch.Tensor, source_B: torch.Tensor, num_sources: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Summed loss (nats, differentiable), counted tokens, and `[K, 2]` float64 sums of loss and tokens by
-    source. `losses` were weighted with `mask_BS`."""
+    """Summed loss (nats, differentiable), counted tokens, and `[K, 3]` float64 sums of loss, tokens and divergence from
+    a teacher by source. `losses` were weighted with `mask_BS`."""
     masked_BS = losses.loss * mask_BS
-    per_sample_B2 = torch.stack([masked_BS.detach().double().sum(1), mask_BS.double().sum(1)], dim=1)
-    by_source_K2 = torch.zeros(num_sources, 2, dtype=torch.float64, device=mask_BS.device)
-    by_source_K2.index_add_(0, source_B, per_sample_B2)
-    return losses.weighted_sum, mask_BS.sum().int(), by_source_K2
+    apart_BS = torch.zeros_like(masked_BS) if losses.divergence is None else losses.divergence * mask_BS
+    columns = [part_BS.detach().double().sum(1) for part_BS in (masked_BS, mask_BS, apart_BS)]
+    by_source_K3 = torch.zeros(num_sources, 3, dtype=torch.float64, device=mask_BS.device)
+    by_source_K3.index_add_(0, source_B, torch.stack(columns, dim=1))
+    return losses.weighted_sum, mask_BS.sum().int(), by_source_K3

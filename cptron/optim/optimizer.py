@@ -8,7 +8,7 @@ weight changes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -154,9 +154,14 @@ def set_rates(optimizer: Any, lr: float, optim: OptimConfig) -> None:
                 group[key] = optim.momentum
 
 
-def gradient_norm(optimizer: Any) -> float:
-    """Global L2 norm of the gradient before clipping, the same on every rank; collective, and changes no weight."""
+def gradient_norm(optimizer: Any, change: Callable[[], None] = lambda: None) -> float:
+    """Global L2 norm of the gradient before clipping, the same on every rank; collective, and changes no weight.
+
+    `change` is called when the gradients are ready, reduced and divided, and may change them: the norm is of what it
+    leaves, and so is what is clipped.
+    """
     optimizer.prepare_grads()
+    change()
     return float(optimizer.get_grad_norm())
 
 
@@ -170,7 +175,12 @@ def apply_gradients(optimizer: Any, clip_grad_norm: float, grad_norm: float) -> 
             f"gradient norm is {grad_norm}; no weight was changed. {describe_nonfinite(optimizer.wrapped_chunks)}. "
             "Lower optim.lr or look at the batch of this step"
         )
-    parameters = [param for part in optimizer.chained_optimizers for param in part.get_parameters()]
+    parameters = [
+        param
+        for part in optimizer.chained_optimizers
+        for param in part.get_parameters()
+        if param.grad is not None
+    ]
     if clip_grad_norm > 0 and parameters:
         clip_grad_by_total_norm_fp32(parameters, max_norm=clip_grad_norm, total_norm=grad_norm)
     optimizer.step_with_ready_grads()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from cptron.config.schema import Config
 from cptron.report.console import valid_sets
+from cptron.report.rates import planned_curve
 from cptron.report.sinks import Record
 from cptron.report.svg import Series, line_chart, smoothed
 
@@ -23,7 +24,7 @@ Marks = Sequence[tuple[float, str]]
 def training_charts(config: Config, steps: Sequence[Record], marks: Marks = ()) -> list[str]:
     """Loss in total and by source, learning rate, gradient norm and throughput against the step; `marks` in total loss
     and gradient norm."""
-    return [*_loss_charts(config, steps, marks), *_optimizer_charts(steps, marks)]
+    return [*_loss_charts(config, steps, marks), *_optimizer_charts(config, steps, marks)]
 
 
 def validation_charts(evals: Sequence[Record]) -> list[str]:
@@ -60,11 +61,35 @@ def _loss_charts(config: Config, steps: Sequence[Record], marks: Marks) -> list[
         unit = "nats per token, smoothed" if len(steps) >= SMOOTH_FROM else "nats per token"
         charts.append(line_chart("Training loss by source", "step", unit, losses))
         charts.append(line_chart("Tokens by source", "step", "tokens since the start", tokens, zero=True))
+        charts += _mix_charts(config, steps)
     return charts
 
 
-def _optimizer_charts(steps: Sequence[Record], marks: Marks) -> list[str]:
-    rate = [Series("", points_of(steps, "step", "lr"), 0)]
+def _mix_charts(config: Config, steps: Sequence[Record]) -> list[str]:
+    """Passes over each source; and its share in force, and its weight in a proxy's loss, where these change."""
+    charts = []
+    for key, title, unit in (
+        ("epochs", "Epochs by source", "passes since the start"),
+        ("share", "Share by source", "share of the tokens in force"),
+        ("weight", "Weight by source", "weight in the loss of a proxy"),
+    ):
+        curves = [points_of(steps, "step", f"{key}/{source.name}") for source in config.data.sources]
+        moves = any(len({y for _, y in points}) > 1 for points in curves)
+        if moves:
+            series = [
+                Series(source.name, points, color)
+                for color, (source, points) in enumerate(
+                    zip(config.data.sources, curves, strict=True), start=1
+                )
+            ]
+            charts.append(line_chart(title, "step", unit, series, zero=True))
+    return charts
+
+
+def _optimizer_charts(config: Config, steps: Sequence[Record], marks: Marks) -> list[str]:
+    used = points_of(steps, "step", "lr")
+    planned = [Series("as configured", planned_curve(config), 1)] if used else []
+    rate = [*planned, Series("used", used, 0)]
     norm = _curve("", points_of(steps, "step", "grad_norm"), 0)
     speed = _curve("", points_of(steps, "step", "tokens_per_s"), 0)
     return [

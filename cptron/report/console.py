@@ -75,6 +75,9 @@ class Console:
                 line + (f"  {loss - first_loss:+.4f} since step {first_step}" if step > first_step else "")
             )
 
+        for line in forgetting_lines(record):
+            self.note(f"eval at step {step}  {line}")
+
     def note(self, text: str) -> None:
         """Print a line of its own, above the bar where there is one."""
         if self._bar is not None:
@@ -113,6 +116,54 @@ def guard_line(record: Mapping[str, Any]) -> str:
     else:
         what = record["found"]
     return f"{record['cause']} at step {record['tried_step']}, batch {batch}: {what}; {done}"
+
+
+def forgetting_lines(record: Mapping[str, Any]) -> list[str]:
+    """What the forgetting monitor has found and done at an evaluation; nothing without one."""
+    lines = [f"forgetting monitor, {record['forgetting/base']}"] if "forgetting/base" in record else []
+    for what, key in (("old", "forgetting/old"), ("new", "learning/new")):
+        for against, prefix in (("base", f"{key}/change"), ("control", f"{key}/control_change")):
+            if f"{prefix}_nats" in record:
+                change, low, high = (record[f"{prefix}_{end}"] for end in ("nats", "low", "high"))
+                lines.append(
+                    f"{what} data {change:+.4f} nats/token against the {against} [{low:+.4f}, {high:+.4f}]"
+                )
+    for key, score in record.items():
+        if key.startswith("probe/") and key.endswith("/score_nats"):
+            change = record.get(key.replace("score_nats", "change_nats"))
+            since = "" if change is None else f" ({change:+.4f} against the base)"
+            lines.append(f"probe {key.split('/')[1]} {score:+.4f} nats/token{since}")
+    if record.get("forgetting/finding") in ("above", "alarm", "hold", "clear"):
+        lines.append(f"forgetting: {finding_text(record)}")
+    lines += record.get("forgetting/unknown", ())
+    return [*lines, *(f"alarm, {alarm}" for alarm in record.get("forgetting/alarms", ()))]
+
+
+FINDINGS = {
+    "none": "not measured",
+    "grace": "in the grace window",
+    "quiet": "within epsilon",
+    "above": "beyond epsilon, not yet for long enough",
+    "alarm": "ALARM, beyond epsilon",
+    "hold": "the alarm goes on",
+    "clear": "the alarm is over",
+}
+"""Of the forgetting monitor, in words."""
+
+
+def finding_text(record: Mapping[str, Any]) -> str:
+    """A finding of the forgetting monitor with what is done about it."""
+    text, action = FINDINGS[record["forgetting/finding"]], record.get("forgetting/action", "none")
+    why = record.get("forgetting/why", "")
+    return text if action == "none" else f"{text}: {action.replace('_', ' ')}{f' ({why})' if why else ''}"
+
+
+def mix_line(record: Mapping[str, Any]) -> str:
+    """What an online mixer asks for from now on, in one line."""
+    asked = {key.partition("/")[2]: value for key, value in record.items() if key.startswith("asked/")}
+    shares = ", ".join(f"{name} {share:.3f}" for name, share in asked.items())
+    refused = f" ({record['refused']}; kept)" if record["refused"] else ""
+    return f"mix after batch {record['batch']}: {shares}{refused}"
 
 
 def _is_screen() -> bool:

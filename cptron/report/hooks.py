@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cptron.checkpoint.layout import saved_step
 from cptron.config.load import config_to_dict
 from cptron.data.log import DATA_LOG, log_record
-from cptron.report.console import Console, guard_line
+from cptron.report.console import Console, guard_line, mix_line
 from cptron.report.html import write_report
 from cptron.report.sinks import METRICS_FILE, JsonlSink, open_sinks, read_records
 from cptron.train.hooks import Action, Hook, Record
@@ -36,8 +36,7 @@ class ReportHook(Hook):
         self._every_steps = max(1, config.log.every_steps)
         self._metrics = open_sinks(config, run.directory, run.state.step, config_to_dict(config))
         self._data_log = JsonlSink(run.directory / DATA_LOG, run.state.batches_drawn, key="batch")
-        records = read_records(run.directory / METRICS_FILE)
-        self._evaluated_step = max((r["step"] for r in records if r["kind"] == "eval"), default=None)
+        self._evaluated_step = _last_evaluated(run.directory)
         self._shares: dict[str, float] = {}
         self._console = Console(config.train.steps, run.state.step, enabled=True)
 
@@ -46,11 +45,11 @@ class ReportHook(Hook):
         plan, session = run.plan, run.session
         for note in plan.notes:
             self._console.note(note)
-        origin = (
-            f"resuming {plan.resume_from}"
-            if plan.resume_from
-            else f"starting from {plan.base or plan.hugging_face or 'random weights'}"
-        )
+        origin = f"starting from {plan.base or plan.hugging_face or 'random weights'}"
+        if plan.resume_from:
+            origin = f"resuming {plan.resume_from}"
+        elif plan.branch_from:
+            origin = f"branching from {plan.branch_from}, with its optimizer and position in the data"
         self._console.note(
             f"{origin}; {session.ranks.world_size} rank(s), {session.topology.describe()}, {session.device.kind}/"
             f"{session.device.backend}, {run.config.train.precision}"
@@ -85,13 +84,26 @@ class ReportHook(Hook):
     def on_guard(self, run: Run, record: Record) -> None:
         """Always written; after a rollback the steps that were lost are cut off, as a resume does."""
         if record["event"] == "rollback":
-            self._metrics.rewind(run.state.step)
-            self._data_log.rewind(run.state.batches_drawn)
-            self._shares, self._evaluated_step = {}, None
-            for note in run.plan.notes:  # on the checkpoint that it went back to
-                self._console.note(note)
+            self._rewind(run)
         self._metrics.write(record)
         self._console.note(guard_line(record))
+
+    def on_rewind(self, run: Run, why: str) -> None:
+        """The steps that are left are cut off; what was found of them stays in the monitor's journal."""
+        self._rewind(run)
+        self._console.note(f"back to step {run.state.step}: {why}")
+
+    def _rewind(self, run: Run) -> None:
+        self._metrics.rewind(run.state.step)
+        self._data_log.rewind(run.state.batches_drawn)
+        self._shares, self._evaluated_step = {}, _last_evaluated(run.directory)
+        for note in run.plan.notes:  # on the checkpoint that it went back to
+            self._console.note(note)
+
+    def on_mix(self, run: Run, record: Record) -> None:
+        """Always written."""
+        self._metrics.write(record)
+        self._console.note(mix_line(record))
 
     def _drawn(self, run: Run, *, skipped: bool) -> None:
         state = run.state
@@ -125,3 +137,9 @@ class ReportHook(Hook):
         self._console.close()
         self._metrics.close()
         self._data_log.close()
+
+
+def _last_evaluated(run: Path) -> int | None:
+    """Step of the last evaluation in the metrics."""
+    records = read_records(run / METRICS_FILE)
+    return max((record["step"] for record in records if record["kind"] == "eval"), default=None)

@@ -16,20 +16,24 @@ from pathlib import Path
 from typing import Any
 
 from cptron.config.load import load_config, resolved_yaml
-from cptron.config.schema import Config
+from cptron.config.schema import Config, SourceConfig
 from cptron.errors import DataError
+from cptron.forgetting.journal import JOURNAL, Verdict, read_verdicts
 from cptron.json_text import parse_json
 from cptron.report.charts import points_of, training_charts, validation_charts
 from cptron.report.console import compact, guard_line, valid_sets
+from cptron.report.forgetting import VERDICT_HEAD, forgetting_charts, verdict_rows
+from cptron.report.forgetting import note as forgetting_note
 from cptron.report.page import page
 from cptron.report.sinks import METRICS_FILE, Record, read_records
+from cptron.selection.record import read_selection
 
 REPORT_FILE = "report.html"
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `run_dir/report.html` from metrics.jsonl, config.yaml and, where present, summary.json; returns
-    its path.
+    """Write `run_dir/report.html` from metrics.jsonl, config.yaml and, where present, summary.json,
+    forgetting.jsonl and selection.json; returns its path.
 
     Raises `DataError` when there are no metrics and `ConfigError` when the configuration cannot be read.
     """
@@ -40,8 +44,9 @@ def write_report(run_dir: Path) -> Path:
         )
     config = load_config(run_dir / "config.yaml").config
     summary, records = _summary(run_dir / "summary.json"), read_records(metrics)
+    verdicts, selection = read_verdicts(run_dir / JOURNAL), read_selection(run_dir)
     try:
-        text = render(config, records, summary)
+        text = render(config, records, summary, verdicts, selection)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise DataError(
             f"{metrics} has records that the trainer does not write ({error!r:.200}); restore the file"
@@ -63,7 +68,13 @@ def _summary(path: Path) -> dict[str, Any]:
     return summary
 
 
-def render(config: Config, records: Sequence[Record], summary: dict[str, Any]) -> str:
+def render(
+    config: Config,
+    records: Sequence[Record],
+    summary: dict[str, Any],
+    verdicts: Sequence[Verdict] = (),
+    selection: dict[str, Any] | None = None,
+) -> str:
     """The page as text."""
     steps = [record for record in records if record["kind"] == "step"]
     evals = [record for record in records if record["kind"] == "eval"]
@@ -73,6 +84,8 @@ def render(config: Config, records: Sequence[Record], summary: dict[str, Any]) -
         f"<header><h1>{escape(name)}</h1><p>{escape(_status(config, records))}</p></header>",
         _cards(steps, evals),
         _validation_table(evals),
+        _forgetting(config, evals, verdicts),
+        _selection(selection),
         _source_table(config, steps),
         _section(
             "Training", training_charts(config, steps, [(r["tried_step"], guard_line(r)) for r in guards])
@@ -145,6 +158,24 @@ def _validation_table(evals: Sequence[Record]) -> str:
     return f"<h2>What changed</h2><p>{note}</p>" + _table(head, rows, numbers=True)
 
 
+def _forgetting(config: Config, evals: Sequence[Record], verdicts: Sequence[Verdict]) -> str:
+    charts = forgetting_charts(config, evals, verdicts)
+    if not charts:
+        return ""
+    rows = verdict_rows(verdicts)
+    table = _table(VERDICT_HEAD, rows) if rows else "<p>Nothing was beyond it.</p>"
+    return f"{_section('Forgetting', charts, forgetting_note(config))}{table}"
+
+
+def _selection(selection: dict[str, Any] | None) -> str:
+    if selection is None:
+        return ""
+    parts = [f"<h2>Which checkpoint</h2><p>Chosen {escape(selection['time'])}.</p>"]
+    for table, reason in zip(selection["tables"], selection["reasons"], strict=True):
+        parts.append(f"<pre>{escape(table)}</pre><p>{escape(reason)}</p>")
+    return "".join(parts)
+
+
 def _source_table(config: Config, steps: Sequence[Record]) -> str:
     if not steps:
         return ""
@@ -154,19 +185,41 @@ def _source_table(config: Config, steps: Sequence[Record]) -> str:
     rows = []
     for source in config.data.sources:
         losses = _numbers(steps, f"loss_nats_per_token/{source.name}")
+        epochs = _numbers(steps, f"epochs/{source.name}")
         window = max(1, len(losses) // 20)
         rows.append(
             [
                 escape(source.name),
                 f"{counts[source.name]:,}",
                 f"{counts[source.name] / total:.1%}",
-                f"{source.token_share / total_share:.1%}",
+                _asked(config, source, total_share),
+                f"{epochs[-1]:.3g}" if epochs else "-",
                 f"{_mean(losses[:window]):.4f}" if losses else "-",
                 f"{_mean(losses[-window:]):.4f}" if losses else "-",
             ]
         )
-    head = ["source", "tokens seen", "share", "share asked for", "loss, first 5 %", "loss, last 5 %"]
+    head = [
+        "source",
+        "tokens seen",
+        "share",
+        "share asked for",
+        "epochs",
+        "loss, first 5 %",
+        "loss, last 5 %",
+    ]
     return "<h2>What it was trained on</h2>" + _table(head, rows, numbers=True)
+
+
+def _asked(config: Config, source: SourceConfig, total: float) -> str:
+    """The configured share; of each stage where there are stages."""
+    if not config.data.stages:
+        return f"{source.token_share / total:.1%}"
+    shares = []
+    for stage in config.data.stages:
+        of_stage = sum(stage.shares.values()) if stage.shares else total
+        share = stage.shares.get(source.name, 0.0) if stage.shares else source.token_share
+        shares.append(f"{share / of_stage:.1%}")
+    return ", ".join(shares)
 
 
 def _guard_table(guards: Sequence[Record]) -> str:
@@ -212,9 +265,9 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = F
     return f'<div class="scroll"><table{kind}><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _section(title: str, charts: Sequence[str]) -> str:
-    drawn = "".join(charts)
-    return f'<h2>{escape(title)}</h2><div class="charts">{drawn}</div>' if drawn else ""
+def _section(title: str, charts: Sequence[str], note: str = "") -> str:
+    drawn, said = "".join(charts), f"<p>{escape(note)}</p>" if note else ""
+    return f'<h2>{escape(title)}</h2>{said}<div class="charts">{drawn}</div>' if drawn else ""
 
 
 # --- numbers ------------------------------------------------------------------------------------------------------

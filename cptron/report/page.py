@@ -48,9 +48,12 @@ svg .grid { stroke: var(--line); }
 svg .zero { stroke: var(--soft); }
 svg .mark { stroke: var(--bad); stroke-width: 1.5; stroke-dasharray: 3 3; }
 polyline { fill: none; stroke: currentColor; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
+.charts + .scroll { margin-top: 14px; }
+polygon { fill: currentColor; opacity: .18; }
 polyline.dash { stroke-dasharray: 6 4; }
 polyline.faint { stroke-width: 1; opacity: .28; }
 circle { fill: currentColor; }
+polygon { fill: currentColor; opacity: .16; }
 .s0 { color: var(--c0); } .s1 { color: var(--c1); } .s2 { color: var(--c2); } .s3 { color: var(--c3); }
 .s4 { color: var(--c4); } .s5 { color: var(--c5); } .s6 { color: var(--c6); } .s7 { color: var(--c7); }
 details { margin-top: 12px; padding: 10px 16px; }

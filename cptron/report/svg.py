@@ -25,12 +25,15 @@ NUM_COLORS = 8
 @dataclass(frozen=True, slots=True)
 class Series:
     """One line: points `(x, y)` in order of x. A `faint` one is the noisy background of another and has no
-    label."""
+    label, `dots` are marks without a line between them; neither is in the legend."""
 
     label: str
     points: Sequence[tuple[float, float]]
     color: int
     faint: bool = False
+    dots: bool = False
+    band: Sequence[tuple[float, float, float]] = ()
+    """`(x, low, high)` in order of x, all finite: drawn as an area behind the line."""
 
 
 def line_chart(
@@ -40,12 +43,15 @@ def line_chart(
     series: Sequence[Series],
     zero: bool = False,
     marks: Sequence[tuple[float, str]] = (),
+    levels: Sequence[tuple[float, str]] = (),
 ) -> str:
     """A titled figure with legend, axes and lines; `zero` makes 0 part of the y axis, `marks` are (x, text) of
-    upright lines. Empty when no point is finite."""
+    upright lines, `levels` (y, text) of level ones. Empty when no point is finite."""
     xs = [x for line in series for x, y in line.points if math.isfinite(y)]
-    series = [replace(line, points=_drawn_points(line.points)) for line in series]
-    ys = [y for line in series for _, y in line.points] + ([0.0] if zero else [])
+    xs += [x for line in series for x, _, _ in line.band] if xs else []
+    series = [replace(line, points=_drawn_points(line)) for line in series]
+    ys = [y for line in series for _, y in line.points] + ([0.0] if zero else []) + [y for y, _ in levels]
+    ys += [y for line in series for _, *ends in line.band for y in ends]
     if not xs:
         return ""
     y_ticks = ticks(min(ys), max(ys), 6)
@@ -53,11 +59,17 @@ def line_chart(
     x_ticks = [x for x in ticks(x_low, x_high, 7) if x_low <= x <= x_high]
     frame = _Frame(x_low, x_high, y_ticks[0], y_ticks[-1])
     upright = [_mark(frame, x, text) for x, text in marks if x_low <= x <= x_high]
-    parts = [_axes(frame, x_ticks, y_ticks, x_label), *upright, *(_line(frame, line) for line in series)]
+    behind = [*(_band(frame, line) for line in series), *(_level(frame, y, text) for y, text in levels)]
+    parts = [
+        _axes(frame, x_ticks, y_ticks, x_label),
+        *behind,
+        *upright,
+        *(_line(frame, line) for line in series),
+    ]
     svg = (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
     )
-    labelled = [line for line in series if not line.faint]
+    labelled = [line for line in series if not line.faint and not line.dots]
     keys = "".join(f'<span><i class="k {_color(line)}"></i>{escape(line.label)}</span>' for line in labelled)
     legend = f'<div class="legend">{keys}</div>' if len(labelled) > 1 else ""
     caption = f"<figcaption><b>{escape(title)}</b> <small>{escape(y_label)}</small></figcaption>"
@@ -111,10 +123,10 @@ class _Frame:
         return HEIGHT - BOTTOM - (value - self.y_low) / (self.y_high - self.y_low) * (HEIGHT - TOP - BOTTOM)
 
 
-def _drawn_points(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The finite points, at most MAX_POINTS."""
-    points = [(x, y) for x, y in points if math.isfinite(y)]
-    stride = max(1, -(-len(points) // MAX_POINTS))
+def _drawn_points(line: Series) -> list[tuple[float, float]]:
+    """The finite points, at most MAX_POINTS of a line."""
+    points = [(x, y) for x, y in line.points if math.isfinite(y)]
+    stride = 1 if line.dots else max(1, -(-len(points) // MAX_POINTS))
     runs = [points[i : i + stride] for i in range(0, len(points), stride)]
     return [(sum(x for x, _ in run) / len(run), sum(y for _, y in run) / len(run)) for run in runs]
 
@@ -149,12 +161,28 @@ def _mark(frame: _Frame, x: float, text: str) -> str:
     return f'<line class="mark" {at}><title>{escape(text)}</title></line>'
 
 
+def _level(frame: _Frame, y: float, text: str) -> str:
+    at = f'y1="{frame.y(y):.1f}" y2="{frame.y(y):.1f}"'
+    label = f'<text x="{WIDTH - RIGHT}" y="{frame.y(y) - 5:.1f}" text-anchor="end">{escape(text)}</text>'
+    return f'<line class="mark" x1="{LEFT}" x2="{WIDTH - RIGHT}" {at}/>{label}'
+
+
+def _band(frame: _Frame, line: Series) -> str:
+    if not line.band:
+        return ""
+    upper = [f"{frame.x(x):.1f},{frame.y(high):.1f}" for x, _, high in line.band]
+    lower = [f"{frame.x(x):.1f},{frame.y(low):.1f}" for x, low, _ in reversed(line.band)]
+    return f'<polygon class="{_color(line)}" points="{" ".join(upper + lower)}"/>'
+
+
 def _line(frame: _Frame, line: Series) -> str:
     if not line.points:
         return ""
     path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in line.points)
     drawn = f'<polyline class="{_color(line)}{" faint" if line.faint else ""}" points="{path}"/>'
-    if line.faint or len(line.points) > MARKED_POINTS:
+    if line.dots:
+        drawn = ""
+    elif line.faint or len(line.points) > MARKED_POINTS:
         return drawn
     marks = "".join(
         f'<circle class="{_color(line)}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="2.6">'

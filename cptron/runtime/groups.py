@@ -10,6 +10,7 @@ import datetime
 import gc
 from collections.abc import Callable
 
+import torch
 import torch.distributed as dist
 
 import cptron.runtime.megatron_ready  # noqa: F401
@@ -54,6 +55,18 @@ def destroy_groups() -> None:
     while _releases:
         _releases.pop()()
     parallel_state.destroy_model_parallel()
+
+
+def sum_over_context(tensor: torch.Tensor) -> None:
+    """Sum in place over the ranks that a sequence is cut over."""
+    if parallel_state.get_context_parallel_world_size() > 1:
+        dist.all_reduce(tensor, group=parallel_state.get_context_parallel_group())
+
+
+def sum_over_data(tensor: torch.Tensor) -> None:
+    """Sum in place over the ranks that hold the same part of the model and work on other sequences."""
+    if parallel_state.get_data_parallel_world_size() > 1:
+        dist.all_reduce(tensor, group=parallel_state.get_data_parallel_group())
 
 
 def stage_rank() -> int:

@@ -18,7 +18,8 @@ import orjson
 from tokenizers import Tokenizer as Backend
 
 from cptron.errors import DataError
-from cptron.tokens.chat_formats import ChatError, Message, read_chat
+from cptron.tokens.chat_formats import ChatError, LossMask, Message, read_chat
+from cptron.tokens.chat_system import SYSTEM_ROLES, SystemTexts
 from cptron.tokens.chat_template import MARK, ChatTemplate
 from cptron.tokens.chat_turns import AssistantTurns, Span, check_renders_content
 from cptron.tokens.tokenizer import Tokenizer
@@ -32,23 +33,26 @@ class EncodedChat(NamedTuple):
     ids: npt.NDArray[np.uint32]
     """[tokens]"""
     mask: npt.NDArray[np.uint8] | None
-    """[tokens]: 1 for what the assistant says and the end of its turn, 0 elsewhere; None if not asked for."""
+    """[tokens]: 1 for what is learned, as the assistant's words and the end of its turn, 0 elsewhere; None if not asked
+    for."""
     eod_mask: int
-    """What an EOD appended to the document gets: 1 if the assistant speaks last, else 0."""
+    """What an EOD appended to the document gets: 1 if what it ends is learned, else 0."""
 
 
 class ChatEncoder:
     """Renders and encodes chats; any thread may call it."""
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, *, with_mask: bool) -> None:
-        """Raises DataError when the tokenizer does not know special tokens in a text, or, `with_mask`, the template
-        does not tell what the assistant says; also when the template leaves out what is said."""
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, *, loss_mask: LossMask) -> None:
+        """Raises DataError when the tokenizer does not know special tokens in a text, or the template does not tell
+        what `loss_mask` needs; also when the template leaves out what is said."""
         self._template = template
-        self._with_mask = with_mask
+        self._tokenizer = tokenizer
+        self._loss_mask = loss_mask
         self._backend, special = _backend(tokenizer)
         check_renders_content(template)
         self._turns: AssistantTurns | None = None
-        if with_mask and not template.has_generation:
+        self._system = SystemTexts(template) if loss_mask == "no_system" else None
+        if loss_mask == "assistant" and not template.has_generation:
             self._turns = AssistantTurns(template, tokenizer.added_tokens)
             special = [*special, *self._turns.end_tokens]
         self._special: dict[str, list[str]] = {}
@@ -66,11 +70,18 @@ class ChatEncoder:
         """Ids and mask of `chat`. No BOS or EOD is added to what the template writes. Raises ChatError."""
         messages = self._read(chat)
         text = self._template.render(messages)
-        spans = self._spans(messages, text) if self._with_mask else None
+        spans = self._spans(messages, text) if self._loss_mask != "none" else None
         encoding = self._backend.encode(text, add_special_tokens=False)
         ids = np.array(encoding.ids, np.uint32)
         mask = None if spans is None else _mask(encoding.offsets, spans)
-        return EncodedChat(ids, mask, int(messages[-1]["role"] == "assistant"))
+        last = messages[-1]["role"]
+        is_learned = last not in SYSTEM_ROLES if self._loss_mask == "no_system" else last == "assistant"
+        return EncodedChat(ids, mask, int(is_learned))
+
+    def encode_text(self, text: str) -> EncodedChat:
+        """Ids of a document that is no chat, as the tokenizer gives them; all of it is learned."""
+        ids = np.array(self._tokenizer.encode(text), np.uint32)
+        return EncodedChat(ids, np.ones(len(ids), np.uint8), 1)
 
     def _read(self, chat: Chat) -> list[Message]:
         messages = read_chat(chat)
@@ -90,6 +101,8 @@ class ChatEncoder:
             # OpenAI's way to learn only some turns.
             if message.get("weight", 1) != 1:
                 raise ChatError(f"message {number} has weight {message['weight']!r}, only 1 can be masked")
+        if self._system is not None:
+            return self._system.others(messages, text)
         if self._turns is not None:
             return self._turns.spans(messages, text)
         return _marked_spans(self._template.render_marked(messages), text)

@@ -15,9 +15,12 @@ Around the list may be an object with `messages` or `conversations`, and `system
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from cptron.tokens.records import CHAT_LISTS, CHAT_NOT_RENDERED
+
+LossMask = Literal["none", "assistant", "no_system"]
+"""What is learned of a chat: all of it; what the assistant says; all but what the system says."""
 
 Message = dict[str, Any]
 """`role` and, unless an assistant only calls tools, `content` (text); no value is None."""

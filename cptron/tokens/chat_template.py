@@ -35,6 +35,8 @@ class ChatTemplate:
     """File it comes from."""
     sha256: str
     """Hash, in hex, of its text, the special tokens it may name and the date; for the manifest."""
+    source_sha256: str
+    """Hash, in hex, of its text alone."""
     has_generation: bool
     """It marks what the assistant says with `{% generation %}` blocks."""
     _plain: Any
@@ -57,6 +59,7 @@ class ChatTemplate:
         return cls(
             path=path,
             sha256=hashlib.sha256(identity.encode()).hexdigest(),
+            source_sha256=_hash(source),
             has_generation=has_generation,
             _plain=_compiled(path, source, sandbox(chat_date, mark="")),
             _marked=_compiled(path, source, sandbox(chat_date, mark=MARK)),
@@ -84,6 +87,19 @@ class ChatTemplate:
         except Exception as error:  # whatever a template's expressions may raise on these messages
             raise ChatError(f"the template cannot render it ({type(error).__name__}: {error})") from error
         return text
+
+
+def source_sha256(directory: Path) -> str:
+    """That of the template of a model's directory, without compiling it; empty where there is none. Raises DataError
+    where its files are damaged."""
+    config = _read_config(directory / "tokenizer_config.json")
+    if not (directory / "chat_template.jinja").is_file() and not config.get("chat_template"):
+        return ""
+    return _hash(_find(directory, config)[1])
+
+
+def _hash(source: str) -> str:
+    return hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _with_reasoning(message: Message) -> Message:

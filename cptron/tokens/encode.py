@@ -90,28 +90,35 @@ class Encoder:
     def _chat_documents(self, chats: Sequence[Rendered]) -> Documents:
         assert self.chats is not None
         if not self.chats.with_mask:
-            return self._documents([chat.text for chat in chats])
+            return self._documents(
+                [chat.text for chat in chats], np.array([chat.is_text for chat in chats], np.bool_)
+            )
         full = [chat for chat in chats if len(chat.ids)]
         if not full:
             return Documents(np.empty(0, self.dtype), _NO_LENGTHS, _NO_MASK, len(chats))
         lengths = np.array([len(chat.ids) for chat in full], np.int64)
         ids = np.concatenate([chat.ids for chat in full])
         self._require_sound(ids, lengths, len(full))
-        tokens, full_lengths = with_special(ids, lengths, self.dtype, None, self.eos_id)
+        is_text = np.array([chat.is_text for chat in full], np.bool_)
+        tokens, full_lengths = with_special(ids, lengths, self.dtype, self.bos_id, self.eos_id, is_text)
         mask = np.concatenate([chat.mask for chat in full])
-        learned, _ = with_special(mask, lengths, mask.dtype, None, None if self.eos_id is None else 0)
+        bos_mask, eos_mask = (None if token is None else 1 for token in (self.bos_id, self.eos_id))
+        learned, _ = with_special(mask, lengths, mask.dtype, bos_mask, eos_mask, is_text)
         if self.eos_id is not None:
             learned[np.cumsum(full_lengths, dtype=np.int64) - 1] = [chat.eod_mask for chat in full]
         return Documents(tokens, full_lengths, learned.astype(np.uint8), len(chats) - len(full))
 
-    def _documents(self, texts: Sequence[bytes]) -> Documents:
+    def _documents(self, texts: Sequence[bytes], with_bos: npt.NDArray[np.bool_] | None = None) -> Documents:
+        """`with_bos` tells which texts get BOS, if any do; all of them where it is None."""
         if not texts:
             return Documents(np.empty(0, self.dtype), _NO_LENGTHS, None, 0)
         if self.check_all:
             verify(self.engine, self.reference, texts)
         ids, lengths = self.engine.encode(texts)
         self._require_sound(ids, lengths, len(texts))
-        tokens, full = with_special(ids, lengths[lengths > 0], self.dtype, self.bos_id, self.eos_id)
+        there = lengths > 0
+        with_bos = None if with_bos is None else with_bos[there]
+        tokens, full = with_special(ids, lengths[there], self.dtype, self.bos_id, self.eos_id, with_bos)
         return Documents(tokens, full, None, len(texts) - len(full))
 
     def _require_sound(self, ids: npt.NDArray[np.uint32], lengths: Int64Array, num_texts: int) -> None:
@@ -134,17 +141,22 @@ def with_special(
     dtype: np.dtype[np.integer[Any]],
     bos_id: int | None,
     eos_id: int | None,
+    with_bos: npt.NDArray[np.bool_] | None = None,
 ) -> tuple[Ids, Int32Array]:
-    """`ids` of documents of `lengths` (all >= 1) in `dtype`, each between BOS and EOS; and their new lengths."""
-    before, after = int(bos_id is not None), int(eos_id is not None)
-    full = (lengths + (before + after)).astype(np.int32)
-    if not before and not after:
-        return ids.astype(dtype), full
+    """`ids` of documents of `lengths` (all >= 1) in `dtype`, each between BOS and EOS; and their new lengths. Only
+    documents `with_bos` begin with BOS, if that is given."""
+    if bos_id is None:
+        with_bos = np.zeros(len(lengths), np.bool_)
+    elif with_bos is None:
+        with_bos = np.ones(len(lengths), np.bool_)
+    full = (lengths + with_bos + int(eos_id is not None)).astype(np.int32)
     ends = np.cumsum(full, dtype=np.int64)
-    tokens = np.empty(len(ids) + (before + after) * len(full), dtype)
+    tokens = np.empty(int(full.sum(dtype=np.int64)), dtype)
+    if len(tokens) == len(ids):
+        return ids.astype(dtype), full
     is_text = np.ones(len(tokens), np.bool_)
     if bos_id is not None:
-        starts = ends - full
+        starts = (ends - full)[with_bos]
         is_text[starts] = False
         tokens[starts] = bos_id
     if eos_id is not None:

@@ -23,7 +23,7 @@ _NO_IDS = np.empty(0, np.uint32)
 
 
 class Rendered(NamedTuple):
-    """One chat: its text, or its ids with a mask."""
+    """One chat, or a text among chats: its text, or its ids with a mask."""
 
     text: bytes = b""
     ids: Ids = _NO_IDS
@@ -31,6 +31,8 @@ class Rendered(NamedTuple):
     """1 for each token that is learned."""
     eod_mask: int = 0
     """What an EOD after it gets."""
+    is_text: bool = False
+    """It is a plain document among chats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class ChatBlocks:
 
     encoder: ChatEncoder
     with_mask: bool
+    with_texts: bool = False
+    """A value that is a text is a document as it is, not a reject."""
 
     def render(self, path: str, parsed: Parsed) -> tuple[list[list[Rendered]], list[Reject]]:
         """The chats of every good record, one per key, and all rejects of the block in order."""
@@ -58,12 +62,21 @@ class ChatBlocks:
 
     def _render(self, value: Value) -> Rendered:
         if isinstance(value, bytes):
+            if self.with_texts:
+                return self._plain(value)
             raise ChatError("the value is a text, must be a list of messages or an object with one")
         if not self.with_mask:
             return Rendered(text=self.encoder.render(value))
         encoded = self.encoder.encode(value)
         assert encoded.mask is not None
         return Rendered(ids=encoded.ids, mask=encoded.mask, eod_mask=encoded.eod_mask)
+
+    def _plain(self, text: bytes) -> Rendered:
+        if not self.with_mask:
+            return Rendered(text=text, is_text=True)
+        encoded = self.encoder.encode_text(text.decode())
+        assert encoded.mask is not None
+        return Rendered(ids=encoded.ids, mask=encoded.mask, eod_mask=encoded.eod_mask, is_text=True)
 
 
 def _raw(values: Sequence[Value]) -> bytes:

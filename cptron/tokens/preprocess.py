@@ -209,10 +209,15 @@ def _manifests(
                 "max_document_bytes": str(options.max_document_bytes),
                 **({PARTITION_OF: plan.partition_of} if plan.partition else {}),
                 **(
-                    {"chat_template": plan.chat_template, "loss_mask": options.loss_mask}
-                    if options.chat
+                    {
+                        "chat_template": plan.chat_template.sha256,
+                        "chat_template_source": plan.chat_template.source_sha256,
+                        "loss_mask": options.loss_mask,
+                    }
+                    if plan.chat_template
                     else {}
                 ),
+                **({"chat_and_text": "true"} if options.chat_and_text else {}),
             },
             cptron_version=__version__,
         )

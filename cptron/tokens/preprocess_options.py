@@ -14,11 +14,11 @@ from datetime import date
 from typing import Any, Literal, get_args
 
 from cptron.errors import ConfigError
+from cptron.tokens.chat_formats import LossMask
 from cptron.tokens.rejects import OnError
 from cptron.tokens.tiktoken_tokenizer import TiktokenConfig, megatron_config
 from cptron.tokens.tokenizer import TokenizerKind
 
-LossMask = Literal["none", "assistant"]
 EngineChoice = Literal["auto", "gigatoken", "snaptokens", "reference"]
 
 _KIND_OF_TYPE: dict[str, TokenizerKind] = {
@@ -101,10 +101,13 @@ class PreprocessOptions:
     """End every document with the tokenizer's EOS."""
     chat: bool = False
     """The values are chats: lists of messages, rendered with the tokenizer's chat template."""
+    chat_and_text: bool = False
+    """With `chat`: a value may also be a text, which is a plain document, all of it learned."""
     chat_date: date | None = None
     """What a chat template takes for today."""
     loss_mask: LossMask = "none"
-    """Tokens of a chat that are learned: `assistant` writes a mask of what the assistant says."""
+    """Tokens of a chat that are learned: `assistant` writes a mask of what the assistant says, `no_system` one of all
+    but what the system says."""
     prepend_bos: bool = False
     """Begin every document with the tokenizer's BOS."""
     hf_special_tokens: bool = False
@@ -151,14 +154,16 @@ def parse_options(argv: Sequence[str] | None = None) -> tuple[PreprocessOptions,
             f"--partitions {args.partitions} without --partition has no effect: one process encodes everything in order"
         )
     include = args.tokenizer_hf_include_special_tokens or args.tokenizer_type == "HuggingFaceTokenizer"
+    chat = args.chat or args.chat_and_text
     options = PreprocessOptions(
         inputs=tuple(args.input),
         output_prefix=args.output_prefix,
         tokenizer=args.tokenizer_model,
         tokenizer_kind=_KIND_OF_TYPE[args.tokenizer_type],
         tiktoken=_tiktoken(args) if args.tokenizer_type == "TikTokenizer" else None,
-        json_keys=tuple(args.json_keys or (["messages"] if args.chat else ["text"])),
-        chat=args.chat,
+        json_keys=tuple(args.json_keys or (["messages"] if chat else ["text"])),
+        chat=chat,
+        chat_and_text=args.chat_and_text,
         chat_date=args.chat_date,
         loss_mask=args.loss_mask,
         append_eod=args.append_eod,
@@ -245,11 +250,11 @@ def _refuse(args: argparse.Namespace) -> None:
             if args.tokenizer_type in _TYPE_REMEDIES
             else f"--tokenizer-type {args.tokenizer_type} {default}"
         )
-    if args.chat and args.prepend_bos:
+    if args.chat and args.prepend_bos and not args.chat_and_text:
         raise ConfigError(
             f"--prepend-bos must be left out for chats of {args.input}, the template writes BOS; remove it"
         )
-    if not args.chat and (args.loss_mask != "none" or args.chat_date):
+    if not (args.chat or args.chat_and_text) and (args.loss_mask != "none" or args.chat_date):
         raise ConfigError(
             f"--loss-mask {args.loss_mask} and --chat-date are for chats, --chat must be given; add it"
         )
@@ -283,6 +288,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     corpus.add_argument(
         "--chat", action="store_true", help="values are chats, for the tokenizer's chat template"
+    )
+    corpus.add_argument(
+        "--chat-and-text",
+        action="store_true",
+        help="values are chats or texts, in one order; a text is a plain document",
     )
     corpus.add_argument("--chat-date", type=date.fromisoformat, help="what a chat template takes for today")
     corpus.add_argument(

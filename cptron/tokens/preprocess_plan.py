@@ -18,6 +18,7 @@ from typing import Any
 
 from cptron import __version__
 from cptron.errors import DataError
+from cptron.tokens.chat_template import ChatTemplate
 from cptron.tokens.encode import Encoder
 from cptron.tokens.encode_chat import ChatBlocks
 from cptron.tokens.engine import choose_engine
@@ -54,8 +55,8 @@ class Plan:
     """Everything that decides the output, for the journal."""
     partition_of: str
     """Hash of the list of inputs that is cut into parts; empty without parts."""
-    chat_template: str
-    """Hash of the chat template; empty where the values are no chats."""
+    chat_template: ChatTemplate | None
+    """None where the values are no chats."""
     least_bytes: int
     """Output that is to be expected at least."""
     notes: Sequence[str]
@@ -122,9 +123,9 @@ def make_plan(options: PreprocessOptions) -> Plan:
         encoder=encoder,
         engine=name,
         identity=_identity(options, inputs, tokenizer, name, prepend_bos)
-        | {"chat_template": chats[1] if chats else None, "loss_mask": options.loss_mask},
+        | {"chat_template": chats[1].sha256 if chats else None, "loss_mask": options.loss_mask},
         partition_of=partition_of,
-        chat_template=chats[1] if chats else "",
+        chat_template=chats[1] if chats else None,
         least_bytes=int(_text_bytes(inputs, text_share) / _TEXT_BYTES_PER_TOKEN * dtype.itemsize),
         notes=[*notes, *engine_notes],
     )
@@ -147,31 +148,30 @@ def _tokenizer(options: PreprocessOptions) -> Tokenizer:
 
 def _chats(
     options: PreprocessOptions, tokenizer: Tokenizer, notes: list[str]
-) -> tuple[ChatBlocks, str] | None:
-    """What renders chats, and the hash of the template."""
+) -> tuple[ChatBlocks, ChatTemplate] | None:
+    """What renders chats, and the template."""
     if not options.chat:
         return None
     from cptron.tokens.chat import ChatEncoder
-    from cptron.tokens.chat_template import ChatTemplate
 
     template = ChatTemplate.load(options.tokenizer, options.chat_date)
-    with_mask = options.loss_mask != "none"
-    encoder = ChatEncoder(tokenizer, template, with_mask=with_mask)
+    encoder = ChatEncoder(tokenizer, template, loss_mask=options.loss_mask)
     notes.extend(encoder.notes)
-    return ChatBlocks(encoder, with_mask), template.sha256
+    return ChatBlocks(encoder, options.loss_mask != "none", options.chat_and_text), template
 
 
 def _asked_for_bos(options: PreprocessOptions, tokenizer: Tokenizer, notes: list[str]) -> bool:
     """Whether Megatron's HuggingFaceTokenizer, if that is what was asked for, adds BOS."""
     if (
-        options.chat
+        (options.chat and not options.chat_and_text)
         or not options.hf_special_tokens
         or not tokenizer_adds_bos(options.tokenizer, tokenizer.bos_id)
     ):
         return False
     bos = tokenizer.decode([tokenizer.bos_id]) if tokenizer.bos_id is not None else ""
+    where = "text" if options.chat else "document"
     notes.append(
-        f"--tokenizer-type HuggingFaceTokenizer adds {bos} to every document as Megatron does; "
+        f"--tokenizer-type HuggingFaceTokenizer adds {bos} to every {where} as Megatron does; "
         "--tokenizer-hf-no-include-special-tokens leaves it out"
     )
     return True
@@ -237,6 +237,7 @@ def _identity(
         "tokenizer": tokenizer.fingerprint,
         "tokenizer_path": options.tokenizer,
         "engine": engine,
+        "chat_and_text": options.chat_and_text,
         "append_eod": options.append_eod,
         "prepend_bos": prepend_bos,
         "on_error": options.on_error,

@@ -21,8 +21,11 @@ from cptron.checkpoint.run_lock import sole_writer
 from cptron.config.schema import Config
 from cptron.durable import replace_text
 from cptron.errors import CheckpointError, ConfigError
+from cptron.forgetting.journal import JOURNAL, read_verdicts
+from cptron.forgetting.left import set_aside
 from cptron.runtime.dist import agree
 from cptron.runtime.session import Session
+from cptron.train.inherit import inherit
 from cptron.train.preflight import Plan
 from cptron.train.resume import RUN_FILE, find_run
 
@@ -37,14 +40,19 @@ def claimed(config: Config, plan: Plan, session: Session) -> Iterator[Plan]:
     with ExitStack() as stack:
         is_main = session.ranks.is_main
         notes = agree(lambda: stack.enter_context(sole_writer(run)) if is_main else [])
-        agree(lambda: _check_unchanged(run, plan))
+        agree(lambda: _check_unchanged(run, plan, is_main=is_main))
         if plan.base is not None and is_main:  # that of an adapter is needed again at a resume
             stack.enter_context(reading(plan.base))
+        if plan.held_to is not None and is_main:
+            stack.enter_context(reading(plan.held_to))
+        if plan.branch_from is not None and plan.resume_from is None and is_main:
+            stack.enter_context(reading(plan.branch_from))  # a start again needs it until the first save
         yield replace(plan, notes=(*plan.notes, *notes))
 
 
-def _check_unchanged(run: Path, plan: Plan) -> None:
-    """A writer that ended between the plan and the lock may have left a newer checkpoint."""
+def _check_unchanged(run: Path, plan: Plan, *, is_main: bool) -> None:
+    """A writer that ended between the plan and the lock may have left a newer checkpoint. What an older one left behind
+    is moved out of the way, which the plan has passed over."""
     found = find_run(run)
     now = found.checkpoint if found else None
     if now != plan.resume_from:
@@ -52,6 +60,8 @@ def _check_unchanged(run: Path, plan: Plan) -> None:
             f"run.dir={run} has changed while this start was planned: it would go on from "
             f"{now or 'the beginning'}, not from {plan.resume_from or 'the beginning'}; start again"
         )
+    if is_main:
+        set_aside(run, read_verdicts(run / JOURNAL))
 
 
 def record_start(config: Config, plan: Plan, step: int) -> None:
@@ -64,6 +74,8 @@ def record_start(config: Config, plan: Plan, step: int) -> None:
     try:
         if plan.accepted or not (run / RUN_FILE).exists():
             layout.write_json(run / RUN_FILE, record)
+        if plan.branch_from is not None and plan.resume_from is None:
+            inherit(run, plan.branch_from)
         if plan.accepted:
             _journal(run / CHANGES, plan, step)
     except OSError as error:

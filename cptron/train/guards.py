@@ -12,13 +12,14 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from cptron.data.batch import MicroBatch
+from cptron.data.open import mix_of
 from cptron.errors import CheckpointError, TrainingError
 from cptron.runtime.dist import agree, from_main
 from cptron.train.diagnose import Diagnosis, diagnose
@@ -26,7 +27,7 @@ from cptron.train.hooks import Hook, Record
 from cptron.train.journal import JOURNAL, Entry, Journal, append_entry, read_journal
 from cptron.train.rollback import newest_checkpoint, roll_back
 from cptron.train.setup import Run
-from cptron.train.spikes import NOT_KNOWN, Scores
+from cptron.train.spikes import NOT_KNOWN, Scores, SpikeHistory
 
 
 class _Verdict(NamedTuple):
@@ -42,12 +43,20 @@ class _Verdict(NamedTuple):
 class Guards:
     """Watches one run; collective in all that it does."""
 
-    def __init__(self, run: Run, hooks: Sequence[Hook], finish_saves: Callable[[], None]) -> None:
-        """`finish_saves` waits until a checkpoint that is being written is complete.
+    def __init__(
+        self,
+        run: Run,
+        hooks: Sequence[Hook],
+        finish_saves: Callable[[], None],
+        before_draw: Callable[[], None],
+    ) -> None:
+        """`finish_saves` waits until a checkpoint that is being written is complete; `before_draw` is called ahead of
+        every global batch.
 
         Raises `CheckpointError` on every rank where the journal is damaged or is not that of the state.
         """
         self._run, self._hooks, self._finish_saves = run, hooks, finish_saves
+        self._before_draw = before_draw
         self._path = run.directory / JOURNAL
         self._data = data_settings(run)
         self._journal = Journal(from_main(lambda: read_journal(self._path)), self._data)
@@ -61,8 +70,9 @@ class Guards:
     def next_batches(self) -> list[MicroBatch]:
         """This rank's part of the next global batch to be trained on. Those that the journal drops are drawn and
         counted; empty when the sources leave no further one."""
-        while batches := self._run.loader.next_step():
+        while batches := self._next_step():
             self._run.state.batches_drawn += 1
+            self._enter_stage(self._run.loader.stage_number)
             entry = self._journal.dropping(self._run.state.batches_drawn)
             if entry is None:
                 return batches
@@ -95,6 +105,16 @@ class Guards:
         else:
             self._roll_back(verdict, found)
         return False
+
+    def _next_step(self) -> list[MicroBatch]:
+        self._before_draw()
+        return self._run.loader.next_step()
+
+    def _enter_stage(self, number: int) -> None:
+        """Losses of another blend are no measure for those of this stage."""
+        if number != self._run.state.stage:
+            self._run.state.stage = number
+            self._run.state.spike_history = SpikeHistory()
 
     @property
     def _device(self) -> torch.device:
@@ -216,5 +236,12 @@ def data_settings(run: Run) -> str:
         for source in data.sources
     )
     order = [run.config.run.seed, data.seq_length, data.packing, data.order, data.on_max_epochs]
-    settings = [run.config.train.global_batch_size, order, sources]
+    settings: list[Any] = [run.config.train.global_batch_size, order, sources]
+    if run.state.reaction.attempt:  # the same numbers are drawn under other shares
+        settings.append(run.state.reaction.attempt)
+    if data.stages or data.replay_floor or any(source.order != "shuffled" for source in data.sources):
+        mix = mix_of(run.config)
+        settings.append([str(mix.stages), str(mix.floors.replay_floor), [s.order for s in data.sources]])
+    if data.mixer != "static":
+        settings.append([data.mixer, data.mixer_every_batches, data.mixer_skip_batches])
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]

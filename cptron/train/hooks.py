@@ -41,9 +41,15 @@ class Hook:
         """After the guards found or did something, with what and why. `event` is `log`, `skip`, `rollback` (the state
         is now that of the checkpoint), or `drop` (the last batch that a rollback drops was passed)."""
 
+    def on_mix(self, run: Run, record: Record) -> None:
+        """After an online mixer has set new shares."""
+
     def on_eval(self, run: Run, record: Record) -> Action:
         """After the validation sets were evaluated."""
         return Action.CONTINUE
+
+    def on_rewind(self, run: Run, why: str) -> None:
+        """After the forgetting monitor took the run back to a checkpoint: the state is now that one's."""
 
     def on_save(self, run: Run, directory: Path) -> None:
         """After a checkpoint was published."""

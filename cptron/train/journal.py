@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from cptron.durable import fsync_path
+from cptron.durable import append_line, whole_lines
 from cptron.errors import CheckpointError
 from cptron.json_text import parse_json
 
@@ -151,12 +150,8 @@ class Journal:
 def read_journal(path: Path) -> list[Entry]:
     """All entries, oldest first; none where there is no file. A last line that was cut off has had no effect and is
     left out. Raises `CheckpointError` on any other line that is no entry."""
-    try:
-        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); restore it") from None
     entries = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines_of(path), start=1):
         try:
             entries.append(Entry.from_line(line))
         except (ValueError, TypeError, RecursionError) as error:
@@ -167,26 +162,26 @@ def read_journal(path: Path) -> list[Entry]:
     return entries
 
 
+def lines_of(path: Path) -> list[bytes]:
+    """Lines of a journal that were written whole; none where there is no file. Raises `CheckpointError`."""
+    try:
+        return whole_lines(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); restore it") from None
+
+
 def append_entry(path: Path, entry: Entry) -> None:
+    """Write one more entry and force it to disk. Raises `CheckpointError`, with the file as it was to every reader."""
+    add_line(path, entry.to_line())
+
+
+def add_line(path: Path, line: bytes) -> None:
     """Write one more line and force it to disk; a line that was cut off before is replaced. Raises
     `CheckpointError`, with the file as it was to every reader."""
     try:
-        is_new = not path.exists()
-        with path.open("ab") as file:
-            whole = _whole_bytes(path)
-            file.truncate(whole)
-            file.write(entry.to_line())
-            file.flush()
-            os.fsync(file.fileno())
-        if is_new:
-            fsync_path(path.parent)
+        append_line(path, line)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written ({error}); free space and start again") from None
-
-
-def _whole_bytes(path: Path) -> int:
-    """Length of the lines that were written whole."""
-    return path.read_bytes().rfind(b"\n") + 1
 
 
 def _number(value: Any) -> float:

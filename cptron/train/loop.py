@@ -18,6 +18,9 @@ from cptron.runtime.pace import EVALUATION, SAVE
 from cptron.train.guards import Guards
 from cptron.train.hooks import Action, Hook
 from cptron.train.metrics import eval_record, step_record
+from cptron.train.mixing import Mixing
+from cptron.train.monitor import Monitor
+from cptron.train.proxy import Proxy
 from cptron.train.save import Saver
 from cptron.train.setup import Run
 from cptron.train.step import train_step
@@ -33,40 +36,63 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
     reason = f"finished {steps} steps"
     saved_step = evaluated_step = run.state.step
     try:
-        guards = Guards(run, hooks, lambda: tell_saved(run, hooks, saver.finish()))
+        hooks = [*hooks]
+
+        def finish_saves() -> None:
+            tell_saved(run, hooks, saver.finish())
+
+        def make_guards() -> Guards:
+            return Guards(run, hooks, finish_saves, before_draw=Mixing(run, hooks).before_draw)
+
+        monitor, proxy = Monitor(run, hooks, finish_saves), Proxy(run)
+        hooks.append(monitor)
+        guards = make_guards()
         for hook in hooks:
             hook.on_start(run)
-        if _owes_evaluation(run):
-            evaluate_all(run, hooks)
+        if _owes_evaluation(run, is_back=False):
+            evaluate_all(run, hooks, monitor)
 
         def accept(loss_nats_per_token: float, grad_norm: float) -> bool:
-            due = _evaluates(run, run.state.step + 1)
+            due = _evaluates(run, 1)
             device = run.session.device.torch_device
             return guards.accept(
                 *stop.agree(loss_nats_per_token, grad_norm, evaluation_is_due=due, device=device)
             )
 
-        while run.state.step < steps:
+        while True:
+            # 0. what the forgetting monitor made of the last evaluation
+            if monitor.react():  # by going back
+                guards = make_guards()
+                saved_step = evaluated_step = run.state.step
+            if _owes_evaluation(run, is_back=True):  # the guards may have gone back, too
+                evaluate_all(run, hooks, monitor)
+                continue
+            if run.state.step >= steps or monitor.has_stopped:
+                break
+
             # 1. this rank's part of the global batch; the ledger moves on by the whole batch, on every rank alike
             start_s = time.perf_counter()
             batches = guards.next_batches()
             if not batches:
                 reason = f"stopped after step {run.state.step}: {'; '.join(run.loader.notes)}"
-                if run.state.step != evaluated_step:
-                    evaluate_all(run, hooks)
-                break
+                if run.state.step == evaluated_step:
+                    break
+                evaluate_all(run, hooks, monitor)
+                evaluated_step = run.state.step
+                continue
 
             # 2. forward, backward, reduce; hear of the other ranks; if the guards let it pass: clip, update
             result = train_step(
                 run.chunks,
                 run.optimizer,
-                batches,
-                lr=learning_rate(config.optim, run.state.step, steps),
+                proxy.weighted(batches),
+                lr=_rate(run),
                 optim=config.optim,
                 num_sources=len(run.source_names),
                 device=run.session.device.torch_device,
                 accept=accept,
                 before_update=saver.before_update,
+                regulariser=run.regulariser.at(run.state.tokens_total),
             )
             if not guards.settle(batches, result.updated):
                 saved_step = min(saved_step, run.state.step)  # the batch is dropped, or the run rolled back
@@ -76,7 +102,11 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
                     break
                 continue
             run.state.step += 1
+            proxy.trained()
             run.state.tokens_total += result.sums.tokens
+            monitor.count(result.sums)
+            sums = result.sums
+            run.state.trained.add(run.source_names, sums.loss_nats_by_source, sums.tokens_by_source)
 
             # 3. metrics, and what the hooks make of them
             pace.step_done()
@@ -88,8 +118,8 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
                 reason = f"{stop.reason} after step {run.state.step}"
 
             # 4. validation
-            if action != Action.SAVE_AND_STOP and _evaluates(run, run.state.step):
-                action, evaluated_step = max(action, evaluate_all(run, hooks)), run.state.step
+            if action != Action.SAVE_AND_STOP and _evaluates(run):
+                action, evaluated_step = max(action, evaluate_all(run, hooks, monitor)), run.state.step
 
             # 5. checkpoint; the one before may have been written meanwhile
             tell_saved(run, hooks, saver.published())
@@ -100,7 +130,8 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
 
         if run.state.step != saved_step:  # the data came to its end
             save(run, hooks, saver)
-        tell_saved(run, hooks, saver.finish())
+        finish_saves()
+        reason = monitor.ending() or reason
         for hook in hooks:
             hook.on_stop(run, reason)
         return code
@@ -128,29 +159,44 @@ def tell_saved(run: Run, hooks: Sequence[Hook], published: Sequence[Path]) -> No
             hook.on_save(run, directory)
 
 
-def evaluate_all(run: Run, hooks: Sequence[Hook]) -> Action:
-    """Evaluate every validation set with the current weights and tell the hooks."""
+def evaluate_all(run: Run, hooks: Sequence[Hook], monitor: Monitor) -> Action:
+    """Evaluate every validation set with the current weights, let the monitor judge, and tell the hooks."""
     if not run.valid_sets:
         return Action.CONTINUE
     device = run.session.device.torch_device
     finish_param_gather(run.chunks)
     with run.session.pace.during(EVALUATION):
-        sums = {valid.name: evaluate_set(run.chunks, valid, device) for valid in run.valid_sets}
-    record = run.evaluated = eval_record(run, sums)
-    return max((hook.on_eval(run, record) for hook in hooks), default=Action.CONTINUE)
+        losses = {valid.name: evaluate_set(run.chunks, valid, device) for valid in run.valid_sets}
+        record = run.evaluated = eval_record(run, losses)
+        action = monitor.judge(losses, record)
+    return max(action, *(hook.on_eval(run, record) for hook in hooks))
 
 
-def _owes_evaluation(run: Run) -> bool:
-    """The baseline of a new run; or the evaluation of the step at which a run was asked to stop."""
-    config, step = run.config, run.state.step
-    if step == 0:
-        return config.eval.at_start
-    return _evaluates(run, step) and run.base is not None and not run.base.metrics
+def _owes_evaluation(run: Run, *, is_back: bool) -> bool:
+    """The baseline of a new run or branch; or the evaluation of the step at which a run was asked to stop, whether it
+    starts there or is back there."""
+    if run.plan.resume_from is None:
+        return run.config.eval.at_start and not is_back
+    is_evaluated = run.base is None or bool(run.base.metrics) or bool(run.evaluated)
+    return not is_evaluated and bool(run.valid_sets) and _evaluates(run)
 
 
-def _evaluates(run: Run, step: int) -> bool:
-    """After this step."""
-    return step == run.config.train.steps or _due(step, run.config.eval.every_steps)
+def _rate(run: Run) -> float:
+    """Learning rate of the next step: the schedule's, times what its stage and the forgetting monitor make of it."""
+    scheduled = learning_rate(run.config.optim, run.state.step, run.config.train.steps)
+    return scheduled * run.loader.stage.lr_scale * run.state.reaction.lr_factor
+
+
+def _evaluates(run: Run, more_steps: int = 0) -> bool:
+    """Now, or after so many more steps, whose tokens are not masked: after the last step, at a multiple of steps, and
+    past one of tokens."""
+    config, state = run.config, run.state
+    step = state.step + more_steps
+    is_past = False
+    if unit := config.eval.every_tokens:
+        more_tokens = more_steps * config.train.global_batch_size * config.data.seq_length
+        is_past = (state.tokens_total + more_tokens) // unit > state.evaluated_tokens // unit
+    return step == config.train.steps or is_past or _due(step, config.eval.every_steps)
 
 
 def _due(step: int, every_steps: int) -> bool:

@@ -28,6 +28,7 @@ from cptron.data.batch import MicroBatch
 from cptron.data.content import Content, open_content
 from cptron.data.ledger import Ledger
 from cptron.data.source import check_ids, named
+from cptron.data.stages import Stage
 from cptron.data.stream import Draw
 from cptron.errors import ConfigError, DataError
 
@@ -164,6 +165,7 @@ class MegatronStream:
                 "run (train_samples, or train_iters * global_batch_size), which decides its order; set it"
             )
         self.notes: list[str] = []
+        self.stage, self.stage_number = Stage(tuple(item.token_share for item in data.sources)), 0
         top = _build(config, files.index_directory)
         single = isinstance(top, GPTDataset)
         self._size = data.megatron_samples
@@ -190,6 +192,14 @@ class MegatronStream:
         self.ledger.set_shares({item.name: item.token_share / total for item in data.sources})
         if new and data.megatron_consumed_samples:
             self._enter(0, data.megatron_consumed_samples)
+
+    def batch_size(self, default: int) -> int:
+        """Megatron's order has no stages."""
+        return default
+
+    def stage_after(self, ledger: Ledger) -> Stage:
+        """Megatron's order has no stages."""
+        return self.stage
 
     def draw(self, num_samples: int) -> list[Draw]:
         """The next samples, entered in the ledger; an empty list when the Megatron run would have ended."""

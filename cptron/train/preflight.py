@@ -6,25 +6,35 @@ Invariant: it only reads; a run that fails here has changed nothing on disk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cptron.checkpoint import layout
 from cptron.checkpoint.run_lock import refuse_other_writer
+from cptron.checkpoint.saved_rate import saved_rate
 from cptron.checkpoint.space import check_space
 from cptron.config.check import check_config
 from cptron.config.check_engine import check_shape
+from cptron.config.check_forgetting import check_probes
+from cptron.config.check_mixing import staged_configs
+from cptron.config.presets import preset_note
 from cptron.config.schema import Config
-from cptron.data.content import open_content
+from cptron.data.content import Content, open_content
 from cptron.errors import ConfigError, DataError
-from cptron.json_text import parse_json
 from cptron.model.architecture import Architecture
 from cptron.model.backend import check_backend, check_offloading
-from cptron.model.families import family_of
+from cptron.optim.phases import describe_schedule
 from cptron.tokens.manifest import TokenizerRecord
-from cptron.train.resume import Change, Found, accepted_changes, find_run
+from cptron.train.chat_notes import chat_notes
+from cptron.train.origin import Origin, origin_of
+from cptron.train.resume import Change, Found, accepted_changes, find_run, found_parent
+from cptron.train.start_state import start_notes
+
+FAST = 2.0
+"""Times the rate, of an update that is to be spoken of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,10 @@ class Plan:
     """The run that is in the directory already."""
     hugging_face: Path | None = None
     """Hugging Face model whose weights a new run starts from; None for other starts."""
+    branch_from: Path | None = None
+    """Checkpoint of another run of which a new run takes all; None for other starts."""
+    held_to: Path | None = None
+    """Checkpoint of the weights that `regularise` knows as the starting ones; None where it asks for none."""
     accepted: tuple[Change, ...] = ()
     """What has changed since the checkpoint, with consequences that `run.accept_changes` accepts."""
 
@@ -55,91 +69,130 @@ def preflight(config: Config, world_size: int) -> Plan:
     line."""
     check_config(config, world_size)
     refuse_other_writer(Path(config.run.dir))
+    found = find_run(Path(config.run.dir), config.checkpoint.on_damage)
     start_notes: list[str] = []
-    base, arch, weights, tokenizer = _starting_point(config, start_notes.append)
+    origin = origin_of(config, found, start_notes.append)
+    arch, tokenizer = origin.arch, origin.tokenizer
     check_shape(arch, config)
+    check_probes(config, arch)
+    for staged, _ in [(config, ""), *staged_configs(config)]:
+        check_shape(arch, staged)
+    _check_reference(config, arch, tokenizer)
     check_backend(config.model.backend)
     check_offloading(config.memory.offload_modules)
-    data_notes, contents, made_with = _check_data(config, arch, tokenizer)
+    data_notes, opened, made_with = _check_data(config, arch, tokenizer)
+    contents = {name: content.identity for name, content in opened.items()}
+    data_notes = (*data_notes, *chat_notes(config, origin, opened))
     identity = {
-        "start": weights,
+        "start": origin.weights,
         "tokenizer": made_with,
         "seed": config.run.seed,
         "seq_length": config.data.seq_length,
         "packing": config.data.packing,
         "order": config.data.order,
     }
+    if origin.held_to is not None:
+        identity["regularise"] = layout.read_manifest(origin.held_to).weights_fingerprint
     if config.adapter.kind != "none":
         settings = asdict(config.adapter) | {"targets": list(config.adapter.targets)}
         identity |= {f"adapter.{name}": value for name, value in settings.items()}
-    found = find_run(Path(config.run.dir), config.checkpoint.on_damage)
     notes = tuple(f"passed over: {problem}" for problem in found.problems) if found else ()
-    notes = (*start_notes, *notes, *data_notes, *check_space(config, arch, base))
+    notes = (*start_notes, *notes, *data_notes, *check_space(config, arch, origin.branch_from or origin.base))
     if not tokenizer and not config.data.tokenizer and config.start.mode != "random":
         notes = (
             *notes,
             "the base model came without a tokenizer: that the data was made with it is not proven",
         )
-    model = Path(config.start.hugging_face) if config.start.hugging_face else None
-    plan = Plan(arch, base, found.checkpoint if found else None, identity, notes, contents, found, model)
+    resume_from = found.checkpoint if found else None
+    notes = (*notes, *_rate_notes(config, origin, is_new=resume_from is None), *regularise_notes(config))
+    plan = Plan(
+        arch,
+        origin.base,
+        resume_from,
+        identity,
+        notes,
+        contents,
+        found,
+        origin.hugging_face,
+        origin.branch_from,
+        origin.held_to,
+    )
     settled(plan, config)
     return plan
+
+
+def regularise_notes(config: Config) -> tuple[str, ...]:
+    """What is on and has not been shown to be worth its cost, and what begins to move too fast."""
+    asked = {
+        "regularise.agem=true": config.regularise.agem,
+        f"data.mixer={config.data.mixer}": config.data.mixer != "static",
+    }
+    notes = [f"{key} is experimental: compare with a run without it" for key, is_on in asked.items() if is_on]
+    optim = config.optim
+    if optim.freeze and optim.name == "adamw":
+        # zero moments beside the run's step count, which corrects no bias any more
+        largest = max((1 - optim.beta1**n) / math.sqrt(1 - optim.beta2**n) for n in range(1, 1000))
+        if largest > FAST:
+            notes.append(
+                f"optim.freeze with optim.beta2={optim.beta2}: the first updates of what begins to move are up to "
+                f"{largest:.1f} times the rate; give it a lower lr_mult in optim.groups, or use beta2=0.95"
+            )
+    return tuple(notes)
+
+
+def _rate_notes(config: Config, origin: Origin, *, is_new: bool) -> tuple[str, ...]:
+    """The schedule and its preset; of a new run also how it suits the start."""
+    preset = preset_note(config)
+    notes = (
+        *([preset] if preset else []),
+        describe_schedule(config.optim, config.train.steps),
+    )
+    if not is_new:
+        return notes
+    saved = saved_rate(origin.manifest) if origin.manifest is not None else None
+    first_step = origin.manifest.step if origin.manifest is not None and origin.branch_from else 0
+    return (*notes, *start_notes(config, saved, first_step))
 
 
 def settled(plan: Plan, config: Config) -> Plan:
     """The plan with what has changed since its checkpoint, and notes on it. Raises `ConfigError` where a change is
     refused."""
-    if plan.found is None:
-        return plan
-    found = replace(plan.found, checkpoint=plan.resume_from)
-    accepted, notes = accepted_changes(config, found, plan.identity, plan.arch, plan.contents)
-    return replace(plan, accepted=accepted, notes=(*plan.notes, *notes))
+    accepted, notes = plan.accepted, plan.notes
+    if plan.found is not None:
+        found = replace(plan.found, checkpoint=plan.resume_from)
+        accepted, more = accepted_changes(config, found, plan.identity, plan.arch, plan.contents)
+        notes = (*notes, *more)
+    if plan.branch_from is not None and plan.resume_from is None:
+        accepted, more = accepted_changes(
+            config, found_parent(plan.branch_from), plan.identity, plan.arch, plan.contents
+        )
+        notes = (*notes, *more)
+    return replace(plan, accepted=accepted, notes=notes)
 
 
-def _starting_point(
-    config: Config, tell: Callable[[str], None]
-) -> tuple[Path | None, Architecture, str, str]:
-    """Base checkpoint, architecture, fingerprint of the weights and of the tokenizer; `tell` is told what was passed
-    over."""
-    if config.start.mode == "random":
-        path = Path(config.model.architecture)
-        if not path.is_file():
-            raise ConfigError(f"model.architecture={path} does not exist; give a Hugging Face config.json")
-        values = _read_architecture(path)
-        return None, family_of(str(values.get("model_type"))).read_config(values), "random", ""
-    if config.start.hugging_face:
-        from cptron.convert.direct import start_from
-
-        return None, *start_from(Path(config.start.hugging_face))
-    base = layout.resolve(config.start.checkpoint, tell)
-    manifest = layout.read_manifest(base)
+def _check_reference(config: Config, arch: Architecture, tokenizer: str) -> None:
+    """The reference model of a proxy predicts the same tokens, and can be cut as the proxy is."""
+    if not config.doremi.reference:
+        return
+    found = layout.resolve(config.doremi.reference)
+    manifest = layout.read_manifest(found)
     if manifest.adapter is not None:
         raise ConfigError(
-            f"start.checkpoint={base} holds an adapter, not whole weights; "
-            "`cptron export --merge` and `cptron convert` make a checkpoint of it to start from"
+            f"doremi.reference={found} holds an adapter, not whole weights; `cptron export --merge` and `cptron "
+            "convert` make a checkpoint of it"
         )
-    return base, manifest.arch, manifest.weights_fingerprint, manifest.tokenizer_fingerprint
-
-
-def _read_architecture(path: Path) -> dict[str, Any]:
-    """Values of a Hugging Face config."""
-    try:
-        values = parse_json(path.read_text())
-    except (OSError, ValueError) as error:
+    differs = tokenizer and manifest.tokenizer_fingerprint and manifest.tokenizer_fingerprint != tokenizer
+    if manifest.arch.vocab_size != arch.vocab_size or differs:
         raise ConfigError(
-            f"model.architecture={path} is no JSON file ({error}); give a Hugging Face config.json"
-        ) from None
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"model.architecture={path} holds a {type(values).__name__}, not an object; "
-            "give a Hugging Face config.json"
+            f"doremi.reference={found} has another vocabulary ({manifest.arch.vocab_size} ids) or tokenizer than the "
+            f"proxy ({arch.vocab_size} ids); train a reference with the same"
         )
-    return values
+    check_shape(manifest.arch, config)
 
 
 def _check_data(
     config: Config, arch: Architecture, tokenizer_of_base: str
-) -> tuple[tuple[str, ...], dict[str, str], str]:
+) -> tuple[tuple[str, ...], dict[str, Content], str]:
     """Every token file is whole and made with the model's tokenizer; a note for each that cannot be proven, the
     identity of each source's content, and the fingerprint of the tokenizer."""
     expected = tokenizer_of_base
@@ -147,13 +200,13 @@ def _check_data(
         from cptron.tokens.tokenizer import load_tokenizer
 
         expected = load_tokenizer(config.data.tokenizer).fingerprint
-    notes, contents = [], dict[str, str]()
+    notes, contents = [], dict[str, Content]()
     for kind, named in (("source", config.data.sources), ("validation set", config.data.valid)):
         for item in named:
             where = f"{kind} {item.name} ({item.path})"
             content = open_content(item.path)
             if kind == "source":
-                contents[item.name] = content.identity
+                contents[item.name] = content
             if content.tokens.num_tokens < 2:
                 raise DataError(f"{where} has {content.tokens.num_tokens} tokens; at least 2 are needed")
             if content.manifest is None:

@@ -29,10 +29,19 @@ def proven_plan(plan: Plan, config: Config) -> Plan:
         return plan
     directory = Path(config.run.dir)
     once = config.checkpoint.verify == "once"
-    if plan.base is not None and (plan.resume_from is None or config.adapter.kind != "none"):
+    reads_base = config.adapter.kind != "none" or (config.regularise.needs_base and plan.held_to == plan.base)
+    if plan.base is not None and (plan.resume_from is None or reads_base):
         found = _damage(plan.base, directory, once)
         if found:
             raise CheckpointError(f"{found[0]}; use another start.checkpoint, or convert the model again")
+    if plan.held_to is not None and plan.held_to != plan.base and config.regularise.needs_base:
+        found = _damage(plan.held_to, directory, once)
+        if found:
+            raise CheckpointError(f"{found[0]}; name another copy of it in regularise.base")
+    if plan.branch_from is not None and plan.resume_from is None:
+        found = _damage(plan.branch_from, directory, once)
+        if found:
+            raise CheckpointError(f"{found[0]}; branch from another checkpoint of that run")
     while plan.resume_from is not None and (found := _damage(plan.resume_from, directory, once)):
         if config.checkpoint.on_damage == "stop":
             raise stopped_by_damage(found[0])

@@ -9,21 +9,28 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
 from cptron.checkpoint import layout
 from cptron.checkpoint.run_lock import LOCK
+from cptron.checkpoint.saved_rate import saved_rate
 from cptron.config.resume_rules import Rule, rule_of
 from cptron.config.schema import Config
 from cptron.config.stored import ABSENT, dotted, read_stored, stored_configs
-from cptron.data.ledger import Ledger
+from cptron.data.ledger import Ledger, source_of
 from cptron.durable import partial_path
 from cptron.errors import CheckpointError, ConfigError
+from cptron.forgetting.journal import JOURNAL, read_verdicts
+from cptron.forgetting.left import is_left
 from cptron.json_text import parse_json
 from cptron.model.architecture import Architecture
+from cptron.optim.schedule import learning_rate
 
 RUN_FILE = "run.json"
+OF_THE_BRANCH = ("run.dir", "run.name", "start.")
+"""What every branch has otherwise than its parent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,8 @@ class Found:
     """What `run.json` says that makes this run another run than its neighbour."""
     problems: tuple[str, ...]
     """What is wrong with newer checkpoints."""
+    is_parent: bool = False
+    """It is the run in another directory that a branch goes on from."""
 
 
 def find_run(directory: Path, on_damage: Literal["previous", "stop"] = "previous") -> Found | None:
@@ -65,12 +74,23 @@ def find_run(directory: Path, on_damage: Literal["previous", "stop"] = "previous
         identity = dict(parse_json(path.read_text())["identity"])
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged ({error!r}); restore it or choose another run.dir") from None
-    newest, problems = layout.newest_complete(directory / "checkpoints")
+    verdicts = read_verdicts(directory / JOURNAL)
+    newest, problems = layout.newest_complete(
+        directory / "checkpoints", lambda found: not is_left(found.step, found.attempt, verdicts)
+    )
     if newest is None and problems:
         raise CheckpointError(f"no checkpoint of {directory} is usable: {problems[0]}")
     if problems and on_damage == "stop":
         raise stopped_by_damage(problems[0])
     return Found(newest, identity, tuple(problems))
+
+
+def found_parent(checkpoint: Path) -> Found:
+    """The run that a branch goes on from, as if it were the one in `run.dir`."""
+    manifest = layout.read_manifest(checkpoint)
+    own_tokenizer = dotted(manifest.config).get("data.tokenizer", '""') == '""'
+    identity = {"tokenizer": manifest.tokenizer_fingerprint} if own_tokenizer else {}
+    return Found(checkpoint, identity, (), is_parent=True)
 
 
 def stopped_by_damage(problem: str) -> CheckpointError:
@@ -87,15 +107,15 @@ def accepted_changes(
 
     `identity` is the run's now, `contents` the identity of each source's tokens by its name.
     """
-    run = Path(config.run.dir)
     changes = _changes(config, found, identity, arch, contents)
     since = f"step {layout.read_manifest(found.checkpoint).step}" if found.checkpoint else "the last start"
-    _refuse(run, since, [change for change in changes if change.rule.verdict == "never"])
+    _refuse(config, found, since, [change for change in changes if change.rule.verdict == "never"])
     accepted = tuple(change for change in changes if change.key in config.run.accept_changes)
     named = [change for change in changes if change.rule.verdict == "named"]
-    _ask(run, since, [change for change in named if change not in accepted])
+    _ask(config, found, since, [change for change in named if change not in accepted])
     listed = [str(change) for change in changes if change.rule.verdict == "listed"]
     notes = [f"changed since {since}: {', '.join(listed)}"] if listed else []
+    notes += _rate_note(config, found.checkpoint) if found.checkpoint and listed else []
     notes += [f"changed since {since} and accepted: {change}; {change.rule.effect}" for change in accepted]
     unused = [key for key in config.run.accept_changes if key not in {change.key for change in accepted}]
     notes += [f"run.accept_changes names {', '.join(unused)}: not changed since {since}"] if unused else []
@@ -106,7 +126,8 @@ def renewed(accepted: tuple[Change, ...], names: Mapping[str, Any]) -> list[str]
     """Those sources, of `names`, whose account an accepted change starts anew."""
     if any(change.rule.renews == "all" for change in accepted):
         return list(names)
-    return [name for name in names if any(change.key == _content_key(name) for change in accepted)]
+    one = [change.key.rpartition(".")[0] for change in accepted if change.rule.renews == "one"]
+    return [name for name in names if f"data.sources.{source_of(name)}" in one]
 
 
 def _changes(
@@ -114,7 +135,7 @@ def _changes(
 ) -> list[Change]:
     now = dotted(config)
     before = _stored_values(Path(config.run.dir), found.checkpoint) or dict(now)
-    for key in ("start", "tokenizer"):
+    for key in ("start", "tokenizer", "regularise"):
         if found.identity.get(key) and identity.get(key):  # else it was or is not known
             before[key], now[key] = str(found.identity[key]), str(identity[key])
     if found.checkpoint is not None:
@@ -125,11 +146,25 @@ def _changes(
             for name, content in _ledger_contents(saved.ledger).items():
                 if name in contents:
                     before[_content_key(name)], now[_content_key(name)] = content, contents[name]
+    _compare_orders(before, now)
     return [
         Change(key, before.get(key, ABSENT), now.get(key, ABSENT), rule_of(key, before, now))
         for key in {**before, **now}
-        if before.get(key) != now.get(key) and key != "run.accept_changes"
+        if before.get(key) != now.get(key)
+        and key != "run.accept_changes"
+        and not (found.is_parent and key.startswith(OF_THE_BRANCH))
     ]
+
+
+def _compare_orders(before: dict[str, str], now: dict[str, str]) -> None:
+    """The order of a source has changed only where it was a source before; runs of earlier versions do not name it."""
+    for key in [key for key in now if fnmatchcase(key, "data.sources.*.order")]:
+        if f"{key.rpartition('.')[0]}.path" in before:
+            before.setdefault(key, '"shuffled"')
+        else:
+            del now[key]
+    for key in [key for key in before if fnmatchcase(key, "data.sources.*.order") and key not in now]:
+        del before[key]
 
 
 def _stored_values(run: Path, checkpoint: Path | None) -> dict[str, str] | None:
@@ -159,25 +194,44 @@ def _ledger_contents(ledger: Mapping[str, Any]) -> dict[str, str]:
     return {name: entry.identity for name, entry in Ledger.from_dict(ledger).entries.items()}
 
 
-def _refuse(run: Path, since: str, changes: list[Change]) -> None:
-    if changes:
-        what = "; ".join(f"{change} ({change.rule.why})" for change in changes)
-        raise ConfigError(
-            f"run.dir={run} holds a run that cannot change so since {since}, named or not: {what}; put it back, or "
-            "choose another run.dir, where `start` may name this run"
-        )
+def _rate_note(config: Config, checkpoint: Path) -> list[str]:
+    """Says so where the next step has another learning rate than it would have had."""
+    saved = saved_rate(layout.read_manifest(checkpoint))
+    if saved is None:
+        return []
+    now = learning_rate(config.optim, saved.step, config.train.steps)
+    risen = ", it rises again" if now > saved.at_save and saved.phase.name in ("decay", "decayed") else ""
+    changed = f"learning rate of the next step: {saved.at_save:.4g} -> {now:.4g}{risen}"
+    return [changed] if now != saved.at_save else []
 
 
-def _ask(run: Path, since: str, changes: list[Change]) -> None:
-    if changes:
-        what = "; ".join(
-            f"{change} ({change.rule.why}; accepted, {change.rule.effect})" for change in changes
-        )
-        keys = ", ".join(change.key for change in changes)
+def _refuse(config: Config, found: Found, since: str, changes: list[Change]) -> None:
+    if not changes:
+        return
+    what = "; ".join(f"{change} ({change.rule.why})" for change in changes)
+    if found.is_parent:
         raise ConfigError(
-            f"run.dir={run} holds another run, or this one changed since {since}: {what}. Put it back, choose another "
-            f"run.dir, or accept the change by name: 'run.accept_changes=[{keys}]'"
+            f"start.checkpoint={config.start.checkpoint}: a branch cannot change so since {since}, named or not: "
+            f"{what}; put it back, or use start.mode=init_from"
         )
+    raise ConfigError(
+        f"run.dir={config.run.dir} holds a run that cannot change so since {since}, named or not: {what}; put it back, "
+        "or choose another run.dir, where `start` may name this run"
+    )
+
+
+def _ask(config: Config, found: Found, since: str, changes: list[Change]) -> None:
+    if not changes:
+        return
+    what = "; ".join(f"{change} ({change.rule.why}; accepted, {change.rule.effect})" for change in changes)
+    keys = ", ".join(change.key for change in changes)
+    start = (
+        f"start.checkpoint={config.start.checkpoint}: the branch has changed since {since}: {what}. Put it back"
+        if found.is_parent
+        else f"run.dir={config.run.dir} holds another run, or this one changed since {since}: {what}. Put it back, "
+        "choose another run.dir"
+    )
+    raise ConfigError(f"{start}, or accept the change by name: 'run.accept_changes=[{keys}]'")
 
 
 def _short(value: str) -> str:

@@ -1,11 +1,12 @@
-"""Back to the newest checkpoint, in the running processes.
+"""Back to a checkpoint, in the running processes.
 
-Place in the flow: `guards` calls it where the policy is `rollback`. Invariant: what follows is what a resume from that
-checkpoint would do; the journal has the data to drop before anything is loaded.
+Place in the flow: `guards` and `monitor` call it where the policy is `rollback`. Invariant: what follows is what a
+resume from that checkpoint would do; the journal has it before anything is loaded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -46,10 +47,14 @@ def newest_checkpoint(run: Run, why: str) -> Target:
             )
         return newest, list(problems)
 
+    return proven_target(run, *from_main(find))
+
+
+def proven_target(run: Run, checkpoint: Path, problems: Sequence[str] = ()) -> Target:
+    """This checkpoint of the run, or an older one where it is damaged; collective. Raises a `CptronError`."""
     with run.session.pace.during(START):
-        newest, problems = from_main(find)
         notes = tuple(f"passed over: {problem}" for problem in problems)
-        found = replace(run.plan, resume_from=newest, accepted=(), notes=notes)
+        found = replace(run.plan, resume_from=checkpoint, accepted=(), notes=notes)
         proven = proven_plan(found, run.config)
         plan = agree(lambda: settled(proven, run.config))
         directory = plan.resume_from

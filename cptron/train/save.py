@@ -29,6 +29,7 @@ from cptron.checkpoint.sharded import Holdings, Report, complete_shards
 from cptron.config.load import config_to_dict
 from cptron.durable import begin_directory, working_directory
 from cptron.errors import CheckpointError, TrainingError
+from cptron.forgetting.evaluation import FOLDER, NOW
 from cptron.model.adapters import is_adapter
 from cptron.model.vocab import padded_vocab_size
 from cptron.optim.optimizer import finish_param_gather
@@ -37,6 +38,9 @@ from cptron.runtime.pace import SAVE
 from cptron.train.setup import Run, probe_loss
 from cptron.train.state import random_state
 from cptron.versions import installed_versions
+
+MEASURED = ("valid/", "probe/", "forgetting/", "learning/")
+"""Values of an evaluation that its checkpoint keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,8 @@ class _Begun:
     state: dict[str, Any]
     """Whole on the main rank, which writes it."""
     holdings: Holdings
+    losses: dict[str, bytes]
+    """Files of the forgetting monitor; main rank only."""
 
 
 class Saver:
@@ -151,7 +157,9 @@ class Saver:
         bare = [chunk.module for chunk in run.chunks]
         holdings = Holdings.of(bare, run.optimizer, run.plan.arch.vocab_size, holds)
         state = {**run.state.to_dict(), "random_states": random_states}
-        return _Begun(final, _manifest(run, loss), state, holdings)
+        is_evaluated = run.evaluated.get("step") == run.state.step
+        losses = {name: content for name, content in run.losses.items() if name != NOW or is_evaluated}
+        return _Begun(final, _manifest(run, loss), state, holdings, losses)
 
     def _publish(self, begun: _Begun, written: Written) -> Path:
         """Complete what all ranks have written."""
@@ -167,6 +175,10 @@ class Saver:
             (working / layout.HUGGING_FACE).mkdir()
             for name, content in self._run.hugging_face.items():
                 (working / layout.HUGGING_FACE / name).write_bytes(content)
+            if begun.losses:
+                (working / FOLDER).mkdir()
+            for name, content in begun.losses.items():
+                (working / FOLDER / name).write_bytes(content)
             weights = fingerprint(checksums, begun.manifest.precision)
             manifest = replace(begun.manifest, checksums=checksums, weights_fingerprint=weights)
             layout.publish(
@@ -220,11 +232,18 @@ def _manifest(run: Run, loss_nats_per_token: float) -> layout.Manifest:
         probe=layout.Probe(token_ids=run.probe_token_ids, loss_nats_per_token=loss_nats_per_token),
         layout=run.session.topology.describe(),
         precision=run.config.train.precision,
-        parent=str(run.plan.resume_from or run.plan.base or run.plan.hugging_face or ""),
+        parent=str(
+            run.plan.resume_from or run.plan.branch_from or run.plan.base or run.plan.hugging_face or ""
+        ),
         lineage=_lineage(run),
         config=config_to_dict(run.config),
         ledger=run.state.ledger.to_dict(),
-        metrics={name: float(value) for name, value in metrics.items() if name.startswith("valid/")},
+        metrics={
+            name: float(value)
+            for name, value in metrics.items()
+            if name.startswith(MEASURED) and isinstance(value, int | float)
+        },
+        attempt=run.state.reaction.attempt,
         versions=installed_versions(),
     )
 
@@ -232,6 +251,5 @@ def _manifest(run: Run, loss_nats_per_token: float) -> layout.Manifest:
 def _lineage(run: Run) -> tuple[str, ...]:
     """What this run started from: a resume adds nothing to it."""
     before = run.base.lineage if run.base else ()
-    return (
-        before if run.plan.resume_from or run.plan.base is None else (str(run.plan.base.resolve()), *before)
-    )
+    start = run.plan.branch_from or run.plan.base
+    return before if run.plan.resume_from or start is None else (str(start.resolve()), *before)

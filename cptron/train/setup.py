@@ -20,14 +20,16 @@ from cptron.convert.direct import load_direct
 from cptron.convert.probe import probe_tokens
 from cptron.data.batch import MicroBatch
 from cptron.data.loader import TrainLoader
-from cptron.data.valid import ValidSet
-from cptron.errors import CheckpointError, TrainingError
+from cptron.data.windows import WindowSet
+from cptron.errors import CheckpointError, ConfigError, TrainingError
 from cptron.model.adapters import freeze_base, init_adapters, init_magnitudes
 from cptron.model.build import build_chunks
 from cptron.model.fp8 import hardware_has_fp8, resolve_fp8
 from cptron.model.linear_fp8 import without_fp8
 from cptron.model.options import ModelOptions
 from cptron.optim.optimizer import build_optimizer, finish_param_gather, freeze, wrap_chunks
+from cptron.regularise.open import open_regulariser
+from cptron.regularise.regulariser import Regulariser
 from cptron.runtime.dist import agree
 from cptron.runtime.pipeline import evaluate
 from cptron.runtime.session import Session
@@ -53,15 +55,19 @@ class Run:
     optimizer: Any
     state: TrainState
     loader: TrainLoader
-    valid_sets: list[ValidSet]
+    valid_sets: list[WindowSet]
+    """Validation sets and probes."""
     source_names: list[str]
     base: layout.Manifest | None
     """What this process loaded says of itself: a checkpoint, or a Hugging Face model; None for random weights."""
+    regulariser: Regulariser
     hugging_face: dict[str, bytes]
     """Small files that every save carries on for export, kept because `prune` may delete their source; main
     rank only."""
     evaluated: Record = field(default_factory=dict)
     """The last evaluation."""
+    losses: dict[str, bytes] = field(default_factory=dict)
+    """Losses by window that a save carries: of the base, and of the last evaluation; main rank only."""
 
     @property
     def directory(self) -> Path:
@@ -95,6 +101,8 @@ def prepare(config: Config, plan: Plan, session: Session) -> Run:
     chunks = wrap_chunks(bare, overlap, optimizer=config.optim.name)
     optimizer = build_optimizer(config.optim, chunks, config.train.precision)
     base, hugging_face = _load(plan, session, bare, optimizer)
+    _refuse_another_start(config, plan)
+    regulariser = open_regulariser(config, plan.held_to, bare, optimizer, session)
     state, loader, valid_sets = open_data(config, plan, session)
     run = Run(
         config=config,
@@ -107,6 +115,7 @@ def prepare(config: Config, plan: Plan, session: Session) -> Run:
         valid_sets=valid_sets,
         source_names=[source.name for source in config.data.sources],
         base=base,
+        regulariser=regulariser,
         hugging_face=hugging_face,
     )
     _gate(run)
@@ -119,14 +128,14 @@ def _load(
 ) -> tuple[layout.Manifest | None, dict[str, bytes]]:
     """Fill model and optimizer from where the plan says; what that place says of itself, and its small files (main
     rank only)."""
-    directory = plan.resume_from or plan.base
+    whole_state = plan.resume_from or plan.branch_from
+    directory = whole_state or plan.base
     if directory is not None:
         base = agree(lambda: layout.read_manifest(directory))
         is_main = session.ranks.is_main
         hugging_face = agree(lambda: layout.read_hugging_face(directory) if is_main else {})
-        resuming = plan.resume_from is not None
-        load_weights(directory, bare, optimizer if resuming else None, base=plan.base)
-        if not resuming:
+        load_weights(directory, bare, optimizer if whole_state else None, base=plan.base)
+        if not whole_state:
             init_magnitudes(bare)
             optimizer.reload_model_params()
         return base, hugging_face
@@ -136,6 +145,16 @@ def _load(
     found = load_direct(plan.hugging_face, bare, tp, tp_rank, str(plan.identity["start"]))
     optimizer.reload_model_params()
     return found
+
+
+def _refuse_another_start(config: Config, plan: Plan) -> None:
+    """A run that is held near its starting weights, or learns from them, cannot have others from now on."""
+    wanted = config.regularise
+    if wanted.knows_base and not wanted.base and any(change.key == "start" for change in plan.accepted):
+        raise ConfigError(
+            f"run.dir={config.run.dir} was started from other weights than start.checkpoint={config.start.checkpoint}, "
+            "and regularise holds it near those: put start.checkpoint back, or turn regularise off"
+        )
 
 
 def load_again(run: Run, plan: Plan) -> None:
@@ -149,6 +168,7 @@ def load_again(run: Run, plan: Plan) -> None:
     bare = [chunk.module for chunk in run.chunks]
     run.base, run.hugging_face = _load(run.plan, run.session, bare, run.optimizer)
     run.state, run.loader, run.valid_sets = open_data(run.config, run.plan, run.session)
+    run.evaluated = {}  # of the steps that are left
     _gate(run)
 
 

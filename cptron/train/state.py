@@ -7,6 +7,8 @@ weights, the optimizer and the configuration it determines everything that follo
 from __future__ import annotations
 
 import base64
+import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +18,15 @@ import torch
 
 from cptron.data.ledger import Ledger
 from cptron.errors import CheckpointError
+from cptron.forgetting.reaction import Reaction
+from cptron.forgetting.watch import Watch
 from cptron.json_text import parse_json
+from cptron.mixture.doremi import DomainWeights
+from cptron.train.accounting import SourceAccounts
 from cptron.train.spikes import SpikeHistory
+
+ROUNDING = 1e-9
+"""Of factors that were multiplied and divided."""
 
 
 @dataclass
@@ -35,6 +44,22 @@ class TrainState:
     spike_history: SpikeHistory = field(default_factory=SpikeHistory)
     journal_entries: int = 0
     """Actions of the guards that are in this state, or lie ahead of it."""
+    evaluated_tokens: int = 0
+    """`tokens_total` at the last evaluation."""
+    watch: Watch = field(default_factory=Watch)
+    """What the forgetting monitor remembers."""
+    reaction: Reaction = field(default_factory=Reaction)
+    """What it has done."""
+    trained: SourceAccounts = field(default_factory=SourceAccounts)
+    """Loss and tokens by source of what was trained on."""
+    stage: int = 0
+    """Number of the stage that the last batch drawn belongs to; 0 without stages."""
+    share_factors: dict[str, float] = field(default_factory=dict)
+    """What a mixer multiplies the shares of sources with; a source that is not named has 1."""
+    mixing: dict[str, Any] = field(default_factory=dict)
+    """Of an online mixer: its last batch, what was trained on until then, its own state and factors."""
+    doremi: dict[str, Any] = field(default_factory=dict)
+    """Of a proxy: `mixture.doremi.DomainWeights`."""
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Self:
@@ -47,6 +72,14 @@ class TrainState:
             tokens_skipped=saved["tokens_skipped"],
             spike_history=SpikeHistory.from_dict(saved["spike_history"]),
             journal_entries=saved["journal_entries"],
+            evaluated_tokens=saved["evaluated_tokens"],
+            watch=Watch.from_dict(saved["watch"]),
+            reaction=Reaction.from_dict(saved["reaction"]),
+            trained=SourceAccounts.from_dict(saved["trained"]),
+            stage=saved["stage"],
+            share_factors=dict(saved["share_factors"]),
+            mixing=dict(saved["mixing"]),
+            doremi=dict(saved["doremi"]),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,7 +92,24 @@ class TrainState:
             "tokens_skipped": self.tokens_skipped,
             "spike_history": self.spike_history.to_dict(),
             "journal_entries": self.journal_entries,
+            "evaluated_tokens": self.evaluated_tokens,
+            "watch": self.watch.to_dict(),
+            "reaction": self.reaction.to_dict(),
+            "trained": self.trained.to_dict(),
+            "stage": self.stage,
+            "share_factors": dict(self.share_factors),
+            "mixing": copy.deepcopy(self.mixing),
+            "doremi": copy.deepcopy(self.doremi),
         }
+
+
+def without_mixer(state: TrainState) -> None:
+    """Take out of the shares what a mixer has made of them, which is no longer asked."""
+    for name, factor in state.mixing.get("factors", {}).items():
+        rest = state.share_factors.pop(name, 1.0) / factor
+        if abs(rest - 1.0) > ROUNDING:
+            state.share_factors[name] = rest
+    state.mixing = {}
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -75,6 +125,8 @@ def read_state(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(saved, dict):
         raise CheckpointError(f"{path} holds a {type(saved).__name__}, not an object; use another checkpoint")
+    new = TrainState().to_dict()
+    saved = {**{key: new[key] for key in _LATER}, **saved}
     for key, (valid, rule) in _VALID.items():
         if key not in saved:
             raise CheckpointError(f"{path} lacks {key}; use another checkpoint")
@@ -89,12 +141,46 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0  # JSON's true is an int to isinstance
 
 
-def _is_spike_history(value: Any) -> bool:
+def _is_read_by(read: Callable[[Any], Any]) -> Callable[[Any], bool]:
+    """Whether `read` takes a value, which raises ValueError where it does not."""
+
+    def is_read(value: Any) -> bool:
+        try:
+            read(value)
+        except ValueError:
+            return False
+        return True
+
+    return is_read
+
+
+_is_accounts = _is_read_by(SourceAccounts.from_dict)
+
+
+def _is_factors(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        type(factor) is float and 0 <= factor < math.inf for factor in value.values()
+    )
+
+
+def _is_mixing(value: Any) -> bool:
+    if value == {}:
+        return True
+    if (
+        not isinstance(value, dict)
+        or not _is_count(value.get("batch"))
+        or not _is_accounts(value.get("seen"))
+    ):
+        return False
+    factors = value.get("factors", {})
+    return _is_count(value.get("decisions", 0)) and _is_factors(factors) and all(factors.values())
+
+
+def _is_doremi(value: Any) -> bool:
     try:
-        SpikeHistory.from_dict(value)
+        return value == {} or bool(DomainWeights.from_dict(value))
     except ValueError:
         return False
-    return True
 
 
 def _is_random_states(value: Any) -> bool:
@@ -113,11 +199,24 @@ _VALID: dict[str, tuple[Callable[[Any], bool], str]] = {
     "ledger": (lambda value: isinstance(value, dict), "an object"),
     "batches_drawn": (_is_count, "a whole number from 0"),
     "tokens_skipped": (_is_count, "a whole number from 0"),
-    "spike_history": (_is_spike_history, "lists of as many losses as gradient norms"),
+    "spike_history": (_is_read_by(SpikeHistory.from_dict), "lists of as many losses as gradient norms"),
     "journal_entries": (_is_count, "a whole number from 0"),
+    "evaluated_tokens": (_is_count, "a whole number from 0"),
+    "watch": (_is_read_by(Watch.from_dict), "what a monitor remembers"),
+    "reaction": (_is_read_by(Reaction.from_dict), "two factors, two counts and a truth value"),
+    "trained": (_is_accounts, "a sum of losses and a number of tokens by source"),
+    "stage": (_is_count, "a whole number from 0"),
+    "share_factors": (_is_factors, "finite numbers from 0 by source"),
+    "mixing": (_is_mixing, "the state of an online mixer"),
+    "doremi": (_is_doremi, "weights by source"),
     "random_states": (_is_random_states, "a list of generator states in base64"),
 }
 """What `state.json` must hold: a check, and the rule in words."""
+_LATER = (
+    *("evaluated_tokens", "watch", "reaction"),
+    *("trained", "stage", "share_factors", "mixing", "doremi"),
+)
+"""What the checkpoints of earlier versions lack: it is as at the start."""
 
 
 def random_state() -> dict[str, str]:

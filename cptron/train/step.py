@@ -17,7 +17,8 @@ from cptron.config.schema import OptimConfig
 from cptron.data.batch import MicroBatch
 from cptron.errors import TrainingError
 from cptron.optim.optimizer import apply_gradients, gradient_norm, set_rates
-from cptron.runtime.pipeline import LossSums, run_schedule
+from cptron.regularise.regulariser import NOTHING, Regulariser
+from cptron.runtime.pipeline import LossSums, run_schedule, whole_groups
 
 Accept = Callable[[float, float], bool]
 """Says of a loss (nats per token) and a global gradient norm whether the weights may follow; collective."""
@@ -55,17 +56,23 @@ def train_step(
     device: torch.device,
     accept: Accept = require_finite,
     before_update: Callable[[], None] = lambda: None,
+    regulariser: Regulariser = NOTHING,
 ) -> StepResult:
     """Forward, backward, reduce; then, if `accept` says so, clip and update. `before_update` is called when weights are
-    about to change.
+    about to change. `regulariser` may change gradients that are ready, and the masters inside the optimizer's step.
 
     Raises `TrainingError` on every rank, with the weights unchanged, when an accepted gradient norm is not finite.
     """
-    for chunk in chunks:
-        chunk.zero_grad_buffer()
-    optimizer.zero_grad()
-    sums = run_schedule(chunks, batches, num_sources, device, forward_only=False)
-    grad_norm = gradient_norm(optimizer)
+
+    def run(part: Sequence[MicroBatch]) -> LossSums:
+        for chunk in chunks:
+            chunk.zero_grad_buffer()
+        optimizer.zero_grad()
+        part = whole_groups(part, len(chunks))
+        return run_schedule(chunks, part, num_sources, device, forward_only=False)
+
+    sums = regulariser.forward_backward(run, optimizer, batches)
+    grad_norm = gradient_norm(optimizer, regulariser.before_update)
     accepted = accept(sums.loss_nats_per_token, grad_norm)
     if accepted:
         before_update()

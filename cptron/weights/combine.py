@@ -43,12 +43,12 @@ def combine(
     """Write every output of `recipe`; returns notes for the reader.
 
     `dtype`: `stored` is that of the first input, tensor by tensor. `files_from`: the input whose config, tokenizer and
-    other small files are carried (default: the first). Raises `ConversionError`, with nothing left behind under an
-    output's name.
+    other small files are carried (default: the one that the recipe names, else the first). Raises `ConversionError`,
+    with nothing left behind under an output's name.
     """
     for output in recipe.outputs:
         must_be_new(output.directory)
-    files_from = _carried(recipe, files_from)
+    files_from = _carried(recipe, files_from or recipe.files_from)
     with ExitStack() as stack:
         models = [WeightStream(path) for path in recipe.inputs]
         notes = require_mergeable(

@@ -63,6 +63,8 @@ def _recipe(args: argparse.Namespace) -> Recipe:
         return recipes.wsm(args.models, args.decay, args.output)
     if args.recipe == "wise-ft":
         return recipes.wise_ft(args.base, args.tuned, _alphas(args.alpha), args.output_prefix)
+    if args.recipe == "residual":
+        return recipes.residual(args.target, args.instruct, args.base, args.output, args.scale)
     return recipes.task_vector(args.target, [_addition(text) for text in args.add], args.output)
 
 
@@ -79,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     wsm = verbs.add_parser("wsm", help="checkpoints merged as if the learning rate had decayed over them")
     wise = verbs.add_parser("wise-ft", help="(1 - alpha) base + alpha tuned, for several alpha")
     task = verbs.add_parser("task-vector", help="target + scale (tuned - base)")
+    residual = verbs.add_parser("residual", help="an instruct model: target + scale (instruct - base)")
     for verb in (average, wsm):
         verb.add_argument("models", nargs="+", type=Path, metavar="MODEL", help="directory; oldest first")
     weighted.add_argument("models", nargs="+", metavar="MODEL=WEIGHT", help="directory and its weight")
@@ -90,9 +93,15 @@ def _parser() -> argparse.ArgumentParser:
     wise.add_argument("--output-prefix", required=True, help="new directories PREFIX_ALPHA")
     task.add_argument("target", type=Path)
     task.add_argument("--add", action="append", required=True, metavar="TUNED:BASE[:SCALE]")
-    for verb in (average, weighted, wsm, task):
+    residual.add_argument("target", type=Path, help="trained on from BASE")
+    residual.add_argument(
+        "--instruct", type=Path, required=True, help="gives config, tokenizer and chat template too"
+    )
+    residual.add_argument("--base", type=Path, required=True, help="what both were made of")
+    residual.add_argument("--scale", type=float, default=1.0, help="default: 1")
+    for verb in (average, weighted, wsm, task, residual):
         verb.add_argument("--output", type=Path, required=True, help="new directory")
-    for verb in (average, weighted, wsm, wise, task):
+    for verb in (average, weighted, wsm, wise, task, residual):
         _add_common(verb)
     return parser
 
@@ -108,7 +117,7 @@ def _add_common(verb: argparse.ArgumentParser) -> None:
         "--files-from",
         type=Path,
         metavar="MODEL",
-        help="which of the models gives config, tokenizer and chat template (default: the first)",
+        help="which of the models gives config, tokenizer and chat template (default: the first; residual: INSTRUCT)",
     )
     verb.add_argument(
         "--allow-different-tokenizers", action="store_true", help="merge although ids mean different tokens"

@@ -1,7 +1,7 @@
 """What a merge is: every recipe is a linear combination of models, given by its weights.
 
 Place in the flow: `cptron merge-weights` makes a recipe, `combine` computes it. Pure arithmetic, no torch. Invariant:
-the weights of an average sum to one; those of a task vector sum to the one of its target.
+the weights of an average sum to one; those of a task vector or a residual sum to the one of its target.
 
 | recipe | formula |
 |---|---|
@@ -10,6 +10,7 @@ the weights of an average sum to one; those of a task vector sum to the one of i
 | wsm | weights that emulate the decay of a learning rate (Tian et al. 2025, arXiv 2507.17634) |
 | wise-ft | (1 - alpha) base + alpha tuned (Wortsman et al. 2022) |
 | task-vector | target + sum of scale (tuned - base) (Ilharco et al. 2023) |
+| residual | target + scale (instruct - base), an instruct model (arXiv 2410.10739) |
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ class Recipe:
     outputs: tuple[Output, ...]
     settings: dict[str, object] = field(default_factory=dict)
     """What was asked for, for the record."""
+    files_from: Path | None = None
+    """The input whose config, tokenizer and chat template are carried, unless another is named; None: the first."""
 
 
 def average(models: Sequence[Path], output: Path) -> Recipe:
@@ -131,6 +134,19 @@ def task_vector(target: Path, additions: Sequence[tuple[Path, Path, float]], out
     return Recipe(
         "task-vector", tuple(named.values()), (Output(output, tuple(weights.values())),), {"add": added}
     )
+
+
+def residual(target: Path, instruct: Path, base: Path, output: Path, scale: float = 1.0) -> Recipe:
+    """`target`, trained on from `base`, made an instruct model by what made `instruct` of `base`; its config, tokenizer
+    and chat template are those of `instruct`.
+
+    The base is taken away first: where the target is the base, exactly nothing is left, and the sum is `instruct`.
+    """
+    if not math.isfinite(scale) or scale == 0:
+        raise ConversionError(f"--scale {scale} must be a finite number other than 0; use 1")
+    models = _distinct([target, base, instruct])
+    added: dict[str, object] = {"instruct": str(instruct), "base": str(base), "scale": scale}
+    return Recipe("residual", models, (Output(output, (1.0, -scale, scale)),), added, files_from=instruct)
 
 
 def _distinct(models: Sequence[Path]) -> tuple[Path, ...]:

@@ -97,7 +97,10 @@ def test_a_killed_conversion_goes_on(world: World, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "cut",
-    [ONE, Layout(2, tp=2), Layout(2, pp=2), pytest.param(Layout(4, tp=2, cp=2), marks=pytest.mark.more)],
+    [
+        *(ONE, Layout(2, tp=2)),
+        *(pytest.param(cut, marks=pytest.mark.more) for cut in (Layout(2, pp=2), Layout(4, tp=2, cp=2))),
+    ],
     ids=str,
 )
 def test_a_run_starts_from_hugging_face(cut: Layout, world: World, tmp_path: Path) -> None:

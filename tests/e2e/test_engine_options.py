@@ -77,7 +77,7 @@ def test_every_layout_gives_the_same_run(layout: Layout, plain: Path, cut: dict[
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [(CUT[0], CUT[2]), (CUT[2], CUT[3]), (CUT[3], ONE)],
+    [pytest.param(CUT[0], CUT[2], marks=pytest.mark.more), (CUT[2], CUT[3]), (CUT[3], ONE)],
     ids=lambda layout: str(layout),
 )
 def test_a_checkpoint_goes_on_under_another_layout(
@@ -240,7 +240,9 @@ def test_idle_patterns_are_refused_on_every_rank(
 # 6. FP8
 
 
-@pytest.mark.parametrize(("recipe", "layout"), [("tensorwise", ONE), ("rowwise", CUT[1])])
+@pytest.mark.parametrize(
+    ("recipe", "layout"), [pytest.param("tensorwise", ONE, marks=pytest.mark.more), ("rowwise", CUT[1])]
+)
 def test_fp8_trains_and_resumes(
     recipe: str, layout: Layout, world: World, plain: Path, tmp_path: Path
 ) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from commands import assert_close, evals, steps
+from safetensors.numpy import load_file
 from tiny_world import LAYOUTS, ONE, STEPS, Layout, World
 
 from cptron.checkpoint import layout as checkpoint_layout
+from cptron.mixture.read_runs import read_runs
 
 
 @pytest.mark.parametrize("layout", LAYOUTS[1:], ids=str)
@@ -51,3 +53,20 @@ def test_data_order_is_of_the_seed(world: World, tmp_path: Path, whole_runs: dic
     other = steps(world.trained(tmp_path / "run", ONE, "run.seed=7", "train.steps=4"))
     ours, theirs = (run[0]["loss_nats_per_token"] for run in (other, steps(whole_runs[ONE])))
     assert ours != pytest.approx(theirs, rel=1e-4)
+
+
+def test_a_run_is_a_point_of_a_mixture_law(world: World, whole_runs: dict[Layout, Path]) -> None:
+    """What `cptron mixlaw` reads of a run: shares, tokens and losses of its last evaluation, size, and the baseline."""
+    run = whole_runs[ONE]
+    table = read_runs([run], every_evaluation=False)
+    first, *_, last = evals(run)
+    (point,), (baseline,) = table.points, table.baselines
+    assert table.domains == ("domain", "general") and not table.notes
+    assert point.shares == pytest.approx((0.7, 0.3))
+    assert point.tokens == last["tokens_total"] == steps(run)[-1]["tokens_total"]
+    for losses, record in ((point.losses, last), (baseline.losses, first)):
+        assert losses == {name: record[f"valid/{name}/loss_nats_per_token"] for name in table.domains}
+    assert point.losses["domain"] < baseline.losses["domain"]
+    weights = load_file(world.hugging_face / "model.safetensors").values()
+    assert point.params == baseline.params == sum(weight.size for weight in weights)
+    assert len(read_runs([run], every_evaluation=True).points) == 2

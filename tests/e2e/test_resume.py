@@ -32,7 +32,11 @@ def ledger(run_dir: Path, step: int) -> dict[str, object]:
     return json.loads(path.read_text())["ledger"]  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize(
+    "layout",
+    [ONE, *(pytest.param(cut, marks=pytest.mark.more) for cut in LAYOUTS[1:-1]), LAYOUTS[-1]],
+    ids=str,
+)
 def test_same_layout_to_the_bit(
     layout: Layout, world: World, whole_runs: dict[Layout, Path], tmp_path: Path
 ) -> None:
@@ -83,7 +87,14 @@ PAIRS = [(number, (number + 1) % len(matrix.LAYOUTS)) for number in range(len(ma
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [(matrix.LAYOUTS[before], matrix.LAYOUTS[after]) for before, after in PAIRS],
+    [
+        pytest.param(
+            matrix.LAYOUTS[before],
+            matrix.LAYOUTS[after],
+            marks=[pytest.mark.more] * (number >= len(matrix.LAYOUTS)),
+        )
+        for number, (before, after) in enumerate(PAIRS)
+    ],
     ids=str,
 )
 def test_other_layout_within_tolerance(

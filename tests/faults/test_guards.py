@@ -158,7 +158,9 @@ def test_killed_at_an_action_and_resumed(
     assert_accounts(run, audit(whole).skipped_batches)
 
 
-@pytest.mark.parametrize("layout", [Layout(2, tp=2), Layout(2, pp=2)], ids=str)
+@pytest.mark.parametrize(
+    "layout", [Layout(2, tp=2), pytest.param(Layout(2, pp=2), marks=pytest.mark.more)], ids=str
+)
 def test_every_layout_rolls_back(layout: Layout, guarded: GuardWorld, tmp_path: Path) -> None:
     """All ranks go back together, and a resume after a kill repeats it to the bit. One of the runs saves while it
     trains: the checkpoint that it goes back to may just be in the making."""
@@ -276,8 +278,8 @@ def faulty(
     [
         (Layout(2, tp=2), 1, 2, "rank 1: tp 1, pp 0, dp 0"),
         (Layout(2, pp=2), 0, 1, "rank 0: tp 0, pp 0, dp 0"),  # the stage after it has bad outputs too
-        (Layout(2, pp=2), 1, 2, "rank 1: tp 0, pp 1, dp 0"),
-        (Layout(2), 1, 2, "rank 1: tp 0, pp 0, dp 1"),
+        pytest.param(Layout(2, pp=2), 1, 2, "rank 1: tp 0, pp 1, dp 0", marks=pytest.mark.more),
+        pytest.param(Layout(2), 1, 2, "rank 1: tp 0, pp 0, dp 1", marks=pytest.mark.more),
     ],
     ids=str,
 )

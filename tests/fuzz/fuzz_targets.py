@@ -9,7 +9,18 @@ import importlib
 
 from fuzz_target import Target
 
-ROOMS = ("tokens", "config", "corpus", "tokenizer", "weights", "checkpoint", "run")
+ROOMS = (
+    "tokens",
+    "config",
+    "corpus",
+    "tokenizer",
+    "weights",
+    "checkpoint",
+    "run",
+    "forgetting",
+    "regularise",
+    "mixing",
+)
 
 
 def targets_of(room: str) -> list[Target]:

@@ -163,8 +163,8 @@ def read_training_state(directory: Path) -> Any:
 
 
 def check_training_state(directory: Path, value: Any) -> str | None:
-    """What was read is what the JSON says."""
-    content = json.loads((directory / layout.STATE).read_text())
+    """What was read is what the JSON says; what older versions lack is as at the start."""
+    content = TrainState().to_dict() | json.loads((directory / layout.STATE).read_text())
     found = json.loads(value)
     return (
         None

@@ -51,7 +51,11 @@ def assert_same(found: list[Outcome], expected: Outcome, rtol: float = 1e-4) -> 
 @pytest.mark.parametrize(
     "optim", [ADAMW, pytest.param(SGD, marks=pytest.mark.core_ranks)], ids=lambda optim: optim.name
 )
-@pytest.mark.parametrize(("world_size", "layout"), LAYOUTS, ids=ids)
+@pytest.mark.parametrize(
+    ("world_size", "layout"),
+    [LAYOUTS[0], *(pytest.param(*cut, marks=MORE) for cut in LAYOUTS[1:3]), *LAYOUTS[3:]],
+    ids=ids,
+)
 def test_equals_torch(
     optim: OptimConfig,
     world_size: int,
@@ -166,7 +170,9 @@ GROUPED = replace(
 
 
 @pytest.mark.parametrize(
-    ("world_size", "layout"), [(2, Layout()), (2, PP2), (4, replace(TP2, pp=2))], ids=ids
+    ("world_size", "layout"),
+    [pytest.param(2, Layout(), marks=MORE), (2, PP2), (4, replace(TP2, pp=2))],
+    ids=ids,
 )
 def test_groups_learn_at_their_rates(
     world_size: int, layout: Layout, checkpoints: dict[str, Path], tokens_NGS1: np.ndarray

@@ -65,10 +65,10 @@ def joined(
 
 
 def best_fit(
-    documents: Sequence[Sequence[int]], seq_length: int, document_key: int, window: int = 1024
+    documents: Sequence[Sequence[int]], seq_length: int, document_key: int | None, window: int = 1024
 ) -> list[list[tuple[int, int, int]]]:
-    """(document, offset, predictions) of each row, before the rows are shuffled."""
-    order = permutation(len(documents), document_key)
+    """(document, offset, predictions) of each row, before the rows are shuffled. No key: documents stay as given."""
+    order = range(len(documents)) if document_key is None else permutation(len(documents), document_key)
     rows: list[list[tuple[int, int, int]]] = []
     for start in range(0, len(order), window):
         pieces = [

@@ -27,6 +27,8 @@ NAMED = {
     "start",
     "tokenizer",
     "data.sources.law.content",
+    "data.sources.law.order",
+    "data.sources.web.order",
     "run.seed",
     "train.precision",
     "data.seq_length",

@@ -7,6 +7,7 @@ import resource
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -178,18 +179,21 @@ def test_tables_do_not_decide_the_precision(tmp_path: Path) -> None:
     assert import_hugging_face(source, tmp_path / "out").precision == "bf16"
 
 
-@pytest.fixture
-def small_disk() -> Iterator[Callable[[int], None]]:
-    """Lets no file grow beyond a size, as a full disk does."""
+@contextmanager
+def small_disk(limit: int) -> Iterator[None]:
+    """Lets no file grow beyond a size, as a full disk does; only for so long: pytest writes files too."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("limit", [300, 2000, 5000])
 @pytest.mark.parametrize("what", ["import", "export", "megatron"])
 def test_a_full_disk_is_one_clear_line(
-    what: str, limit: int, model: Path, converted: Path, tmp_path: Path, small_disk: Callable[[int], None]
+    what: str, limit: int, model: Path, converted: Path, tmp_path: Path
 ) -> None:
     """Wherever in a file it comes; nothing is published."""
     convert: dict[str, Callable[[Path], Any]] = {
@@ -197,8 +201,7 @@ def test_a_full_disk_is_one_clear_line(
         "export": lambda target: export_hugging_face(converted, target),
         "megatron": lambda target: export_megatron(converted, target),
     }
-    small_disk(limit)
-    with pytest.raises(CptronError, match=r"cannot be written .*make room"):
+    with small_disk(limit), pytest.raises(CptronError, match=r"cannot be written .*make room"):
         convert[what](tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -18,7 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cptron.config.load import resolved_yaml
-from cptron.config.schema import Config, DataConfig, OptimConfig, RunConfig, SourceConfig, TrainConfig
+from cptron.config.schema import (
+    Config,
+    DataConfig,
+    OptimConfig,
+    RunConfig,
+    SourceConfig,
+    StageConfig,
+    TrainConfig,
+)
 from cptron.config.stored import store_config
 from cptron.data import main as command
 from cptron.data.audit import Audit, SeenRange, audit
@@ -54,6 +62,7 @@ class FakeRun:
     tokens: Path
     packing: Packing = "joined"
     max_epochs: float = 0.0
+    stages: tuple[StageConfig, ...] = ()
     step: int = 0
     ledger: Ledger = field(default_factory=Ledger)
     drawn: list[tuple[str, int]] = field(default_factory=list)
@@ -74,7 +83,11 @@ class FakeRun:
         return Config(
             run=RunConfig(dir=str(self.directory)),
             data=DataConfig(
-                seq_length=SEQ, sources=tuple(sources), packing=self.packing, on_max_epochs="redistribute"
+                seq_length=SEQ,
+                sources=tuple(sources),
+                stages=self.stages,
+                packing=self.packing,
+                on_max_epochs="redistribute",
             ),
             train=TrainConfig(steps=10, global_batch_size=global_batch_size),
             optim=OptimConfig(lr=1e-3),
@@ -88,10 +101,10 @@ class FakeRun:
         shares_before: dict[str, float] = {}
         with (self.directory / DATA_LOG).open("a") as log:
             for _ in range(num_steps):
-                drawn = stream.draw(global_batch_size)
+                drawn = stream.draw(stream.batch_size(global_batch_size))
                 if not drawn:
                     break
-                self.drawn += [(stream.sources[draw.source].name, draw.cursor) for draw in drawn]
+                self.drawn += [(stream.sources[draw.source].account, draw.cursor) for draw in drawn]
                 self.step += 1
                 self.positions.append(Ledger.from_dict(stream.ledger.to_dict()))
                 log.write(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,15 @@ import numpy as np
 import pytest
 from data_world import SEQ, write_tokens
 
-from cptron.config.schema import Config, DataConfig, OptimConfig, RunConfig, SourceConfig, TrainConfig
+from cptron.config.schema import (
+    Config,
+    DataConfig,
+    OptimConfig,
+    RunConfig,
+    SourceConfig,
+    StageConfig,
+    TrainConfig,
+)
 from cptron.data.ledger import Ledger
 from cptron.data.open import mix_of, open_sources
 from cptron.data.prepare import prepare
@@ -87,6 +96,26 @@ def test_every_epoch_of_the_run_is_prepared(
     entered, made = drawn(config)
     assert made == files
     assert all(entered[name] <= epochs[name] for name in "ab")
+
+
+def test_stages_have_their_own_indexes(tokens: Path) -> None:
+    """For each length of samples, and as far as its stages go; epochs of both lengths count for a limit."""
+    base = config_of(tokens, limits={"a": 6.0}, policy="redistribute")
+    stages = (
+        StageConfig(until_tokens=240),
+        StageConfig(until_tokens=480, shares={"a": 1.0}, seq_length=2 * SEQ),
+        StageConfig(shares={"a": 1.0, "b": 1.0}),
+    )
+    config = replace(base, data=replace(base.data, stages=stages))
+    found = {prepared.name: prepared.epochs for prepared in prepare(config, check_hashes=False)}
+    files = {path.name for path in (tokens / "cache").glob("*.index")}
+    stream = SampleStream(open_sources(config), mix_of(config), Ledger())
+    for _ in range(config.train.steps):
+        stream.draw(stream.batch_size(0))
+    assert {path.name for path in (tokens / "cache").glob("*.index")} == files
+    entries = stream.ledger.entries
+    assert set(entries) <= set(found) == {"a", "b", "a.length_16"}
+    assert all(math.ceil(entry.epochs) <= found[name] <= entry.epochs + 2 for name, entry in entries.items())
 
 
 def test_a_second_run_of_it_makes_nothing(tokens: Path) -> None:

@@ -51,6 +51,22 @@ def test_order_is_the_documented_one(tmp_path: Path, packing: Packing) -> None:
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
+def test_given_order_is_that_of_the_files(tmp_path: Path, packing: Packing) -> None:
+    """In every epoch: the stream cut into samples, or the rows of each window as they are put together."""
+    lengths = [3, 1, 30, 8, 8, 17, 2, 40] * 9
+    stream = write_tokens(tmp_path / "s", lengths)
+    source = TokenSource("s", str(tmp_path / "s"), SEQ, seed=11, packing=packing, arrangement="given")
+    documents = [part.tolist() for part in np.split(stream, np.cumsum(lengths)[:-1])]
+    if packing == "joined":
+        expected = [stream[at + 1 : at + 1 + SEQ].tolist() for at in range(0, len(stream) - 1, SEQ)]
+    else:
+        rows = reference.best_fit(documents, SEQ, None)
+        expected = [[documents[d][o + 1 + i] for d, o, n in row for i in range(n)] for row in rows]
+    assert [list(sample_labels(source, cursor)) for cursor in range(2 * len(expected))] == 2 * expected
+    assert source.count(np.arange(len(expected)))[1] == sum(map(len, expected))
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
 def test_epochs_differ_and_each_is_whole(tmp_path: Path, packing: Packing) -> None:
     """All labels of an epoch differ and are all there are; epochs and seeds have orders of their own."""
     write_tokens(tmp_path / "s", np.random.default_rng(2).integers(1, 40, 60).tolist())

@@ -40,12 +40,13 @@ ADAPTERS = {
 READY = "cptron.runtime.megatron_ready"
 """Imported before megatron by every adapter; the order is held by ruff (isort sections in pyproject.toml)."""
 
-LIGHT_ROOMS = ("config", "tokens", "data")
+LIGHT_ROOMS = ("config", "tokens", "data", "forgetting")
 LIGHT_FILES = (
     "errors.py",
     "versions.py",
     "cli.py",
     "doctor.py",
+    "advise/main.py",
     "checkpoint/archive.py",
     "checkpoint/block_file.py",
     "checkpoint/block_writer.py",
@@ -59,7 +60,10 @@ LIGHT_FILES = (
     "checkpoint/save_worker.py",
     "checkpoint/space.py",
     "checkpoint/verify.py",
+    "mixture/main.py",
     "model/architecture.py",
+    "regularise/fisher_file.py",
+    "regularise/taught_file.py",
     "train/preflight.py",
 )
 HEAVY = ("torch", "megatron", "transformers")

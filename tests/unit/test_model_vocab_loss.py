@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cptron.model import rotary, vocab_loss
-from cptron.model.vocab_loss import Vocabulary, weighted_losses
+from cptron.model.top_targets import TopTargets, top_tokens
+from cptron.model.vocab_loss import Vocabulary, losses_and_divergence, weighted_losses
 
 
 def tensors(num_tokens: int, hidden: int, rows: int, real: int, seed: int) -> tuple[torch.Tensor, ...]:
@@ -117,3 +118,78 @@ def test_what_is_compiled_on_gpus_is_one_graph() -> None:
             [a.clone() if isinstance(a, torch.Tensor) else a for a in arguments] for _ in range(2)
         )
         torch.testing.assert_close(compiled(*first), plain(*second))
+
+
+def plain_divergence(
+    logits_TV: torch.Tensor, ids_TK: torch.Tensor, probabilities_TK: torch.Tensor
+) -> torch.Tensor:
+    """KL of the teacher's tokens and one bucket for the others, by autograd on whole logits `[T, V]`."""
+    q_TV = logits_TV.softmax(-1)
+    q_TK = q_TV.gather(-1, ids_TK)
+    others_TV = q_TV.scatter(-1, ids_TK, 0.0)
+    p_T, q_T = 1 - probabilities_TK.sum(-1), others_TV.sum(-1)
+    found_T = (probabilities_TK * (probabilities_TK / q_TK).log()).sum(-1)
+    return found_T + torch.where(p_T > 0, p_T * (p_T.clamp(min=1e-300) / q_T).log(), 0.0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    num_tokens=st.integers(1, 12),
+    real=st.integers(2, 30),
+    padding=st.integers(0, 5),
+    top_k=st.integers(1, 8),
+    chunk=st.integers(0, 9),
+    seed=st.integers(0, 10**6),
+)
+def test_divergence_from_a_teacher(
+    num_tokens: int, real: int, padding: int, top_k: int, chunk: int, seed: int
+) -> None:
+    """Teacher's answers, divergence, and the gradient of loss and divergence together: those of whole logits."""
+    top_k = min(top_k, real - 1)
+    hidden_TH, weight_VH, labels_T, weights_T = tensors(num_tokens, 6, real + padding, real, seed)
+    draw = torch.Generator().manual_seed(seed + 1)
+    theirs_VH = weight_VH + 0.5 * torch.randn(weight_VH.shape, generator=draw)
+    ids_TK, chances_TK = top_tokens(hidden_TH, theirs_VH, Vocabulary(0, real, None), top_k, chunk)
+    expected_TV = (hidden_TH @ theirs_VH.t())[:, :real].softmax(-1)
+    best = expected_TV.topk(top_k, dim=-1)
+    torch.testing.assert_close(chances_TK, best.values, rtol=1e-5, atol=1e-6)
+    assert torch.equal(chances_TK, chances_TK.sort(descending=True).values)
+
+    asked_T = 0.7 * (torch.rand(num_tokens, generator=draw) < 0.6)
+    ours = [hidden_TH.clone().requires_grad_(), weight_VH.clone().requires_grad_()]
+    total, losses_T, found_T = losses_and_divergence(
+        *ours, labels_T, weights_T, Vocabulary(0, real, None), chunk, TopTargets(ids_TK, chances_TK, asked_T)
+    )
+    (2 * total).backward()
+    exact = [hidden_TH.double().requires_grad_(), weight_VH.double().requires_grad_()]
+    logits_TV = (exact[0] @ exact[1].t())[:, :real]
+    nats_T = plain_divergence(logits_TV, ids_TK, chances_TK.double())
+    cross_T = torch.nn.functional.cross_entropy(logits_TV, labels_T, reduction="none")
+    wanted = (cross_T * weights_T).sum() + (nats_T * asked_T).sum()
+    (2 * wanted).backward()
+    assert found_T is not None and not found_T.requires_grad
+    torch.testing.assert_close(found_T.double(), nats_T.detach() * (asked_T > 0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(total.detach().double(), wanted.detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(losses_T.double(), cross_T.detach(), rtol=1e-5, atol=1e-5)
+    for mine, plain in zip(ours, exact, strict=True):
+        assert mine.grad is not None and plain.grad is not None
+        torch.testing.assert_close(mine.grad.double(), plain.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("gap", [10.0, 20.0, 40.0, 60.0])
+def test_gradient_where_the_model_is_far_surer_than_its_teacher(gap: float) -> None:
+    """All other tokens together have e^-gap: what is left of the pull on the teacher's is no difference of large
+    numbers."""
+    logits_TV = torch.tensor([[gap, gap - 1, 0.3, -0.2, 0.0]])
+    targets = TopTargets(torch.tensor([[1, 0]]), torch.tensor([[0.6, 0.3]]), torch.tensor([2.0]))
+    hidden_TH, labels_T, weights_T = logits_TV.clone().requires_grad_(), torch.tensor([0]), torch.ones(1)
+    total, _, _ = losses_and_divergence(
+        hidden_TH, torch.eye(5), labels_T, weights_T, Vocabulary(0, 5, None), 0, targets
+    )
+    total.backward()
+    exact_TV = logits_TV.double().requires_grad_()
+    cross = torch.nn.functional.cross_entropy(exact_TV, labels_T, reduction="sum")
+    pull_T = plain_divergence(exact_TV, targets.ids_TK, targets.probabilities_TK.double())
+    (cross + 2 * pull_T.sum()).backward()
+    assert hidden_TH.grad is not None and exact_TV.grad is not None
+    torch.testing.assert_close(hidden_TH.grad.double(), exact_TV.grad, rtol=1e-4, atol=1e-5)

@@ -25,26 +25,26 @@ def test_sums_equal_plain_loops(batch: int, length: int, num_sources: int, seed:
     loss_BS = (torch.rand(batch, length, generator=generator) * 20).to(dtype)
     mask_BS = (torch.rand(batch, length, generator=generator) < 0.6).float()
     source_B = torch.randint(num_sources, (batch,), generator=generator)
-    total, count, by_source_K2 = masked_sums(token_losses(loss_BS, mask_BS), mask_BS, source_B, num_sources)
-    expected = [[0.0, 0.0] for _ in range(num_sources)]
+    total, count, by_source_K3 = masked_sums(token_losses(loss_BS, mask_BS), mask_BS, source_B, num_sources)
+    expected = [[0.0, 0.0, 0.0] for _ in range(num_sources)]
     for row in range(batch):
         for column in range(length):
             if mask_BS[row, column]:
                 expected[source_B[row]][0] += loss_BS[row, column].item()
                 expected[source_B[row]][1] += 1
-    assert by_source_K2.dtype == torch.float64
-    assert by_source_K2.tolist() == [pytest.approx(sums, rel=1e-12) for sums in expected]
-    assert count.item() == sum(tokens for _, tokens in expected)
+    assert by_source_K3.dtype == torch.float64
+    assert by_source_K3.tolist() == [pytest.approx(sums, rel=1e-12) for sums in expected]
+    assert count.item() == sum(tokens for _, tokens, _ in expected)
     assert not count.is_floating_point()
-    assert total.item() == pytest.approx(sum(nats for nats, _ in expected), rel=1e-5)
+    assert total.item() == pytest.approx(sum(nats for nats, _, _ in expected), rel=1e-5)
 
 
 def test_gradient_is_the_mask() -> None:
     """d(sum) / d(loss of a token) is 1 where it counts, 0 elsewhere; the sums by source carry no gradient."""
     loss_BS = torch.rand(2, 3, requires_grad=True)
     mask_BS = torch.tensor([[1.0, 0, 1], [0, 0, 1]])
-    total, _, by_source_K2 = masked_sums(token_losses(loss_BS, mask_BS), mask_BS, torch.tensor([0, 0]), 2)
-    assert not by_source_K2.requires_grad
+    total, _, by_source_K3 = masked_sums(token_losses(loss_BS, mask_BS), mask_BS, torch.tensor([0, 0]), 2)
+    assert not by_source_K3.requires_grad
     total.backward()
     assert loss_BS.grad is not None
     assert torch.equal(loss_BS.grad, mask_BS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import re
 import shlex
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "cptron"
 PAGES = [
     path
-    for pattern in ("*.md", "docs/*.md", "examples/**/*.md", "launch/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "examples/**/*.md", "launch/*.md")
     for path in sorted(ROOT.glob(pattern))
 ]
 QUICKSTART = ROOT / "examples/quickstart/quickstart.yaml"
@@ -75,15 +76,18 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 def parse_only(verb: str, arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     """What the verb's own parser makes of the arguments; the verb does not run."""
-    parse: Callable[..., argparse.Namespace] = argparse.ArgumentParser.parse_args
     results: list[argparse.Namespace] = []
 
-    def stop(self: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> argparse.Namespace:
+    def stop(
+        self: argparse.ArgumentParser, parse: Callable[..., Any], args: Any = None, namespace: Any = None
+    ) -> argparse.Namespace:
         results.append(parse(self, args, namespace))
         raise Parsed
 
     with monkeypatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+        for name in ("parse_args", "parse_intermixed_args"):
+            parse = getattr(argparse.ArgumentParser, name)
+            patch.setattr(argparse.ArgumentParser, name, functools.partialmethod(stop, parse))
         with pytest.raises(Parsed):
             importlib.import_module(VERBS[verb][0]).main(list(arguments))
     return results[0]
@@ -187,7 +191,7 @@ def test_the_readme_is_read() -> None:
     assert {"make demo", "make test"} <= programs
     assert {f"cptron {verb}" for verb in ("preprocess", "convert", "train", "eval", "export")} <= programs
     assert any("launch/train.sbatch" in words for words in found)
-    assert len((ROOT / "README.md").read_text().splitlines()) < 180
+    assert len((ROOT / "README.md").read_text().splitlines()) < 190
 
 
 @pytest.mark.parametrize(

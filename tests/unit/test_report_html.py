@@ -46,6 +46,7 @@ def step_record(step: int) -> Record:
         "kind": "step", "step": step, "tokens_total": 100 * step, "loss_nats_per_token": 3.0 - step / 200, "lr": 1e-4,
         "grad_norm": 0.5, "step_time_s": 0.25, "tokens_per_s": 390.0 + step % 21, "mem_peak_gib": 1.5,
         "loss_nats_per_token/manuals": 2.0, "tokens/manuals": 75 * step, "tokens/web": 25 * step,
+        "epochs/manuals": step / 100, "share/manuals": 0.75, "share/web": 0.25,
     }  # fmt: skip
 
 
@@ -112,14 +113,16 @@ def test_the_numbers_are_those_of_the_records(tmp_path: Path) -> None:
     change = math.exp(2.4) / math.exp(2.5) - 1
     general = ["general", "2.5000", "2.4000", "-0.1000", f"{math.exp(2.4):.2f}", f"{change:+.1%}"]
     assert [*general, "2.2500 at step 100", "4.10k"] in page.rows
-    assert ["manuals", "15,000", "75.0%", "75.0%", "2.0000", "2.0000"] in page.rows
-    assert ["web", "5,000", "25.0%", "25.0%", "-", "-"] in page.rows  # never logged a loss
+    assert ["manuals", "15,000", "75.0%", "75.0%", "2", "2.0000", "2.0000"] in page.rows
+    assert ["web", "5,000", "25.0%", "25.0%", "-", "-", "-"] in page.rows  # never logged a loss
+    assert "Epochs by source" in text
+    assert "Share by source" not in text  # shares that stay need no chart
     assert ["layout", "tp2_pp1_dp4"] in page.rows and ["version/torch", "2.13.0"] in page.rows
     assert ["probe <x>", "1.5"] in page.rows
     median = sorted(390 + step % 21 for step in range(1, 201))[100]
     assert f"<b>{median}</b><span>tokens/s, median" in text
     assert "<h1>a &lt;b&gt; &amp; c</h1><p>finished</p>" in text
-    assert text.count("<svg") == 8
+    assert text.count("<svg") == 9
     assert "prefers-color-scheme: dark" in text and "http" not in text
 
 

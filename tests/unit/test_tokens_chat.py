@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cptron.errors import DataError
 from cptron.tokens.chat import ChatEncoder, EncodedChat
-from cptron.tokens.chat_formats import SHAREGPT_ROLES, ChatError, Message, read_chat
+from cptron.tokens.chat_formats import SHAREGPT_ROLES, ChatError, LossMask, Message, read_chat
 from cptron.tokens.chat_template import ChatTemplate
 from cptron.tokens.encode_chat import ChatBlocks
 from cptron.tokens.records import Parsed
@@ -199,7 +199,7 @@ def test_text_and_ids_are_those_of_transformers(
     name: str, chat: list[Message], tokenizer: Tokenizer, reference: Any, templates: dict[str, ChatTemplate]
 ) -> None:
     """For every template and text."""
-    encoder = ChatEncoder(tokenizer, templates[name], with_mask=False)
+    encoder = ChatEncoder(tokenizer, templates[name], loss_mask="none")
     text = reference.apply_chat_template(chat, chat_template=TEMPLATES[name], tokenize=False)
     assert encoder.render(chat).decode() == text
     ids = reference.apply_chat_template(chat, chat_template=TEMPLATES[name])["input_ids"]
@@ -216,11 +216,11 @@ def test_mask_covers_the_assistant_exactly(
 ) -> None:
     """Answers with their end, in order; an edge may take in white space before an answer where one token holds both,
     and the ids do not depend on the mask."""
-    encoder = ChatEncoder(tokenizer, templates[name], with_mask=True)
+    encoder = ChatEncoder(tokenizer, templates[name], loss_mask="assistant")
     found = encoder.encode(chat)
     assert (
         found.ids.tolist()
-        == ChatEncoder(tokenizer, templates[name], with_mask=False).encode(chat).ids.tolist()
+        == ChatEncoder(tokenizer, templates[name], loss_mask="none").encode(chat).ids.tolist()
     )
     answers = [message["content"] for message in chat if message["role"] == "assistant"]
     texts = learned(tokenizer, found)
@@ -236,7 +236,7 @@ def test_mask_covers_the_assistant_exactly(
 @pytest.mark.parametrize("name", MASKABLE)
 def test_mask_token_by_token(name: str, tokenizer: Tokenizer, templates: dict[str, ChatTemplate]) -> None:
     """On a plain chat nothing but the answers, to the character."""
-    found = ChatEncoder(tokenizer, templates[name], with_mask=True).encode(CHAT)
+    found = ChatEncoder(tokenizer, templates[name], loss_mask="assistant").encode(CHAT)
     space, end = " " if name == "inst" else "", END.get(name, "<|im_end|>")
     thoughts = "<think>\n\n</think>\n\n" if name == "thinking" else ""
     assert learned(tokenizer, found) == [
@@ -256,7 +256,7 @@ def test_generation_blocks_give_the_mask_of_transformers(
     wanted = reference.apply_chat_template(
         chat, chat_template=GENERATION, return_assistant_tokens_mask=True, return_dict=True
     )
-    found = ChatEncoder(tokenizer, templates["generation"], with_mask=True).encode(chat)
+    found = ChatEncoder(tokenizer, templates["generation"], loss_mask="assistant").encode(chat)
     assert found.mask is not None
     assert found.mask.tolist() == wanted["assistant_masks"]
 
@@ -271,15 +271,126 @@ def test_blocks_and_turns_agree(directory: Path, tmp_path: Path, tokenizer: Toke
         (tmp_path / name).mkdir()
         template = ChatTemplate.load(save(directory, tmp_path / name, source))
         assert template.has_generation == (name == "blocks")
-        masks.append(ChatEncoder(tokenizer, template, with_mask=True).encode(CHAT))
+        masks.append(ChatEncoder(tokenizer, template, loss_mask="assistant").encode(CHAT))
     assert masks[0].mask is not None and masks[1].mask is not None
     assert masks[0].ids.tolist() == masks[1].ids.tolist()
     assert masks[0].mask.tolist() == masks[1].mask.tolist()
 
 
+SMOLLM2 = Path(__file__).parents[2] / ".cache/smollm2-135m"
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> tuple[dict[LossMask, ChatEncoder], Any]:
+    """The real one: encoders by mask, with its own template, and transformers' tokenizer."""
+    from transformers import AutoTokenizer
+
+    if not (SMOLLM2 / "tokenizer.json").is_file():
+        pytest.skip("SmolLM2-135M-Instruct is not in .cache (make demo)")
+    tokenizer, template = load_tokenizer(SMOLLM2), ChatTemplate.load(SMOLLM2)
+    masks: tuple[LossMask, ...] = ("assistant", "no_system")
+    encoders = {mask: ChatEncoder(tokenizer, template, loss_mask=mask) for mask in masks}
+    return encoders, AutoTokenizer.from_pretrained(SMOLLM2)
+
+
+@settings(max_examples=25)
+@given(chat=chats(), system=st.none() | TEXT, place=st.integers(0, 3))
+def test_smollm2_by_its_own_template(
+    chat: list[Message], system: str | None, place: int, smollm2: tuple[dict[LossMask, ChatEncoder], Any]
+) -> None:
+    """Ids of transformers; masks, token by token, from the parts that ChatML is made of: with or without a system
+    message, first or later."""
+    encoders, reference = smollm2
+    if system is not None:
+        place = min(place, len(chat))
+        chat = [*chat[:place], {"role": "system", "content": system}, *chat[place:]]
+    parts = [] if chat[0]["role"] == "system" else [("system", "<|im_start|>system\n", SMOLLM2_DEFAULT)]
+    parts += [(message["role"], f"<|im_start|>{message['role']}\n", message["content"]) for message in chat]
+    text = "".join(f"{header}{content}<|im_end|>\n" for _, header, content in parts)
+    assert reference.apply_chat_template(chat, tokenize=False) == text
+    ids = reference.apply_chat_template(chat)["input_ids"]
+    offsets = reference(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    for loss_mask, encoder in encoders.items():
+        learned_chars = []
+        for role, header, content in parts:
+            if loss_mask == "assistant":
+                is_said = role == "assistant"
+                learned_chars += [False] * len(header) + [is_said] * len(f"{content}<|im_end|>") + [False]
+            else:
+                learned_chars += [role != "system"] * len(f"{header}{content}<|im_end|>\n")
+        found = encoder.encode(chat)
+        assert found.mask is not None and found.ids.tolist() == ids
+        assert found.mask.tolist() == [int(any(learned_chars[start:end])) for start, end in offsets]
+    assert found.eod_mask == (chat[-1]["role"] != "system")
+
+
+SMOLLM2_DEFAULT = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+
+
+def kept(tokenizer: Tokenizer, template: ChatTemplate, chat: list[Message]) -> list[str]:
+    """Runs of what is learned where the system's words are not."""
+    return learned(tokenizer, ChatEncoder(tokenizer, template, loss_mask="no_system").encode(chat))
+
+
+def test_all_but_the_system(tokenizer: Tokenizer, templates: dict[str, ChatTemplate]) -> None:
+    """Its messages and the text that a template writes in their place are left out, to the character, and nothing
+    else; what a template begins every chat with is left out too."""
+    system: Message = {"role": "system", "content": "Mind the gap."}
+    rest = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in CHAT)
+    assert kept(tokenizer, templates["chatml"], CHAT) == [rest]
+    assert kept(tokenizer, templates["chatml"], [system, *CHAT]) == [rest]
+    cut = rest.find("<|im_start|>user\nHow many?")
+    assert kept(tokenizer, templates["chatml"], [*CHAT[:2], system, *CHAT[2:]]) == [rest[:cut], rest[cut:]]
+    assert kept(tokenizer, templates["chatml"], [{**system, "role": "developer"}, *CHAT]) == [rest]
+    llama = "".join(f"<|header|>{m['role']}<|/header|>\n\n{m['content'].strip()}<|eot|>" for m in CHAT)
+    for chat in (CHAT, [system, *CHAT]):
+        assert kept(tokenizer, templates["llama"], chat) == [llama]
+    assert kept(tokenizer, templates["chatml"], [system]) == []
+
+
+MERGED = """\
+{%- set words = messages[0].content if messages[0].role == 'system' else '' %}
+{%- for message in messages %}
+    {%- if message.role == 'user' %}{{ '<s>[INST] ' + words + message.content + ' [/INST]' }}
+    {%- elif message.role == 'assistant' %}{{ message.content + '</s>' }}
+    {%- endif %}
+{%- endfor %}"""
+
+
+@pytest.mark.parametrize("source", [INST, ALWAYS_OPEN, MERGED], ids=["none", "open", "merged"])
+def test_a_system_that_is_not_apart_is_refused(
+    source: str, directory: Path, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """Where the template refuses it, opens a turn after it, or puts it into the user's."""
+    template = ChatTemplate.load(save(directory, tmp_path, source))
+    with pytest.raises(DataError, match="no_system") as caught:
+        ChatEncoder(tokenizer, template, loss_mask="no_system")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_system_text_that_moves_rejects_the_chat(
+    directory: Path, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """A template that collects them at the beginning, and one that leaves a later one out."""
+    hoist = (
+        "{% for m in messages if m.role == 'system' %}{{ m.content }}<|eot|>{% endfor %}"
+        "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role + ':' + m.content }}<|im_end|>{% endfor %}"
+    )
+    drop = hoist.replace(
+        "for m in messages if m.role == 'system'", "for m in messages[:1] if m.role == 'system'"
+    )
+    late: list[Message] = [*CHAT[:2], {"role": "system", "content": "Mind the gap."}, *CHAT[2:]]
+    for number, source in enumerate((hoist, drop)):
+        (tmp_path / str(number)).mkdir()
+        template = ChatTemplate.load(save(directory, tmp_path / str(number), source))
+        assert kept(tokenizer, template, [late[2], *CHAT])
+        with pytest.raises(ChatError, match=r"message 2 \(system\)|does not begin"):
+            kept(tokenizer, template, late)
+
+
 def test_threads_share_an_encoder(tokenizer: Tokenizer, templates: dict[str, ChatTemplate]) -> None:
     """Also with generation blocks, which transformers tracks in one place for all."""
-    encoder = ChatEncoder(tokenizer, templates["generation"], with_mask=True)
+    encoder = ChatEncoder(tokenizer, templates["generation"], loss_mask="assistant")
     many = [
         [*CHAT, {"role": "user", "content": str(i)}, {"role": "assistant", "content": "x" * i}]
         for i in range(60)
@@ -293,16 +404,16 @@ def test_a_note_tells_of_a_header_without_a_turn(
     tokenizer: Tokenizer, templates: dict[str, ChatTemplate]
 ) -> None:
     """Every chat would teach the model to open a turn and stop."""
-    (note,) = ChatEncoder(tokenizer, templates["open"], with_mask=True).notes
+    (note,) = ChatEncoder(tokenizer, templates["open"], loss_mask="assistant").notes
     assert "opens a turn" in note
-    assert ChatEncoder(tokenizer, templates["llama"], with_mask=True).notes == []
+    assert ChatEncoder(tokenizer, templates["llama"], loss_mask="assistant").notes == []
 
 
-@pytest.mark.parametrize("with_mask", [False, True])
+@pytest.mark.parametrize("loss_mask", ["none", "assistant", "no_system"])
 @pytest.mark.parametrize("token", ["<|im_end|>", "<s>", "<|im_start|>"])
 @pytest.mark.parametrize("place", ["user", "assistant", "nested", "key"])
 def test_special_tokens_in_a_message_reject_it(
-    place: str, token: str, with_mask: bool, tokenizer: Tokenizer, templates: dict[str, ChatTemplate]
+    place: str, token: str, loss_mask: LossMask, tokenizer: Tokenizer, templates: dict[str, ChatTemplate]
 ) -> None:
     """A user who writes `<|im_end|>` would end a turn; with transformers it does."""
     chat = [dict(message) for message in CHAT]
@@ -311,7 +422,7 @@ def test_special_tokens_in_a_message_reject_it(
     else:
         arguments = {token: "x"} if place == "key" else {"x": [f"y{token}"]}
         chat[1]["tool_calls"] = [{"function": {"name": "f", "arguments": arguments}}]
-    encoder = ChatEncoder(tokenizer, templates["chatml"], with_mask=with_mask)
+    encoder = ChatEncoder(tokenizer, templates["chatml"], loss_mask=loss_mask)
     for method in (encoder.render, encoder.encode):
         with pytest.raises(ChatError, match="special token") as caught:
             method(chat)
@@ -444,10 +555,10 @@ def test_what_a_template_refuses_is_rejected(
 ) -> None:
     """Its own exceptions, and expressions that fail on a message."""
     with pytest.raises(ChatError, match="only user and assistant"):
-        ChatEncoder(tokenizer, templates["inst"], with_mask=False).render(OPENAI)
+        ChatEncoder(tokenizer, templates["inst"], loss_mask="none").render(OPENAI)
     call = [{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}]
     with pytest.raises(ChatError, match="cannot render"):
-        ChatEncoder(tokenizer, templates["chatml"], with_mask=False).render(call)
+        ChatEncoder(tokenizer, templates["chatml"], loss_mask="none").render(call)
 
 
 def test_what_has_no_certain_mask_is_rejected(
@@ -456,8 +567,8 @@ def test_what_has_no_certain_mask_is_rejected(
     """An answer that the next message changes, and a weight other than 1; without a mask both are good."""
     twice = [CHAT[0], CHAT[1], CHAT[3]]
     weighted = [CHAT[0], {**CHAT[1], "weight": 0}]
-    masked = ChatEncoder(tokenizer, templates["thinking"], with_mask=True)
-    unmasked = ChatEncoder(tokenizer, templates["thinking"], with_mask=False)
+    masked = ChatEncoder(tokenizer, templates["thinking"], loss_mask="assistant")
+    unmasked = ChatEncoder(tokenizer, templates["thinking"], loss_mask="none")
     for chat, message in ((twice, "changes with what follows"), (weighted, "weight 0")):
         assert unmasked.render(chat)
         with pytest.raises(ChatError, match=message):
@@ -479,7 +590,7 @@ def test_a_turn_of_another_shape_is_rejected(
     source = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + TURN + '\n' }}{% endfor %}"
     source += "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     template = ChatTemplate.load(save(directory, tmp_path, source.replace("TURN", turn)))
-    encoder = ChatEncoder(tokenizer, template, with_mask=True)
+    encoder = ChatEncoder(tokenizer, template, loss_mask="assistant")
     assert learned(tokenizer, encoder.encode(CHAT)) == [f"{CHAT[i]['content']}<|im_end|>" for i in (1, 3)]
     chat = [*CHAT[:3], {**CHAT[3], "name": "x"}]
     if message == "does not end":
@@ -495,7 +606,7 @@ def test_white_space_at_an_edge_of_a_block_is_learned(
     source = GENERATION.replace("{% endgeneration %}\n        {{- '\n' }}", "{{ ' ' }}{% endgeneration %}")
     assert source != GENERATION
     template = ChatTemplate.load(save(directory, tmp_path, source))
-    found = ChatEncoder(tokenizer, template, with_mask=True).encode(CHAT)
+    found = ChatEncoder(tokenizer, template, loss_mask="assistant").encode(CHAT)
     assert learned(tokenizer, found) == [f"{CHAT[i]['content']}<|im_end|> " for i in (1, 3)]
 
 
@@ -523,9 +634,9 @@ def test_a_template_without_certain_turns_gives_no_mask(
     """It is refused at once, with the way out; its text is as good as any."""
     source, message = UNMASKABLE[name]
     template = ChatTemplate.load(save(directory, tmp_path, source))
-    ChatEncoder(tokenizer, template, with_mask=False)
+    ChatEncoder(tokenizer, template, loss_mask="none")
     with pytest.raises(DataError, match="generation") as caught:
-        ChatEncoder(tokenizer, template, with_mask=True)
+        ChatEncoder(tokenizer, template, loss_mask="assistant")
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -538,7 +649,7 @@ def test_a_template_that_leaves_text_out_is_refused(
     )
     template = ChatTemplate.load(save(directory, tmp_path, source))
     with pytest.raises(DataError, match="leaves out"):
-        ChatEncoder(tokenizer, template, with_mask=False)
+        ChatEncoder(tokenizer, template, loss_mask="none")
 
 
 def test_the_day_is_given_or_the_template_refused(directory: Path, tmp_path: Path) -> None:
@@ -637,7 +748,7 @@ def test_a_tokenizer_that_splits_special_tokens_is_refused(
     (tmp_path / "tokenizer.json").write_bytes((directory / "tokenizer.json").read_bytes())
     save(directory, tmp_path, None, split_special_tokens=True)
     with pytest.raises(DataError, match="split_special_tokens"):
-        ChatEncoder(load_tokenizer(tmp_path), templates["chatml"], with_mask=False)
+        ChatEncoder(load_tokenizer(tmp_path), templates["chatml"], loss_mask="none")
 
 
 def test_a_last_turn_without_its_end_is_rejected(
@@ -645,7 +756,9 @@ def test_a_last_turn_without_its_end_is_rejected(
 ) -> None:
     """Also where the text is as long as what was not found in it."""
     source = "{% for m in messages %}{{ m.content + ('' if m.name else '<|im_end|>') }}{% endfor %}"
-    encoder = ChatEncoder(tokenizer, ChatTemplate.load(save(directory, tmp_path, source)), with_mask=True)
+    encoder = ChatEncoder(
+        tokenizer, ChatTemplate.load(save(directory, tmp_path, source)), loss_mask="assistant"
+    )
     assert encoder.encode([{"role": "assistant", "content": "a"}]).mask is not None
     for length in range(1, 14):
         with pytest.raises(ChatError, match=r"does not end with <\|im_end\|>"):
@@ -656,7 +769,7 @@ def test_a_rejected_chat_is_shown_whatever_it_holds(
     tokenizer: Tokenizer, templates: dict[str, ChatTemplate]
 ) -> None:
     """Tables and JSON lines have values that JSON libraries refuse."""
-    blocks = ChatBlocks(ChatEncoder(tokenizer, templates["chatml"], with_mask=False), False)
+    blocks = ChatBlocks(ChatEncoder(tokenizer, templates["chatml"], loss_mask="none"), False)
     deep: list[Any] = []
     for _ in range(100_000):
         deep = [deep]

@@ -16,6 +16,7 @@ from tokens_world import save_byte_tokenizer
 from cptron.cli import main
 from cptron.errors import DataError
 from cptron.tokens import read_lines
+from cptron.tokens.chat_template import source_sha256
 from cptron.tokens.index_layout import loss_mask_path
 from cptron.tokens.indexed import IndexedTokens
 from cptron.tokens.manifest import Manifest, verify
@@ -175,6 +176,7 @@ def test_chats_become_documents_and_masks(
     assert plain.files.keys() == {"bin", "idx"} and masked.files.keys() == {"bin", "idx", "loss_mask"}
     assert plain.documents_rejected == masked.documents_rejected == {"bad_chat": 3}
     assert masked.options["loss_mask"] == "assistant" and len(masked.options["chat_template"]) == 64
+    assert masked.options["chat_template_source"] == source_sha256(tokenizer)
     prefix = tmp_path / "masked_messages_document"
     tokens, reference = IndexedTokens(prefix), load_tokenizer(tokenizer)
     texts = [reference.decode(tokens.read(number).tolist()) for number in range(tokens.num_documents)]
@@ -240,3 +242,67 @@ def test_half_a_surrogate_pair_can_be_quarantined(tokenizer: Path, tmp_path: Pat
     (written,) = [path.read_bytes() for path in tmp_path.iterdir() if path.name.startswith("y.")]
     record = json.loads(written)
     assert (record["path"], record["raw"]) == ("\udcff.jsonl", "\\xff")
+
+
+MIXED: list[Any] = [
+    [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "ab"},
+    ],
+    "a text",
+    "",
+    [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}],
+    "b",
+]
+
+
+@pytest.mark.parametrize("mask", ["none", "assistant", "no_system"])
+@pytest.mark.parametrize("bos", [False, True])
+def test_texts_among_chats(mask: str, bos: bool, tokenizer: Path, tmp_path: Path) -> None:
+    """In the order of the file; a text has the ids that it has alone, with BOS where asked for, and all of it is
+    learned; without the flag it is a reject, as before."""
+    config = json.loads((tokenizer / "tokenizer_config.json").read_text()) | {"bos_token": "<s>"}
+    own = save_byte_tokenizer(tmp_path, ["</s>", "<s>", "<|im_start|>", "<|im_end|>"], **config)
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"messages": value}) + "\n" for value in MIXED))
+    words = [
+        "preprocess",
+        "--input",
+        str(tmp_path / "a.jsonl"),
+        "--tokenizer-model",
+        str(own),
+        "--append-eod",
+    ]
+    words += [
+        "--output-prefix",
+        str(tmp_path / "x"),
+        "--loss-mask",
+        mask,
+        *(["--prepend-bos"] if bos else []),
+    ]
+    assert main([*words, "--chat-and-text"]) == 0
+    manifest = verify(tmp_path / "x_messages_document")
+    assert (manifest.documents, manifest.documents_empty_skipped) == (4, 1)
+    assert manifest.options["chat_and_text"] == "true"
+    files, reference = IndexedTokens(tmp_path / "x_messages_document"), load_tokenizer(own)
+    documents = [files.read(number) for number in range(4)]
+    start, turn = "<s>" if bos else "", "<|im_start|>{}\n{}<|im_end|>\n".format
+    system, rest = turn("system", "s"), turn("user", "hi") + turn("assistant", "ab")
+    assert [reference.decode(ids.tolist()) for ids in documents] == [
+        f"{system}{rest}</s>", f"{start}a text</s>", turn("user", "c") + turn("assistant", "d") + "</s>",
+        f"{start}b</s>",
+    ]  # fmt: skip
+    assert documents[1].tolist() == [
+        *([reference.bos_id] if bos else []),
+        *reference.encode("a text"),
+        reference.eos_id,
+    ]
+    if mask == "none":
+        assert "loss_mask" not in manifest.files
+        return
+    masks = np.split(
+        np.fromfile(loss_mask_path(files.prefix), np.uint8), np.cumsum([len(d) for d in documents])[:-1]
+    )
+    kept = [reference.decode(ids[part == 1].tolist()) for ids, part in zip(documents, masks, strict=True)]
+    assert kept[1::2] == [f"{start}a text</s>", f"{start}b</s>"]
+    assert kept[0] == ("ab<|im_end|></s>" if mask == "assistant" else f"{rest}</s>")

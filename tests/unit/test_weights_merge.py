@@ -195,6 +195,73 @@ def test_a_task_vector_is_added_and_taken_away(tmp_path: Path) -> None:
     assert same_bits(load(tmp_path / "two"), expected)
 
 
+def instruct_files(directory: Path, name: str) -> dict[str, str]:
+    """What an instruct model has beside its weights, told apart by `name`."""
+    files = {
+        "chat_template.jinja": f"{{{{ {name!r} }}}}",
+        "generation_config.json": json.dumps({"eos_token_id": [0, 2], "name": name}),
+        "special_tokens_map.json": json.dumps({"eos_token": "<|im_end|>", "name": name}),
+    }
+    for file, text in files.items():
+        (directory / file).write_text(text)
+    return files
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_an_instruction_residual(dtype: torch.dtype, tmp_path: Path) -> None:
+    """On the base itself it is the instruct model; of an instruct model that is the base it is nothing; else the sum,
+    rounded once; in every case the files are the instruct model's, and none of the others'."""
+    base, cpt, instruct = models(tmp_path, 3, dtype)
+    same = save(tmp_path / "same", load(base))
+    for path in (base, cpt, same):
+        (path / "generation_config.json").write_text("{}")
+    (cpt / "notes.txt").write_text("of the run")
+    files = instruct_files(instruct, "chat") | {"config.json": json.dumps(CONFIG | {"eos_token_id": 2})}
+    (instruct / "config.json").write_text(files["config.json"])
+    one = Fraction(1)
+    expected = {
+        "on_base": (same, instruct, base, load(instruct)),
+        "sum": (cpt, instruct, base, exact([(cpt, one), (instruct, one), (base, -one)], dtype)),
+    }
+    for name, (target, tuned, origin, weights) in expected.items():
+        words = ["merge-weights", "residual", str(target), "--instruct", str(tuned), "--base", str(origin)]
+        assert main([*words, "--output", str(tmp_path / name)]) == 0
+        assert same_bits(load(tmp_path / name), weights)
+        found = {
+            path.name: path.read_text()
+            for path in (tmp_path / name).iterdir()
+            if path.suffix != ".safetensors"
+        }
+        record = json.loads(found.pop("merge.json"))
+        assert (record["recipe"], record["files_from"], record["scale"]) == ("residual", str(instruct), 1.0)
+        config = json.loads(found.pop("config.json"))
+        assert config.pop("dtype") == str(dtype).removeprefix("torch.")
+        assert config == json.loads(files["config.json"])
+        assert found == {file: text for file, text in files.items() if file != "config.json"}
+    combine(recipes.residual(cpt, same, base, tmp_path / "nothing"))
+    assert same_bits(load(tmp_path / "nothing"), load(cpt))
+    combine(recipes.residual(cpt, instruct, base, tmp_path / "half", 0.5))
+    half = Fraction(1, 2)
+    assert same_bits(load(tmp_path / "half"), exact([(cpt, one), (instruct, half), (base, -half)], dtype))
+
+
+@pytest.mark.parametrize("larger", ["m0", "m1", "m2"])
+def test_a_residual_between_vocabularies_is_refused(
+    larger: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whichever of the three was given new tokens; in one line, with nothing left behind. The same model twice too."""
+    base, cpt, instruct = models(tmp_path, 3)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        changed(name, lambda x: torch.cat([x, x[:2]]))(tmp_path / larger)
+    words = ["merge-weights", "residual", str(cpt), "--instruct", str(instruct), "--base"]
+    assert main([*words, str(base), "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "of one architecture and vocabulary" in error and "\n" not in error
+    assert main([*words, str(cpt), "--output", str(tmp_path / "out")]) == 2
+    assert "is given twice" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("decay", recipes.DECAYS)
 @pytest.mark.parametrize("count", [2, 3, 7])
 def test_wsm_is_the_trajectory_with_decayed_updates(decay: str, count: int, tmp_path: Path) -> None:
