@@ -227,7 +227,7 @@ def test_a_run_opens_its_validation_sets_in_the_same_way(
     config = load_config(world.config, words).config
     plan = SimpleNamespace(resume_from=None, accepted=(), arch=SimpleNamespace(vocab_size=0))
     session: Any = SimpleNamespace(dp_rank=0, topology=SimpleNamespace(dp=1))
-    found = data._find(config, plan, session)  # type: ignore[arg-type]
+    found = data._find(config, plan, session, [])  # type: ignore[arg-type]
     for item, valid_set in zip(config.data.valid, found.valid_sets, strict=True):
         places = sum(int(batch.labels_BS.size) for batch in valid_set)
         tokens = open_content(item.path).tokens
