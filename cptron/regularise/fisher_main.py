@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cptron.errors import ConfigError
+from cptron.regularise.cut_options import add_cut_options, layout_of
+from cptron.runtime.topology import Layout
 
 APPROXIMATIONS = {
     "batches": "approximation: squares of sums over batches, right only where the gradient is zero on average",
@@ -22,22 +24,14 @@ APPROXIMATIONS = {
 def main(argv: Sequence[str]) -> int:
     """Run `cptron fisher CHECKPOINT --output DIR (--data PREFIX [...] | --from-adam)`; prints JSON."""
     args = _parser().parse_args(argv)
-    _check(args)
+    cut = _checked(args)
 
     from cptron.checkpoint import layout
     from cptron.regularise.fisher import Sample, estimate_and_store
     from cptron.runtime.launcher import launched_ranks
     from cptron.runtime.session import SINGLE, open_session
-    from cptron.runtime.topology import Layout
 
     checkpoint = layout.resolve(args.checkpoint)
-    cut = Layout(
-        tp=args.tp,
-        cp=args.cp,
-        pp=args.pp,
-        virtual_stages=args.virtual_stages,
-        sequence_parallel=not args.no_sequence_parallel,
-    )
     sample = None
     if args.data:
         sample = Sample(
@@ -84,29 +78,16 @@ def _parser() -> argparse.ArgumentParser:
         help=f"more than 1: {APPROXIMATIONS['batches']} (default: 1, exact)",
     )
     add("--seed", type=int, default=1234, help="which sequences are drawn (default: 1234)")
-    add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the model (default: fp32)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    for name in ("tp", "cp", "pp", "virtual-stages"):
-        add(f"--{name}", type=int, default=1, help="as parallel of a run (default: 1)")
-    add("--no-sequence-parallel", action="store_true", help="with tp: do not cut sequences over tensor ranks")
+    add_cut_options(parser)
     return parser
 
 
-def _check(args: argparse.Namespace) -> None:
-    at_least_one = ("sequences", "seq_length", "batch_size", "tp", "cp", "pp", "virtual_stages")
-    for key in at_least_one:
-        if getattr(args, key) < 1:
-            raise ConfigError(
-                f"--{key.replace('_', '-')}={getattr(args, key)} must be at least 1; correct the command"
-            )
+def _checked(args: argparse.Namespace) -> Layout:
+    cut = layout_of(args, ("sequences", "seq_length", "batch_size"))
     if args.sequences % args.batch_size:
         raise ConfigError(
             f"--sequences={args.sequences} must be a multiple of --batch-size={args.batch_size}; correct the command"
         )
-    unit = (2 * args.cp if args.cp > 1 else 1) * (1 if args.no_sequence_parallel else args.tp)
-    if args.seq_length % unit:
-        raise ConfigError(
-            f"--seq-length={args.seq_length} must be a multiple of {unit} under this cut; correct the command"
-        )
     if args.output.exists():
         raise ConfigError(f"--output={args.output} exists already; choose a new directory")
+    return cut

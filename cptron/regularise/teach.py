@@ -20,6 +20,7 @@ from cptron.data.batch import MicroBatch
 from cptron.data.content import Content, open_content
 from cptron.data.source import check_ids, named
 from cptron.errors import ConfigError, DataError
+from cptron.regularise.cut_options import add_cut_options, layout_of
 from cptron.regularise.taught_file import (
     TaughtRecord,
     bin_file,
@@ -36,34 +37,16 @@ T = TypeVar("T")
 
 AT_ONCE = 8
 """Micro-batches handed to the schedule together, to keep a pipeline full."""
-AT_LEAST_ONE = ("top_k", "seq_length", "micro_batch_size", "tp", "cp", "pp", "virtual_stages")
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `cptron teach`; prints JSON."""
     args = _parser().parse_args(argv)
-    for key in AT_LEAST_ONE:
-        if getattr(args, key) < 1:
-            raise ConfigError(
-                f"--{key.replace('_', '-')}={getattr(args, key)} must be at least 1; correct the command"
-            )
-    unit = (2 * args.cp if args.cp > 1 else 1) * (1 if args.no_sequence_parallel else args.tp)
-    if args.seq_length % unit:
-        raise ConfigError(
-            f"--seq-length={args.seq_length} must be a multiple of {unit} under this cut; correct it"
-        )
+    cut = layout_of(args, ("top_k", "seq_length", "micro_batch_size"))
 
     from cptron.runtime.launcher import launched_ranks
     from cptron.runtime.session import SINGLE, open_session
-    from cptron.runtime.topology import Layout
 
-    cut = Layout(
-        tp=args.tp,
-        cp=args.cp,
-        pp=args.pp,
-        virtual_stages=args.virtual_stages,
-        sequence_parallel=not args.no_sequence_parallel,
-    )
     ranks = launched_ranks() or SINGLE
     with open_session(ranks, cut, device=args.device) as session:
         record = teach(
@@ -96,11 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--top-k", type=int, default=32, help="answers for each token (default: 32)")
     add("--seq-length", type=int, default=1024, help="tokens that the model sees at a time (default: 1024)")
     add("--micro-batch-size", type=int, default=4, help="windows in one forward pass (default: 4)")
-    add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the model (default: fp32)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    for name in ("tp", "cp", "pp", "virtual-stages"):
-        add(f"--{name}", type=int, default=1, help="as parallel of a run (default: 1)")
-    add("--no-sequence-parallel", action="store_true", help="with tp: do not cut sequences over tensor ranks")
+    add_cut_options(parser)
     return parser
 
 

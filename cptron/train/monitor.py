@@ -20,7 +20,7 @@ from cptron.config.load import config_to_dict
 from cptron.errors import CheckpointError
 from cptron.evaluate.set_losses import SetLosses
 from cptron.forgetting.decide import Measured, decide
-from cptron.forgetting.evaluation import BASE, FOLDER, NOW
+from cptron.forgetting.evaluation import BASE, NOW
 from cptron.forgetting.journal import JOURNAL, Verdict, append_verdict, read_verdicts
 from cptron.forgetting.left import set_aside
 from cptron.forgetting.marking import keep_quiet, newest_quiet
@@ -29,7 +29,7 @@ from cptron.forgetting.settings import is_watched
 from cptron.optim.schedule import learning_rate
 from cptron.runtime.dist import agree, from_main
 from cptron.runtime.pipeline import LossSums
-from cptron.selection.best import mark_best
+from cptron.selection.best import mark_best, mark_best_so_far
 from cptron.train.data import asked_shares, reopen
 from cptron.train.guards import data_settings
 from cptron.train.hooks import Action, Hook, Record
@@ -105,14 +105,7 @@ class Monitor(Hook):
         if forgetting.action == "rollback":
             agree(lambda: keep_quiet(directory) if is_main else None)
         if forgetting.action == "stop_and_keep_best":
-            evaluated = directory / FOLDER / NOW  # without it the best is the one that it was
-            agree(
-                lambda: (
-                    mark_best(run.directory, forgetting.epsilon_nats)
-                    if is_main and evaluated.is_file()
-                    else None
-                )
-            )
+            agree(lambda: mark_best_so_far(run.directory, forgetting.epsilon_nats) if is_main else None)
 
     def ending(self) -> str:
         """Why the run has ended where the monitor has ended it, with its best checkpoint marked; else empty."""

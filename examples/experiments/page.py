@@ -34,7 +34,10 @@ RULES = """- One row is one run of `cptron train` from the same base. All runs o
   another seed would give.
 - Claims, limits and epsilon were fixed before the runs, and the peak rate by a pilot without replay. After the first
   evaluations two things were added for the last claim: interpolations with the base, where no checkpoint is within
-  epsilon, and the checkpoints of 1 % replay, for which that run was made again.
+  epsilon, and the checkpoints of 1 % replay, for which that run was made again. The peak rate was halved after one
+  evaluation of that pilot.
+- After the first two runs the configurations were given `parallel.local_ranks: 1`, with which all had run; the marks by
+  which the program knows finished runs were brought in line by hand, the numbers were not touched.
 - A claim holds or does not hold by its estimates."""
 
 LIMITS = """## What this does not show

@@ -108,6 +108,7 @@ def test_what_is_not_of_the_start_is_refused(
     assert "is damaged" in outcome.error and file.name in outcome.error
 
 
+@pytest.mark.more  # tests/ranks/test_distill.py proves what the answers are
 def test_a_cached_teacher_from_the_command_to_the_run(world: World, tmp_path: Path) -> None:
     """Refused before it was asked; then a run under eight ranks that reads it is that of one; answers of other weights
     are refused. At the first step the same weights in other windows are nearer than answers seven tokens off."""

@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +18,9 @@ from cptron.config.load import load_config
 from cptron.data.content import open_content
 from cptron.data.ledger import Ledger
 from cptron.data.loader import Cut, TrainLoader
+from cptron.data.valid import ValidSet
 from cptron.errors import ConfigError, DataError
+from cptron.forgetting.sets import evaluated_sets
 from cptron.testing import run_ranks
 from cptron.tokens.indexed_writer import IndexedWriter
 
@@ -221,14 +222,10 @@ def test_a_run_opens_its_validation_sets_in_the_same_way(
     world: World, tmp_path: Path, eod_mask_loss: bool
 ) -> None:
     """The ends of documents count in training and validation, or in neither."""
-    from cptron.train import data
-
     words = [f"run.dir={tmp_path / 'run'}", f"data.eod_mask_loss={eod_mask_loss}"]
     config = load_config(world.config, words).config
-    plan = SimpleNamespace(resume_from=None, accepted=(), arch=SimpleNamespace(vocab_size=0))
-    session: Any = SimpleNamespace(dp_rank=0, topology=SimpleNamespace(dp=1))
-    found = data._find(config, plan, session)  # type: ignore[arg-type]
-    for item, valid_set in zip(config.data.valid, found.valid_sets, strict=True):
+    for item, valid_set in zip(config.data.valid, evaluated_sets(config, vocab_size=0), strict=True):
+        assert isinstance(valid_set, ValidSet)
         places = sum(int(batch.labels_BS.size) for batch in valid_set)
         tokens = open_content(item.path).tokens
         begun = int(

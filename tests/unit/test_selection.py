@@ -26,7 +26,7 @@ from cptron.forgetting.evaluation import EvaluatedSet, Evaluation, evaluation_pa
 from cptron.forgetting.settings import resampling_of
 from cptron.inspect_run import describe_run
 from cptron.report.html import write_report
-from cptron.selection.best import mark_best
+from cptron.selection.best import mark_best, mark_best_so_far
 from cptron.selection.main import NONE_WITHIN, main
 from cptron.selection.record import SELECTION, read_selection
 
@@ -281,6 +281,19 @@ def test_the_monitor_chooses_by_the_same_rule(tmp_path: Path) -> None:
     assert mark_best(run, 0.05) == 20
     assert mark_best(run, 0.001) == 10
     assert read_marks(run / "checkpoints") == {10: ("best",)}
+
+
+def test_a_run_without_a_base_goes_on_unmarked(tmp_path: Path) -> None:
+    """After every save nothing is marked where nothing can be compared; at the end it is an error."""
+    run = tmp_path / "run"
+    config = make_run(run, [])
+    put(store(run, 10, config), evaluation(10, 0.0, 0.0), None)
+    assert mark_best_so_far(run, 0.05) is None and read_marks(run / "checkpoints") == {}
+    with pytest.raises(CptronError, match="an evaluation with a base"):
+        mark_best(run, 0.05)
+    add(run, config, 20)
+    assert mark_best_so_far(run, 0.05) == 20
+    assert read_marks(run / "checkpoints") == {20: ("best",)}
 
 
 def test_report_and_inspect_show_the_choice(tmp_path: Path) -> None:
