@@ -2,7 +2,8 @@
 
 Place in the flow: started once a session by the fixture `cluster`; by hand, `python tests/slurm/slurm_cluster.py bash`
 gives a shell in which `sbatch` submits to it. Invariant: everything is below one new directory, on ports that were
-free, with a key of its own, so that two clusters never meet; and when it has stopped, no process and no file is left.
+free, with a key of its own, so that two clusters never meet; and when whoever started it is gone, no process and no
+file of it is left.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ class Cluster:
         self._spawn("slurmctld", "-D", "-c", "-f", self.conf)
         for name in NODES:
             self._spawn("slurmd", "-D", "-N", name, "-f", self.conf)
-        self._wait_idle()
+        self.wait_idle()
 
     def _start_munge(self) -> None:
         munge = self.directory / "munge"
@@ -158,7 +159,7 @@ class Cluster:
             )
         self._daemons.append(daemon)
 
-    def _wait_idle(self) -> None:
+    def wait_idle(self) -> None:
         def both() -> bool:
             return self.call("sinfo", "-h", "-t", "idle", "-o", "%D").stdout.strip() == str(len(NODES))
 
@@ -188,8 +189,6 @@ class Cluster:
 
     def stop(self) -> None:
         """End all jobs and daemons, and remove the directory."""
-        if self._daemons:
-            self.call("scancel", "--full", "--signal=KILL", "--user", getpass.getuser())
         for daemon in reversed(self._daemons):  # munged is the last: the others still speak through it
             daemon.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -197,13 +196,13 @@ class Cluster:
         self._daemons.clear()
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
-                process.send_signal(signal.SIGKILL)
+                process.kill()
                 process.wait(STOP_S)
         shutil.rmtree(self.directory)
 
 
 @contextlib.contextmanager
-def running_cluster() -> Iterator[Cluster]:
+def own_cluster() -> Iterator[Cluster]:
     """A cluster for the duration of the context, in a directory of its own: a socket's path has to be short."""
     cluster = Cluster(Path(tempfile.mkdtemp(prefix="cptron-slurm-")))
     try:
@@ -213,13 +212,34 @@ def running_cluster() -> Iterator[Cluster]:
         cluster.stop()
 
 
+@contextlib.contextmanager
+def running_cluster() -> Iterator[Cluster]:
+    """The same, kept by a process of its own that stops it when this one is gone, however it has ended."""
+    words = [sys.executable, __file__]
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as keeper:
+        assert keeper.stdin is not None and keeper.stdout is not None
+        directory = keeper.stdout.readline().strip()
+        if not directory:
+            raise RuntimeError("the cluster did not start; what went wrong is on standard error")
+        yield Cluster(Path(directory))
+        keeper.stdin.close()
+        assert keeper.wait(STOP_S * 4) == 0, "the cluster did not stop in peace"
+
+
 def main(words: Sequence[str]) -> int:
-    """Run a command, for example a shell, beside a running cluster."""
+    """Run a command, for example a shell, beside a running cluster; without one, stop at the end of the input."""
     if absent := missing():
         print(f"not found: {', '.join(absent)}; `make slurm` installs SLURM on Debian and Ubuntu", file=sys.stderr)
         return 2
-    with running_cluster() as cluster:
-        return subprocess.run(list(words), env=cluster.environment).returncode
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    with own_cluster() as cluster:
+        if words:
+            return subprocess.run(list(words), env=cluster.environment).returncode
+        print(cluster.directory, flush=True)
+        sys.stdin.read()
+        return 0
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slurm_cluster import Cluster
+from tiny_world import Layout, World
 
 from cptron.report.sinks import read_records
 
@@ -117,3 +118,30 @@ def submit_training(cluster: Cluster, cwd: Path, config: Path, overrides: Sequen
     """`launch/train.sbatch` on two nodes of one CPU rank each, unless `options` say otherwise."""
     site = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1", "--time=60"]
     return submit(cluster, cwd, "train.sbatch", [*site, *options], config, *overrides, **env)
+
+
+class OpenEnded:
+    """A run that lasts until it is stopped; after that, `finish` gives it an end. Its steps are slow on purpose."""
+
+    overrides = (
+        "data.valid=[]",
+        "eval.every_steps=0",
+        "eval.at_start=false",
+        "train.global_batch_size=32",
+        "checkpoint.every_steps=0",
+    )
+
+    def __init__(self, world: World, directory: Path) -> None:
+        self._world = world
+        self.config = directory / "open_ended.yaml"
+        self.finish(100_000)
+
+    def finish(self, num_steps: int) -> None:
+        """The next start of the run ends after this step."""
+        text = self._world.config.read_text()
+        assert "train: {steps: 20," in text
+        self.config.write_text(text.replace("train: {steps: 20,", f"train: {{steps: {num_steps},"))
+
+    def undisturbed(self, run_dir: Path, layout: Layout, num_steps: int, *overrides: str) -> Path:
+        """The same run without SLURM, in one go."""
+        return self._world.trained(run_dir, layout, *self.overrides, f"train.steps={num_steps}", *overrides)
