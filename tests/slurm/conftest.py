@@ -14,7 +14,9 @@ from cptron.testing import stop_ranks
 def cluster() -> Iterator[Cluster]:
     """A running cluster of two nodes; the tests are skipped where SLURM is not installed."""
     if absent := missing():
-        pytest.skip(f"SLURM is not installed ({', '.join(absent)} not found): `make slurm` installs it on Debian")
+        pytest.skip(
+            f"SLURM is not installed ({', '.join(absent)} not found): `make slurm` installs it on Debian"
+        )
     with running_cluster() as started:
         yield started
 

@@ -44,7 +44,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 ReturnToService=2
 JobRequeue=1
-KillWait=10
+KillWait=30
 MinJobAge=3600
 SlurmdParameters=config_overrides
 StateSaveLocation={dir}/state
@@ -92,7 +92,9 @@ class Cluster:
     @property
     def environment(self) -> dict[str, str]:
         """Variables with which SLURM's commands speak to this cluster and to no other."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))
+        }
         return {**kept, "PATH": PATH, "SLURM_CONF": str(self.conf)}
 
     def run(self, *words: str | Path, timeout_s: float = 60) -> str:
@@ -116,18 +118,26 @@ class Cluster:
 
     def start(self) -> None:
         """Start the daemons and wait until both nodes are idle; raises `RuntimeError` with the logs if they are not."""
-        dirs = [self.directory / name for name in ("munge", "state", "log", *(f"spool/{name}" for name in NODES))]
+        dirs = [
+            self.directory / name for name in ("munge", "state", "log", *(f"spool/{name}" for name in NODES))
+        ]
         for directory in dirs:
             directory.mkdir(parents=True)
         ports = free_ports(1 + len(NODES))
         host = socket.gethostname().split(".")[0]
         nodes = "\n".join(
-            f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={self.cpus_per_node}"
+            f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={self.cpus_per_node} "
+            "RealMemory=16000"
             for name, port in zip(NODES, ports[1:], strict=True)
         )
         self.conf.write_text(
             CONF.format(
-                host=host, ports=ports, user=getpass.getuser(), dir=self.directory, credential_s=CREDENTIAL_S, nodes=nodes
+                host=host,
+                ports=ports,
+                user=getpass.getuser(),
+                dir=self.directory,
+                credential_s=CREDENTIAL_S,
+                nodes=nodes,
             )
         )
         self._start_munge()
@@ -141,8 +151,15 @@ class Cluster:
         key = munge / "key"
         key.touch(mode=0o600)
         key.write_bytes(os.urandom(128))
-        paths = {"key-file": key, "socket": munge / "socket", "pid-file": munge / "pid", "seed-file": munge / "seed"}
-        self._spawn("munged", "--foreground", "--force", *(f"--{name}={path}" for name, path in paths.items()))
+        paths = {
+            "key-file": key,
+            "socket": munge / "socket",
+            "pid-file": munge / "pid",
+            "seed-file": munge / "seed",
+        }
+        self._spawn(
+            "munged", "--foreground", "--force", *(f"--{name}={path}" for name, path in paths.items())
+        )
         self._await(lambda: (munge / "socket").exists(), "munged")
 
     def _spawn(self, *words: str | Path) -> None:
@@ -231,7 +248,10 @@ def running_cluster() -> Iterator[Cluster]:
 def main(words: Sequence[str]) -> int:
     """Run a command, for example a shell, beside a running cluster; without one, stop at the end of the input."""
     if absent := missing():
-        print(f"not found: {', '.join(absent)}; `make slurm` installs SLURM on Debian and Ubuntu", file=sys.stderr)
+        print(
+            f"not found: {', '.join(absent)}; `make slurm` installs SLURM on Debian and Ubuntu",
+            file=sys.stderr,
+        )
         return 2
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with own_cluster() as cluster:

@@ -1,8 +1,8 @@
-"""Jobs in the cluster: submitted from the shipped templates as a user does it, waited for, and asked what became of them.
+"""Jobs in the cluster: submitted from the shipped templates as a user does it, waited for, and asked what came of them.
 
-Place in the flow: used by every test here. Invariant: a wait ends with the state that was asked for, or fails with the
-job's log and what SLURM knows of it; and the templates run as they are shipped, with the lines marked "site" overridden on
-sbatch's command line.
+Place in the flow: used by every test here. Invariant: a wait ends with the state that was asked for, or fails with
+the job's log and what SLURM knows of it; and the templates run as they are shipped, with the lines about the site
+overridden on sbatch's command line.
 """
 
 from __future__ import annotations
@@ -48,14 +48,18 @@ class Job:
     @property
     def log(self) -> str:
         """What the job has written so far."""
-        return "\n".join(path.read_text() for path in sorted((self.cwd / "logs").glob(f"*-{self.number}.out")))
+        return "\n".join(
+            path.read_text() for path in sorted((self.cwd / "logs").glob(f"*-{self.number}.out"))
+        )
 
     def wait(self, *states: str, timeout_s: float = JOB_S) -> str:
         """Wait for one of the states; the one that came. Another end fails the test."""
 
         def ended() -> bool:
             state = self.state
-            assert state in states or state not in ENDED, f"job {self.number} is {state}, not {states}:\n{self.log}"
+            assert state in states or state not in ENDED, (
+                f"job {self.number} is {state}, not {states}:\n{self.log}"
+            )
             return state in states
 
         self.until(ended, f"one of {states}", timeout_s)
@@ -67,14 +71,18 @@ class Job:
         while not holds():
             if time.monotonic() > end_s:
                 shown = self.cluster.call("scontrol", "show", "job", self.number).stdout
-                raise AssertionError(f"job {self.number}: not {what} within {timeout_s:g} s\n{shown}\n{self.log}")
+                raise AssertionError(
+                    f"job {self.number}: not {what} within {timeout_s:g} s\n{shown}\n{self.log}"
+                )
             time.sleep(0.3)
 
     def until_step(self, run_dir: Path, step: int, timeout_s: float = JOB_S) -> None:
         """Wait until the run has done so many steps; a job that has ended before fails the test."""
 
         def trained() -> bool:
-            assert self.state not in ENDED, f"job {self.number} is {self.state} before step {step}:\n{self.log}"
+            assert self.state not in ENDED, (
+                f"job {self.number} is {self.state} before step {step}:\n{self.log}"
+            )
             return last_step(run_dir) >= step
 
         self.until(trained, f"step {step}", timeout_s)
@@ -92,7 +100,14 @@ def last_step(run_dir: Path) -> int:
     """Of `metrics.jsonl`; 0 before the first."""
     if not (run_dir / "metrics.jsonl").exists():
         return 0
-    return max((int(record["step"]) for record in read_records(run_dir / "metrics.jsonl") if record["kind"] == "step"), default=0)
+    return max(
+        (
+            int(record["step"])
+            for record in read_records(run_dir / "metrics.jsonl")
+            if record["kind"] == "step"
+        ),
+        default=0,
+    )
 
 
 def environment() -> dict[str, str]:
@@ -105,7 +120,9 @@ def environment() -> dict[str, str]:
     }
 
 
-def submit(cluster: Cluster, cwd: Path, template: str, options: Sequence[str], *arguments: str | Path, **env: str) -> Job:
+def submit(
+    cluster: Cluster, cwd: Path, template: str, options: Sequence[str], *arguments: str | Path, **env: str
+) -> Job:
     """`sbatch [options] launch/TEMPLATE arguments` in the folder `cwd`."""
     (cwd / "logs").mkdir(exist_ok=True)
     words = ["sbatch", "--parsable", *options, str(ROOT / "launch" / template), *map(str, arguments)]
@@ -114,7 +131,9 @@ def submit(cluster: Cluster, cwd: Path, template: str, options: Sequence[str], *
     return Job(cluster, done.stdout.strip().split(";")[0], cwd)
 
 
-def submit_training(cluster: Cluster, cwd: Path, config: Path, overrides: Sequence[str], *options: str, **env: str) -> Job:
+def submit_training(
+    cluster: Cluster, cwd: Path, config: Path, overrides: Sequence[str], *options: str, **env: str
+) -> Job:
     """`launch/train.sbatch` on two nodes of one CPU rank each, unless `options` say otherwise."""
     site = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1", "--time=60"]
     return submit(cluster, cwd, "train.sbatch", [*site, *options], config, *overrides, **env)

@@ -42,12 +42,14 @@ def test_scancel(cluster: Cluster, world: World, tmp_path: Path) -> None:
     start_s = time.monotonic()
     cluster.run("scancel", job.number)
     job.until(lambda: not job.processes(), "without processes", timeout_s=60)
-    assert time.monotonic() - start_s < 30
+    assert time.monotonic() - start_s < 45, "SLURM's KillWait is 30 s"
     job.wait("CANCELLED")
     (stop,) = records(run, "stop")
     assert [step for step, _ in list_checkpoints(run / "checkpoints")] == [stop["step"]]
     time.sleep(3)
-    assert job.state == "CANCELLED" and job.field("Restarts") == "0", "a job that its user cancelled came back"
+    assert job.state == "CANCELLED" and job.field("Restarts") == "0", (
+        "a job that its user cancelled came back"
+    )
     num_steps = stop["step"] + 4
     endless.undisturbed(run, Layout(2), num_steps)
     assert steps(run) == steps(endless.undisturbed(tmp_path / "alone", Layout(2), num_steps))
@@ -89,7 +91,9 @@ def test_node_goes_down(cluster: Cluster, world: World, tmp_path: Path) -> None:
     ],
     ids=["bug", "user"],
 )
-def test_failing_rank(cluster: Cluster, world: World, tmp_path: Path, error: str, code: int, said: str) -> None:
+def test_failing_rank(
+    cluster: Cluster, world: World, tmp_path: Path, error: str, code: int, said: str
+) -> None:
     """What went wrong on rank 1 of two nodes is in the job's log; the job has failed, and is not started again."""
     venv = faulty_environment(tmp_path, error)
     words = [f"run.dir={tmp_path / 'run'}", *SHORT]

@@ -35,7 +35,9 @@ def test_tensor_and_data_parallel(cluster: Cluster, world: World, tmp_path: Path
     job.wait("COMPLETED")
     assert steps(run) == steps(alone)
     assert len(steps(run)) == 6
-    assert [{**record, "time_s": 0} for record in evals(run)] == [{**record, "time_s": 0} for record in evals(alone)]
+    assert [{**record, "time_s": 0} for record in evals(run)] == [
+        {**record, "time_s": 0} for record in evals(alone)
+    ]
 
 
 @pytest.mark.more
@@ -44,7 +46,9 @@ def test_time_limit(cluster: Cluster, world: World, tmp_path: Path) -> None:
     run, endless = tmp_path / "run", OpenEnded(world, tmp_path)
     job = submit_training(cluster, tmp_path, endless.config, [f"run.dir={run}", *endless.overrides])
     job.until_step(run, 3)
-    cluster.run("scontrol", "update", f"jobid={job.number}", "TimeLimit=5")  # minutes: the signal comes at once
+    cluster.run(
+        "scontrol", "update", f"jobid={job.number}", "TimeLimit=5"
+    )  # minutes: the signal comes at once
     job.until(lambda: job.field("Restarts") == "1", "requeued")
     (stop,) = records(run, "stop")
     assert stop["reason"] == f"stopped by SIGUSR1 after step {stop['step']}"
