@@ -42,7 +42,7 @@ AuthInfo=socket={dir}/munge/socket,cred_expire={credential_s}
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
-ReturnToService=2
+ReturnToService=1
 JobRequeue=1
 KillWait=30
 MinJobAge=3600

@@ -65,22 +65,24 @@ def all_nodes(cluster: Cluster) -> Iterator[None]:
 
 @pytest.mark.usefixtures("all_nodes")
 def test_node_goes_down(cluster: Cluster, world: World, tmp_path: Path) -> None:
-    """SLURM requeues the job, which goes on from its last checkpoint on the node that is left."""
+    """SLURM requeues the job by itself; made smaller, it goes on from its last checkpoint on the node that is left."""
     run, endless = tmp_path / "run", OpenEnded(world, tmp_path)
     words = [f"run.dir={run}", *endless.overrides, "checkpoint.every_steps=2"]
-    job = submit_training(cluster, tmp_path, endless.config, words, "--nodes=1-2")
+    job = submit_training(cluster, tmp_path, endless.config, words)
     job.until_step(run, 5)
     assert job.field("NodeList") == "n[1-2]"
     cluster.run("scontrol", "update", f"nodename={NODES[1]}", "state=down", "reason=test")
-    job.until(lambda: job.field("Restarts") == "1", "requeued")
+    job.until(lambda: job.field("Restarts") == "1" and not job.processes(), "requeued")
+    newest = max(step for step, _ in list_checkpoints(run / "checkpoints"))
     num_steps = last_step(run) + 3
     endless.finish(num_steps)
+    cluster.run("scontrol", "update", f"jobid={job.number}", "NumTasks=1", "NumNodes=1-1")
     job.wait("COMPLETED")
     assert job.field("NodeList") == NODES[0]
-    starts = records(run, "start")
-    alone = endless.undisturbed(tmp_path / "alone", Layout(2), num_steps)
-    assert_close(steps(run), steps(alone))
-    assert len(steps(run)) == num_steps, starts
+    starts = [(record["step"], record["world_size"]) for record in records(run, "start")]
+    assert starts == [(0, 2), (newest, 1)]
+    assert_close(steps(run), steps(endless.undisturbed(tmp_path / "alone", Layout(2), num_steps)))
+    assert len(steps(run)) == num_steps
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,18 @@ from cptron.checkpoint.layout import list_checkpoints
 from cptron.errors import EXIT_CODE
 
 pytestmark = pytest.mark.more
-TWO_NODES = ("--nodes", "2", "--ranks-per-node", "1", "--gpus-per-node", "0", "--cpus-per-task", "1", "--time", "1h")
+TWO_NODES = (
+    "--nodes",
+    "2",
+    "--ranks-per-node",
+    "1",
+    "--gpus-per-node",
+    "0",
+    "--cpus-per-task",
+    "1",
+    "--time",
+    "1h",
+)
 NUM_PARTS = 8
 
 
@@ -56,7 +67,9 @@ def user(cluster: Cluster, tmp_path: Path) -> User:
 
 def test_unknown_partition(user: User, world: World) -> None:
     """The scheduler's refusal is one line that names the partitions there are; no job and no record is left."""
-    done = user.call("submit", world.config, f"run.dir={user.cwd / 'run'}", *TWO_NODES, "--partition", "gpu_long")
+    done = user.call(
+        "submit", world.config, f"run.dir={user.cwd / 'run'}", *TWO_NODES, "--partition", "gpu_long"
+    )
     assert done.returncode == EXIT_CODE
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("cptron: error")]
     assert "partition" in line and "main" in line
@@ -93,7 +106,9 @@ def test_chain(user: User, world: World) -> None:
     assert second.state == third.state == "PENDING"
     user.cluster.run("scontrol", "hold", second.number)
     first.until_step(run, 2)
-    user.cluster.run("scontrol", "update", f"jobid={first.number}", "TimeLimit=5")  # minutes: signalled at once
+    user.cluster.run(
+        "scontrol", "update", f"jobid={first.number}", "TimeLimit=5"
+    )  # minutes: signalled at once
     first.until(lambda: first.state == "FAILED", "saved and ended")
     assert first.field("ExitCode") == "75:0" and first.field("Restarts") == "0"
     num_steps = last_step(run) + 3
@@ -109,7 +124,14 @@ def test_chain(user: User, world: World) -> None:
 def test_array(user: User, world: World) -> None:
     """Eight tasks and the merge behind them make, byte for byte, the token files of one job."""
     corpora = ["--input", *(str(world.corpus(name)) for name in ("domain", "general", "domain_valid"))]
-    command = ["preprocess", *corpora, "--tokenizer-model", str(world.hugging_face), "--append-eod", "--output-prefix"]
+    command = [
+        "preprocess",
+        *corpora,
+        "--tokenizer-model",
+        str(world.hugging_face),
+        "--append-eod",
+        "--output-prefix",
+    ]
     site = ("--cpus-per-task", "1", "--time", "1h")
     (one,) = user.submit(*site, "--", *command, user.cwd / "one")
     array, merge = user.submit(*site, "--array", str(NUM_PARTS), "--merge", "--", *command, user.cwd / "web")
