@@ -99,7 +99,8 @@ def _check(args: argparse.Namespace, verb: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cptron submit",
-        usage="cptron submit RECIPE [section.key=value ...] [options]\n       cptron submit [options] -- VERB ARGUMENTS",
+        usage="cptron submit RECIPE [section.key=value ...] [options]\n"
+        "       cptron submit [options] -- VERB ARGUMENTS",
         description="Submit a job to SLURM: a training run, or another cptron command "
         f"({either(list(TEMPLATES)[1:])}). Defaults of a site go into a file, see docs/clusters.md.",
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -47,6 +48,8 @@ class Job:
     ranks: int
     array: str
     notes: tuple[str, ...]
+    summary: tuple[str, ...]
+    """What the script asks of sbatch, and the variables that were filled in."""
 
 
 def made_job(request: Asked, site: Site, chain: str = "") -> Job:
@@ -84,10 +87,13 @@ def made_job(request: Asked, site: Site, chain: str = "") -> Job:
         options |= {"gpus-per-node": str(gpus) if gpus else None}
     elif gpus is not None or (verb in ON_GPUS and not site.gpus_per_node):
         options |= {"gpus-per-node": str(gpus) if gpus else None}
+    script = template.rendered(options, _variables(request, site, jobs, chain))
+    lines = script.splitlines()
     return Job(
         verb=verb,
         name=name,
-        script=template.rendered(options, _variables(request, site, jobs, chain)),
+        script=script,
+        summary=tuple(line for line in lines if line.startswith("#SBATCH") or line not in template.lines),
         options=tuple(options),
         jobs=jobs,
         log=log,
@@ -146,7 +152,8 @@ def _variables(request: Asked, site: Site, jobs: Path, chain: str) -> dict[str, 
     if container:
         found["container"] = container
     else:
-        venv = args.venv or site.venv or (sys.prefix if sys.prefix != sys.base_prefix else "")
+        here = sys.prefix if sys.prefix != sys.base_prefix else ""
+        venv = args.venv or site.venv or os.environ.get("CPTRON_VENV", here)
         found["venv"] = str(Path(venv).absolute()) if venv else ""
     if mounts := (*site.container_mounts, *args.mount):
         found["container_mounts"] = mounts

@@ -33,9 +33,9 @@ def main(argv: Sequence[str]) -> int:
     for job in jobs:
         for note in job.notes:
             print(f"note: {note}")
+        print(job.script if args.dry_run else "\n".join(job.summary))
     if args.dry_run:
-        for job in jobs:
-            print(f"# {job.name}, of which the log would be {job.log}\n{job.script}", end="")
+        print(f"note: nothing is written or submitted; the log would be {jobs[0].log}")
         return 0
     after = [f"afterok:{args.after}"] if args.after else []
     job_id = _submit_links(jobs[0], args.chain or 1, chain, after)
