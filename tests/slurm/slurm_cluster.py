@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import random
 import shutil
 import signal
 import socket
@@ -44,6 +45,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 ReturnToService=1
 JobRequeue=1
+FirstJobId={first_job}
 KillWait=30
 MinJobAge=3600
 SlurmdParameters=config_overrides
@@ -138,6 +140,7 @@ class Cluster:
                 dir=self.directory,
                 credential_s=CREDENTIAL_S,
                 nodes=nodes,
+                first_job=random.randrange(1, 1_000_000),  # the ranks' port follows from it
             )
         )
         self._start_munge()
