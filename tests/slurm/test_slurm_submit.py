@@ -12,6 +12,7 @@ import pytest
 from commands import records, steps
 from slurm_cluster import Cluster
 from slurm_jobs import Job, OpenEnded, environment, last_step
+from slurm_jobs import submit as sbatch
 from tiny_world import Layout, World
 
 from cptron.checkpoint.layout import list_checkpoints
@@ -133,7 +134,8 @@ def test_array(user: User, world: World) -> None:
         "--output-prefix",
     ]
     site = ("--cpus-per-task", "1", "--time", "1h")
-    (one,) = user.submit(*site, "--", *command, user.cwd / "one")
+    by_hand = ("--cpus-per-task=1", "--time=60")
+    one = sbatch(user.cluster, user.cwd, "preprocess.sbatch", by_hand, *command[1:], user.cwd / "one")
     array, merge = user.submit(*site, "--array", str(NUM_PARTS), "--merge", "--", *command, user.cwd / "web")
     one.wait("COMPLETED")
     for number in range(NUM_PARTS):
