@@ -200,12 +200,15 @@ class Cluster:
 
     def processes(self) -> list[psutil.Process]:
         """Every process that was started in this cluster: daemons, batch scripts, ranks and what they started."""
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get("SLURM_CONF") == str(self.conf) and process.pid != os.getpid():
-                    found.append(process)
-        return found
+        return [process for process in psutil.process_iter() if self._owns(process)]
+
+    def _owns(self, process: psutil.Process) -> bool:
+        """By the environment; of slurmstepd, which writes its title over it, by the folder it works in."""
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and process.environ().get("SLURM_CONF") == str(self.conf):
+                return True
+            return process.name() == "slurmstepd" and Path(process.cwd()) == self.directory
+        return False
 
     def stop(self) -> None:
         """End all jobs and daemons, and remove the directory."""

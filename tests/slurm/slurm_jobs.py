@@ -7,12 +7,14 @@ overridden on sbatch's command line.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from slurm_cluster import Cluster
 from tiny_world import Layout, World
 
@@ -91,8 +93,9 @@ class Job:
         """Command lines of what this job started and what still lives."""
         found = []
         for process in self.cluster.processes():
-            if process.environ().get("SLURM_JOB_ID") == self.number:
-                found.append(" ".join(process.cmdline()))
+            with contextlib.suppress(psutil.Error):  # gone since
+                if process.environ().get("SLURM_JOB_ID") == self.number:
+                    found.append(" ".join(process.cmdline()))
         return found
 
 

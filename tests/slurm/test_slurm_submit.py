@@ -43,7 +43,12 @@ class User:
 
     def call(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
         """A `cptron` command as a process."""
-        env = {**environment(), "CPTRON_JOBS": str(self.cwd / "jobs.jsonl"), "CPTRON_SITE": ""}
+        env = {
+            **environment(),
+            "CPTRON_JOBS": str(self.cwd / "jobs.jsonl"),
+            "CPTRON_SITE": "",
+            "XDG_CONFIG_HOME": str(self.cwd),
+        }
         command = [sys.executable, "-m", "cptron.cli", *words]
         return self.cluster.call(*command, cwd=self.cwd, timeout_s=240, **env)
 
