@@ -44,8 +44,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     (tmp_path / "tokens").mkdir()
     for name in re.findall(r"path: (tokens/\w+)", RECIPE.read_text()):
         with IndexedWriter(name, "int32") as writer:
-            writer.add([[1, 2, 3]])
-            writer.publish()
+            writer.add([1, 2, 3])
+            writer.finish()
 
     def called(*words: str) -> tuple[int, str, str]:
         code = cli.main(["submit", *words])
@@ -93,7 +93,7 @@ def test_dry_run_shows_the_job_and_writes_nothing(run: Run, tmp_path: Path) -> N
         str(site),
         "--nodes",
         "2",
-        "train.steps=9",
+        "run.seed=9",
         "--partition",
         "big",
         "--dry-run",
@@ -108,7 +108,7 @@ def test_dry_run_shows_the_job_and_writes_nothing(run: Run, tmp_path: Path) -> N
         "constraint=h100", "mem=0", f"output={tmp_path}/runs/llama3-8b-domain/jobs/cptron-llama3-8b-domain-%j.out",
     ):  # fmt: skip
         assert sum(line.split("  ")[0] == f"#SBATCH --{option}" for line in lines) == 1, option
-    assert f"command=(train {RECIPE} train.steps=9)" in lines
+    assert f"command=(train {RECIPE} run.seed=9)" in lines
     assert (
         f"venv={tmp_path}/envs/x" in lines
         and "environment=(NCCL_IB_HCA=mlx5)" in lines
@@ -214,7 +214,7 @@ def test_without_gpus(run: Run) -> None:
         ((*TRAIN, "--gpus-per-node", "0"), "give --ranks-per-node N"),
         ((*TRAIN, "--time", "1:2:3:4"), "--time '1:2:3:4' is no time limit; write"),
         ((*TRAIN, "--partition", "a b"), "--partition 'a b' must be a name"),
-        ((*TRAIN, "--sbatch", "-N=3"), "--sbatch -N=3 must be a long option"),
+        ((*TRAIN, "--sbatch", "N=3"), "--sbatch N=3 must be a long option"),
         ((*TRAIN, "--array", "3"), "--array 3 is for preprocess"),
         ((*TRAIN, "--template", "absent.sbatch"), "template absent.sbatch cannot be read"),
         ((*TRAIN, "--site", "absent.yaml"), "absent.yaml: cannot read the configuration"),
@@ -283,8 +283,11 @@ def test_slurm_is_absent(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_what_sbatch_refuses_is_one_line(run: Run, sbatch: Path) -> None:
     """Its own words, and the partitions that there are."""
     program = sbatch.parent / "bin/sbatch"
-    said = "sbatch: error: invalid partition specified: x\\nsbatch: error: Batch job submission failed: Invalid partition"
-    program.write_text(f"#!/bin/sh\nprintf '{said} name specified\\n' >&2; exit 1\n")
+    said = (
+        "sbatch: error: invalid partition specified: x",
+        "sbatch: error: Batch job submission failed: Invalid partition name specified",
+    )
+    program.write_text(f"#!/bin/sh\nprintf '%s\\n' '{said[0]}' '{said[1]}' >&2; exit 1\n")
     sinfo = program.with_name("sinfo")
     sinfo.write_text("#!/bin/sh\nprintf 'gpu\\ncpu\\ngpu\\n'\n")
     sinfo.chmod(0o755)
