@@ -137,7 +137,10 @@ def _options(args: argparse.Namespace, verb: str, site: Site) -> dict[str, str |
             options[name] = word
     if limit := args.time or (site.time if on_gpus else site.cpu_time):
         options["time"] = slurm_time(limit, "--time")
-    if cores := args.cpus_per_task or (site.cpus_per_task if on_gpus else site.cpu_cores):
+    of_site = (
+        site.cpus_per_task if on_gpus else site.cpu_cores if verb != "merge" else 0
+    )  # which copies, no more
+    if cores := args.cpus_per_task or of_site:
         options["cpus-per-task"] = str(cores)
     if args.save_before:
         options["signal"] = f"B:USR1@{args.save_before}"
