@@ -112,9 +112,7 @@ def test_chain(user: User, world: World) -> None:
     assert second.state == third.state == "PENDING"
     user.cluster.run("scontrol", "hold", second.number)
     first.until_step(run, 2)
-    user.cluster.run(
-        "scontrol", "update", f"jobid={first.number}", "TimeLimit=5"
-    )  # minutes: signalled at once
+    first.near_the_limit()
     first.until(lambda: first.state == "FAILED", "saved and ended")
     assert first.field("ExitCode") == "75:0" and first.field("Restarts") == "0"
     num_steps = last_step(run) + 3

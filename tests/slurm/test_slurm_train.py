@@ -46,9 +46,7 @@ def test_time_limit(cluster: Cluster, world: World, tmp_path: Path) -> None:
     run, endless = tmp_path / "run", OpenEnded(world, tmp_path)
     job = submit_training(cluster, tmp_path, endless.config, [f"run.dir={run}", *endless.overrides])
     job.until_step(run, 3)
-    cluster.run(
-        "scontrol", "update", f"jobid={job.number}", "TimeLimit=5"
-    )  # minutes: the signal comes at once
+    job.near_the_limit()
     job.until(lambda: job.field("Restarts") == "1", "requeued")
     (stop,) = records(run, "stop")
     assert stop["reason"] == f"stopped by SIGUSR1 after step {stop['step']}"
