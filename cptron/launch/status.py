@@ -23,10 +23,10 @@ from cptron.report.console import duration
 RECENT = 10
 CODES = {
     0: "finished",
-    1: "a failure, see the log",
-    2: "an error to mend, see the log",
-    75: "saved and stopped, to go on",
-    76: "a hang, see stacks in the run",
+    1: "a failure; see the log",
+    2: "an error to mend; see the log",
+    75: "stopped and saved",
+    76: "a hang; see the folder stacks of the run",
 }
 """Exit codes of docs/reliability.md."""
 
@@ -79,7 +79,9 @@ def _lines(record: JobRecord, states: list[JobState], ends: Ends) -> list[str]:
 
 
 def _state_text(state: JobState, ends: Ends) -> str:
-    parts = [STATES.get(state.state, state.state)]
+    code = ends.last_code if state.exit_code is None else state.exit_code
+    ended = not state.is_active and code is not None and state.state in ("FAILED", "COMPLETED", "UNKNOWN")
+    parts = [f"has ended: exit code {code}, {CODES.get(code or 0, 'see the log')}" if ended else _word(state)]
     if state.state == "PENDING":
         reason = state.reason.strip("()")
         parts[0] += f" {REASONS[reason]}" if reason in REASONS else f" ({reason})"
@@ -91,13 +93,19 @@ def _state_text(state: JobState, ends: Ends) -> str:
         parts[0] = (
             "was dropped: the job it waited for did not end as it had to, as a chain's last link that finished"
         )
-    code = ends.last_code if state.exit_code is None else state.exit_code
-    if not state.is_active and code is not None and (code or state.state != "CANCELLED"):
-        parts.append(f"exit code {code}: {CODES.get(code, 'see the log')}")
     restarts = max(state.restarts, ends.starts - 1 if "_" not in state.job_id else 0)
     if restarts:
         parts.append(f"started again {restarts} time{'s' * (restarts > 1)}")
     return ", ".join(parts)
+
+
+def _word(state: JobState) -> str:
+    reason = state.reason.strip("()")
+    if state.state == "PENDING":
+        return f"waits {REASONS.get(reason, f'({reason})')}"
+    if state.state == "CANCELLED" and reason == "DependencyNeverSatisfied":
+        return "was dropped: the job before it finished, or did not end as it had to"
+    return STATES.get(state.state, state.state)
 
 
 def _progress_text(found: Progress | None) -> str:
