@@ -35,8 +35,8 @@ def check_recipe(
     try:
         check_config(config, ranks)
     except ConfigError as error:
-        raise ConfigError(f"on {nodes} nodes x {ranks_per_node} ranks: {error}") from None
-    notes: list[str] = []
+        raise ConfigError(f"on {size(nodes, ranks_per_node)}: {error}") from None
+    notes = [f"{size(nodes, ranks_per_node)}: the trainer's rules accept the recipe"]
     try:
         arch = model_of(config, model)
         missing = ""
@@ -50,6 +50,11 @@ def check_recipe(
         require_accepted(config, arch, ranks)
         notes += _memory_notes(config, arch, ranks, ranks_per_node, gpu) if gpu else []
     return [*notes, *_data_notes(config, waits=waits)]
+
+
+def size(nodes: int, ranks_per_node: int) -> str:
+    """As people say it."""
+    return f"{nodes} node{'s' * (nodes > 1)} x {ranks_per_node} rank{'s' * (ranks_per_node > 1)}"
 
 
 def _data_notes(config: Config, *, waits: bool) -> list[str]:
