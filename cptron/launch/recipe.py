@@ -60,13 +60,14 @@ def size(nodes: int, ranks_per_node: int) -> str:
 def _data_notes(config: Config, *, waits: bool) -> list[str]:
     """Every token file is there and whole in size."""
     notes = []
-    for item in (*config.data.sources, *config.data.valid):
+    named = [(item.name, item.path) for item in config.data.sources]
+    for name, path in [*named, *((item.name, item.path) for item in config.data.valid)]:
         try:
-            open_content(item.path)
+            open_content(path)
         except CptronError as error:
             if not waits:
                 raise
-            notes.append(f"{item.name} is not checked: {error}")
+            notes.append(f"{name} is not checked: {error}")
     return notes
 
 

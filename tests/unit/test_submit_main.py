@@ -18,11 +18,13 @@ from plan_cases import RECIPE
 from test_plan_calibrate import HUGGING_FACE_8B
 
 from cptron import cli
+from cptron.errors import ConfigError
 from cptron.launch.job import array_of
 from cptron.launch.record import FILE, JOBS, jobs_of, records_in
 from cptron.launch.site import Site, read_site
 from cptron.launch.time_limit import slurm_time
 from cptron.tokens.indexed_writer import IndexedWriter
+from cptron.train.resume import find_run
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., tuple[int, str, str]]
@@ -146,6 +148,15 @@ def test_submitted_and_found_again(
     assert [record] == jobs_of("101") == records_in(tmp_path / "list" / FILE)
     assert (record.nodes, record.ranks, record.run_dir) == (4, 32, str(jobs.parent))
     assert record.log_of() == jobs / "cptron-a b-101.out"
+
+
+def test_a_run_may_begin_where_its_job_is_written_down(run: Run, sbatch: Path, tmp_path: Path) -> None:
+    """The folder of its jobs is no other run; anything else is."""
+    assert run(*TRAIN, "--nodes", "2", "run.dir=runs/a")[0] == 0
+    assert find_run(tmp_path / "runs/a") is None
+    (tmp_path / "runs/a/other").touch()
+    with pytest.raises(ConfigError, match="is not empty and holds no run"):
+        find_run(tmp_path / "runs/a")
 
 
 def test_chain(run: Run, sbatch: Path) -> None:
