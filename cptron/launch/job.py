@@ -74,7 +74,6 @@ def made_job(request: Asked, site: Site, chain: str = "") -> Job:
             gpu=args.gpu or site.gpu,
             waits=bool(args.after),
         )
-        notes.insert(0, f"{nodes} nodes x {each} ranks: the trainer's rules accept the recipe")
     elif verb == "preprocess":
         parse_options(request.command[1:])
     name = args.name or f"cptron-{run_dir.name if run_dir else verb}"

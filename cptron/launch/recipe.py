@@ -35,8 +35,8 @@ def check_recipe(
     try:
         check_config(config, ranks)
     except ConfigError as error:
-        raise ConfigError(f"on {nodes} nodes x {ranks_per_node} ranks: {error}") from None
-    notes: list[str] = []
+        raise ConfigError(f"on {size(nodes, ranks_per_node)}: {error}") from None
+    notes = [f"{size(nodes, ranks_per_node)}: the trainer's rules accept the recipe"]
     try:
         arch = model_of(config, model)
         missing = ""
@@ -52,16 +52,22 @@ def check_recipe(
     return [*notes, *_data_notes(config, waits=waits)]
 
 
+def size(nodes: int, ranks_per_node: int) -> str:
+    """As people say it."""
+    return f"{nodes} node{'s' * (nodes > 1)} x {ranks_per_node} rank{'s' * (ranks_per_node > 1)}"
+
+
 def _data_notes(config: Config, *, waits: bool) -> list[str]:
     """Every token file is there and whole in size."""
     notes = []
-    for item in (*config.data.sources, *config.data.valid):
+    named = [(item.name, item.path) for item in config.data.sources]
+    for name, path in [*named, *((item.name, item.path) for item in config.data.valid)]:
         try:
-            open_content(item.path)
+            open_content(path)
         except CptronError as error:
             if not waits:
                 raise
-            notes.append(f"{item.name} is not checked: {error}")
+            notes.append(f"{name} is not checked: {error}")
     return notes
 
 

@@ -82,17 +82,10 @@ def _state_text(state: JobState, ends: Ends) -> str:
     code = ends.last_code if state.exit_code is None else state.exit_code
     ended = not state.is_active and code is not None and state.state in ("FAILED", "COMPLETED", "UNKNOWN")
     parts = [f"has ended: exit code {code}, {CODES.get(code or 0, 'see the log')}" if ended else _word(state)]
-    if state.state == "PENDING":
-        reason = state.reason.strip("()")
-        parts[0] += f" {REASONS[reason]}" if reason in REASONS else f" ({reason})"
-        if state.start not in ("", "N/A"):
-            parts.append(f"expected to start at {state.start}")
+    if state.state == "PENDING" and state.start not in ("", "N/A"):
+        parts.append(f"expected to start at {state.start}")
     elif state.state == "RUNNING":
         parts += [f"since {state.used}, {state.left} left", f"on {state.nodes}"]
-    elif state.state == "CANCELLED" and state.reason == "DependencyNeverSatisfied":
-        parts[0] = (
-            "was dropped: the job it waited for did not end as it had to, as a chain's last link that finished"
-        )
     restarts = max(state.restarts, ends.starts - 1 if "_" not in state.job_id else 0)
     if restarts:
         parts.append(f"started again {restarts} time{'s' * (restarts > 1)}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import secrets
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def main(argv: Sequence[str]) -> int:
     for job in jobs[1:]:
         _submit(job, 1, 1, "", [f"afterok:{job_id}"])
     target = jobs[0].run_dir or jobs[0].jobs
-    shown = Path(target).relative_to(Path.cwd()) if Path(target).is_relative_to(Path.cwd()) else target
+    here = Path.cwd()
+    shown = shlex.quote(str(target.relative_to(here) if target.is_relative_to(here) else target))
     print(f"cptron status {shown}\ncptron logs {shown} --follow\ncptron cancel {shown}")
     return 0
 

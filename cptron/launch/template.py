@@ -95,11 +95,12 @@ class Template:
                 raise ConfigError(
                     f"{self.path}:{number + 1}: {line.strip()} cannot be read; write #SBATCH --option=value"
                 )
-            name, comment = match[1], match[3].rstrip()
+            name, comment = match[1], match[3].strip()
             if name not in options:
                 found.append(line)
             elif (value := options[name]) is not None and name not in seen:
-                found.append(_sbatch_line(name, value) + comment)
+                column = line.index(comment) if comment else 0
+                found.append(f"{_sbatch_line(name, value).ljust(column - 2)}  {comment}".rstrip())
             seen.add(name)
             last = len(found)
         more = {name: value for name, value in options.items() if name not in seen and value is not None}
@@ -150,10 +151,13 @@ def shell_value(value: Value) -> str:
 
 
 def sbatch_value(name: str, value: str) -> str:
-    """As sbatch reads it back, where a backslash makes any character an ordinary one. Raises `ConfigError`."""
+    """As sbatch reads it back: between double quotes, in which a backslash makes any character an ordinary one. Raises
+    `ConfigError`."""
     if not value.isprintable():
         raise ConfigError(f"--{name}={value!r} must be one line of printable characters; correct it")
-    return "".join(char if _PLAIN.fullmatch(char) else f"\\{char}" for char in value)
+    if _PLAIN.fullmatch(value):
+        return value
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _sbatch_line(name: str, value: str) -> str:

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,13 @@ from plan_cases import RECIPE
 from test_plan_calibrate import HUGGING_FACE_8B
 
 from cptron import cli
+from cptron.errors import ConfigError
 from cptron.launch.job import array_of
 from cptron.launch.record import FILE, JOBS, jobs_of, records_in
+from cptron.launch.site import Site, read_site
 from cptron.launch.time_limit import slurm_time
 from cptron.tokens.indexed_writer import IndexedWriter
+from cptron.train.resume import find_run
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., tuple[int, str, str]]
@@ -115,7 +119,9 @@ def test_dry_run_shows_the_job_and_writes_nothing(run: Run, tmp_path: Path) -> N
         and "retries=1" in lines
     )
     assert "note: 2 nodes x 4 ranks: the trainer's rules accept the recipe" in lines
-    assert any(line.startswith("note: predicted: ") and re.search(r"of 7\d\.\d GiB a GPU", line) for line in lines)
+    assert any(
+        line.startswith("note: predicted: ") and re.search(r"of 7\d\.\d GiB a GPU", line) for line in lines
+    )
 
 
 def test_submitted_and_found_again(
@@ -137,10 +143,20 @@ def test_submitted_and_found_again(
     jobs = tmp_path / "runs/a b" / JOBS
     assert Path(script).parent == jobs and "#SBATCH --nodes=4" in Path(script).read_text()
     assert "submitted job 101: cptron-a b" in shown and f"log {jobs}/cptron-a b-101.out" in shown
+    assert "\ncptron status 'runs/a b'\n" in shown
     (record,) = jobs_of("runs/a b")
     assert [record] == jobs_of("101") == records_in(tmp_path / "list" / FILE)
     assert (record.nodes, record.ranks, record.run_dir) == (4, 32, str(jobs.parent))
     assert record.log_of() == jobs / "cptron-a b-101.out"
+
+
+def test_a_run_may_begin_where_its_job_is_written_down(run: Run, sbatch: Path, tmp_path: Path) -> None:
+    """The folder of its jobs is no other run; anything else is."""
+    assert run(*TRAIN, "--nodes", "2", "run.dir=runs/a")[0] == 0
+    assert find_run(tmp_path / "runs/a") is None
+    (tmp_path / "runs/a/other").touch()
+    with pytest.raises(ConfigError, match="is not empty and holds no run"):
+        find_run(tmp_path / "runs/a")
 
 
 def test_chain(run: Run, sbatch: Path) -> None:
@@ -270,6 +286,16 @@ def test_site_file_with_an_error(content: str, said: str, run: Run, tmp_path: Pa
     code, _, errors = run(*TRAIN, "--dry-run")
     (line,) = errors.splitlines()
     assert code == 2 and said in line, line
+
+
+def test_the_page_names_every_key_of_the_site_file(run: Run, tmp_path: Path) -> None:
+    """And its example is one."""
+    page = (ROOT / "docs/clusters.md").read_text()
+    assert [field.name for field in fields(Site) if f"`{field.name}`" not in page] == []
+    example = re.search(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert example
+    (tmp_path / "site.yaml").write_text(example[1])
+    assert read_site(tmp_path / "site.yaml").time == "24:00:00"
 
 
 def test_slurm_is_absent(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

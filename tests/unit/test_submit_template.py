@@ -325,7 +325,7 @@ def test_what_is_not_asked_for_stays() -> None:
 
 def test_a_value_of_sbatch_is_one_line() -> None:
     """A line break would end the option, and begin something else."""
-    assert sbatch_value("job-name", "a b#c") == "a\\ b\\#c"
+    assert sbatch_value("job-name", 'a b#"\\') == '"a b#\\"\\\\"'
     with pytest.raises(ConfigError, match="one line"):
         sbatch_value("job-name", "a\nrm")
 
