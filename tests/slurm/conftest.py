@@ -21,6 +21,14 @@ def cluster() -> Iterator[Cluster]:
         yield started
 
 
+@pytest.fixture(autouse=True)
+def end_of_jobs(cluster: Cluster) -> Iterator[None]:
+    """A test begins on idle nodes, also after one that failed with a job in the queue."""
+    cluster.wait_idle()
+    yield
+    cluster.end_jobs()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def end_of_ranks() -> Iterator[None]:
     """Warm ranks end with the session."""

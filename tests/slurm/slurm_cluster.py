@@ -28,8 +28,8 @@ import psutil
 NODES = ("n1", "n2")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
-START_S = 60.0
-STOP_S = 20.0
+START_S = 180.0
+STOP_S = 40.0
 CREDENTIAL_S = 15
 """How long a requeued job waits before it starts again; SLURM's default is 120."""
 CONF = """\
@@ -209,6 +209,12 @@ class Cluster:
                 return True
             return process.name() == "slurmstepd" and Path(process.cwd()) == self.directory
         return False
+
+    def end_jobs(self) -> None:
+        """Take every job out of the queue; one that runs is killed at once."""
+        if jobs := self.run("squeue", "--noheader", "--format=%A").split():
+            self.run("scancel", "--full", "--signal=KILL", *jobs)
+            self.call("scancel", *jobs)
 
     def stop(self) -> None:
         """End all jobs and daemons, and remove the directory."""

@@ -21,8 +21,8 @@ from tiny_world import Layout, World
 from cptron.report.sinks import read_records
 
 ROOT = Path(__file__).parents[2]
-JOB_S = 240.0
-"""A rank of a loaded machine imports torch for half a minute."""
+JOB_S = 480.0
+"""A rank of a loaded machine imports torch for a minute."""
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 
 

@@ -59,8 +59,7 @@ def test_scancel(cluster: Cluster, world: World, tmp_path: Path) -> None:
 def all_nodes(cluster: Cluster) -> Iterator[None]:
     """Both nodes are back after the test."""
     yield
-    cluster.run("scontrol", "update", f"nodename={NODES[1]}", "state=resume")
-    cluster.wait_idle()
+    cluster.call("scontrol", "update", f"nodename={NODES[1]}", "state=resume")  # refused where it is not down
 
 
 @pytest.mark.usefixtures("all_nodes")
