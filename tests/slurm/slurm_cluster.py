@@ -95,7 +95,9 @@ class Cluster:
     def environment(self) -> dict[str, str]:
         """Variables with which SLURM's commands speak to this cluster and to no other."""
         kept = {
-            name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("SLURM_", "SBATCH_", "CPTRON_"))
         }
         return {**kept, "PATH": PATH, "SLURM_CONF": str(self.conf)}
 

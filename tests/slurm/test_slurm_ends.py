@@ -88,7 +88,11 @@ def test_node_goes_down(cluster: Cluster, world: World, tmp_path: Path) -> None:
     ("error", "code", "said"),
     [
         ("ValueError('the step went wrong')", 1, "[rank 1] ValueError: the step went wrong"),
-        ("DataError('a file is gone; bring it back')", 2, "cptron: error: a file is gone; bring it back"),
+        (
+            "DataError('a file is gone; bring it back')",
+            2,
+            "cptron: error [rank 1]: a file is gone; bring it back",
+        ),
     ],
     ids=["bug", "user"],
 )
