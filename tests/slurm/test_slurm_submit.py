@@ -46,7 +46,6 @@ class User:
         env = {
             **environment(),
             "CPTRON_JOBS": str(self.cwd / "jobs.jsonl"),
-            "CPTRON_SITE": "",
             "XDG_CONFIG_HOME": str(self.cwd),
         }
         command = [sys.executable, "-m", "cptron.cli", *words]
@@ -79,7 +78,7 @@ def test_unknown_partition(user: User, world: World) -> None:
     assert done.returncode == EXIT_CODE
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("cptron: error")]
     assert "partition" in line and "main" in line
-    assert "submitted" not in done.stdout
+    assert "submitted job" not in done.stdout
     assert not (user.cwd / "jobs.jsonl").exists()
     assert user.call("status", user.cwd / "run").returncode == EXIT_CODE
 
