@@ -166,6 +166,15 @@ def mix_line(record: Mapping[str, Any]) -> str:
     return f"mix after batch {record['batch']}: {shares}{refused}"
 
 
+def straggler_line(record: Mapping[str, Any]) -> str:
+    """A slow rank with its machine, or that it is slow no more, in one line."""
+    who = f"rank {record['rank']} ({record['host']}, local rank {record['local_rank']}; {record['place']})"
+    how = f"{record['own_time_s']:.3f} s of its own in a step, {record['factor']:.2f} times its peers' "
+    how += f"{record['peers_time_s']:.3f} s"
+    found = "straggler" if record["event"] == "slow" else "no straggler any more"
+    return f"{found} at step {record['step']}: {who}: {how}"
+
+
 def _is_screen() -> bool:
     """A terminal that has a size; some job consoles claim to be terminals of 0 lines, on which no bar can
     be drawn."""

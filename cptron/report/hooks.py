@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cptron.checkpoint.layout import saved_step
 from cptron.config.load import config_to_dict
 from cptron.data.log import DATA_LOG, log_record
-from cptron.report.console import Console, guard_line, mix_line
+from cptron.report.console import Console, guard_line, mix_line, straggler_line
 from cptron.report.html import write_report
 from cptron.report.sinks import METRICS_FILE, JsonlSink, open_sinks, read_records
 from cptron.train.hooks import Action, Hook, Record
@@ -104,6 +104,11 @@ class ReportHook(Hook):
         """Always written."""
         self._metrics.write(record)
         self._console.note(mix_line(record))
+
+    def on_straggler(self, run: Run, record: Record) -> None:
+        """Always written."""
+        self._metrics.write(record)
+        self._console.note(straggler_line(record))
 
     def _drawn(self, run: Run, *, skipped: bool) -> None:
         state = run.state
