@@ -57,8 +57,8 @@ def own_time_of_a_wait(slow_rank: int, sleep_s: float) -> list[float]:
     import torch
     import torch.distributed as dist
 
-    from cptron.runtime.session import open_session
     from cptron.runtime.launcher import launched_ranks
+    from cptron.runtime.session import open_session
     from cptron.runtime.waits import OwnTime
 
     ranks = launched_ranks()
@@ -77,5 +77,3 @@ def own_time_of_a_wait(slow_rank: int, sleep_s: float) -> list[float]:
         assert busy is not None and dict(dist.ProcessGroup.__dict__) == before
         assert clock.end() is None
         return [busy.own_s, busy.wait_s]
-
-

@@ -11,7 +11,13 @@ from tiny_world import SHORT, Layout, World
 
 from cptron.testing import run_ranks
 
-OFTEN = ["train.steps=6", "train.micro_batch_size=4", "eval.every_steps=0", "eval.at_start=false", "checkpoint.every_steps=0"]
+OFTEN = [
+    "train.steps=6",
+    "train.micro_batch_size=4",
+    "eval.every_steps=0",
+    "eval.at_start=false",
+    "checkpoint.every_steps=0",
+]
 OFTEN += ["runtime.straggler_every_steps=1", "runtime.straggler_factor=1.5"]
 SLEEP_S = 0.3
 """Much, since other programs on a machine make ranks slow, too."""
@@ -46,9 +52,7 @@ def test_time_in_a_collective_is_not_a_ranks_own() -> None:
     ],
     ids=str,
 )
-def test_the_slow_rank_is_named(
-    world: World, tmp_path: Path, layout: Layout, rank: int, where: str
-) -> None:
+def test_the_slow_rank_is_named(world: World, tmp_path: Path, layout: Layout, rank: int, where: str) -> None:
     run, printed = run_slow(world, tmp_path / "run", layout, rank, where=where)
     found = records(run, "straggler")
     assert [(record["rank"], record["event"]) for record in found] == [(rank, "slow")]
