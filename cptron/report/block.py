@@ -94,7 +94,7 @@ def _time(status: Status, now_s: float) -> list[str]:
     if status.seen_s is not None and status.last:
         quiet_s = now_s - status.seen_s
         if quiet_s > max(FRESH_S, 3 * number(status.last, "step_time_s")):
-            parts.insert(0, f"no record for {duration(quiet_s)};")
+            parts.insert(0, f"no record for {duration(quiet_s)}")
     return parts
 
 
@@ -105,7 +105,7 @@ def _speed(status: Status) -> list[str]:
     unit = "GPU" if status.on_gpu else "rank"
     parts = [f"{compact(number(last, 'tokens_per_s') / max(1, status.world_size))} tokens/s/{unit}"]
     if (used := status.utilisation()) is not None:
-        parts.append(f"MFU {used:.1%} (model FLOPs, causal; {status.peak_of})")
+        parts += [f"MFU {used:.1%} causal", f"(model FLOPs; {status.peak_of})"]
     elif "model_tflop_per_s_per_rank" in last:
         tflop = number(last, "model_tflop_per_s_per_rank")
         parts.append(f"{tflop:.3g} TFLOP/s/{unit} (model FLOPs, causal)")

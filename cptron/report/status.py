@@ -73,7 +73,9 @@ class Status:
     def take(self, record: Record, now_s: float | None) -> None:
         """Learn of one record. `now_s` is when it was made, if that is known."""
         kind = record["kind"]
-        if kind in ("start", "step") and record["step"] < self.step:  # an asynchronous save is of an earlier step
+        if (
+            kind in ("start", "step") and record["step"] < self.step
+        ):  # an asynchronous save is of an earlier step
             self._go_back(record["step"])
         if now_s is not None:
             self.seen_s = now_s
