@@ -37,9 +37,9 @@ class Disk:
 
 
 def measure_disk(
-    directory: Path, host: str, number: int, token: str, mib: int, meet: Callable[[], object]
+    directory: Path, host: str, number: int, count: int, token: str, mib: int, meet: Callable[[], object]
 ) -> Disk:
-    """Look at the directory as machine `number`, of which each writes a mark; `meet` is a barrier that every machine
+    """Look at the directory as machine `number` of `count`, of which each writes a mark; `meet` is a barrier that every machine
     comes to twice, whatever happened to it. `token` is this check's own name, the same on all."""
     place = directory / f".cptron-doctor-{token}"
     problem, speeds = "", (0.0, 0.0, 0.0)
@@ -54,8 +54,9 @@ def measure_disk(
     meet()
     seen: tuple[str, ...] = ()
     try:
-        marks = sorted(place.glob("mark-*"))
-        seen = tuple(mark.read_text(encoding="utf-8") for mark in marks)
+        # by name: a network file system may show a listing that it remembers
+        marks = [place / f"mark-{each}" for each in range(count)]
+        seen = tuple(mark.read_text(encoding="utf-8") for mark in marks if mark.is_file())
     except OSError as error:
         problem = problem or " ".join(str(error).split())
     meet()

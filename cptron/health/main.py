@@ -157,7 +157,9 @@ def _disks(rank: int, hosts: Sequence[str], options: Options) -> tuple[list[Any]
     dist.broadcast_object_list(token, src=0)
     written = read = None
     if options.run_dir is not None and is_first:
-        written = measure_disk(options.run_dir, mine, number, token[0], options.file_mib, dist.barrier)
+        written = measure_disk(
+            options.run_dir, mine, number, len(names), token[0], options.file_mib, dist.barrier
+        )
     elif options.run_dir is not None:
         dist.barrier()
         dist.barrier()

@@ -13,13 +13,13 @@ from cptron.testing import run_ranks
 
 OFTEN = [
     "train.steps=6",
-    "train.micro_batch_size=4",
+    "train.global_batch_size=4",
     "eval.every_steps=0",
     "eval.at_start=false",
     "checkpoint.every_steps=0",
 ]
 OFTEN += ["runtime.straggler_every_steps=1", "runtime.straggler_factor=1.5"]
-SLEEP_S = 0.3
+SLEEP_S = 0.6
 """Much, since other programs on a machine make ranks slow, too."""
 
 
