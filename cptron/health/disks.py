@@ -39,8 +39,8 @@ class Disk:
 def measure_disk(
     directory: Path, host: str, number: int, count: int, token: str, mib: int, meet: Callable[[], object]
 ) -> Disk:
-    """Look at the directory as machine `number` of `count`, of which each writes a mark; `meet` is a barrier that every machine
-    comes to twice, whatever happened to it. `token` is this check's own name, the same on all."""
+    """Look at the directory as machine `number` of `count`, of which each writes a mark; `meet` is a barrier that
+    every machine comes to twice, whatever happened to it. `token` is this check's own name, the same on all."""
     place = directory / f".cptron-doctor-{token}"
     problem, speeds = "", (0.0, 0.0, 0.0)
     try:

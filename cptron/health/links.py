@@ -96,7 +96,7 @@ def _bus(ranks: Sequence[int], sizes: Sequence[int], device: torch.device, group
     found = {}
     for size in sizes:
         values = torch.ones(size // 4, dtype=torch.float32, device=device)
-        best_s = _best_s(lambda values=values: dist.all_reduce(values, group=group), device)  # type: ignore[misc]
+        best_s = _best_s(lambda values=values: dist.all_reduce(values, group=group), device)
         found[size] = size * share / best_s / 1e9
     return found
 
@@ -169,4 +169,4 @@ def _everyones(value: float, device: torch.device) -> list[float]:
     mine = torch.tensor([value], dtype=torch.float64, device=device)
     found = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(found, mine)
-    return torch.cat(found).tolist()  # type: ignore[no-any-return]
+    return torch.cat(found).tolist()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch.distributed import ProcessGroup, Work  # type: ignore[attr-defined]
+from torch.distributed import ProcessGroup, Work
 
 _STARTS = (
     "allreduce",

@@ -107,7 +107,8 @@ def test_one_rank_that_is_not(change: dict[str, object], name: str, verdict: str
     ],
 )
 def test_links_and_gpus_that_are_slow(change: dict[str, object], name: str, verdict: str) -> None:
-    assert bad(check_links(replace(LINKS, **change), facts(), "cuda", EXPECTED)) == {name: verdict}  # type: ignore[arg-type]
+    links = replace(LINKS, **change)  # type: ignore[arg-type]
+    assert bad(check_links(links, facts(), "cuda", EXPECTED)) == {name: verdict}
 
 
 def test_without_a_cluster_to_compare_with_nothing_is_judged() -> None:
