@@ -10,7 +10,8 @@ import health_calls
 import pytest
 from commands import TORCHRUN, call, cptron, error_lines
 
-from cptron.errors import EXIT_CODE
+from cptron.doctor import main as doctor
+from cptron.errors import EXIT_CODE, ConfigError
 from cptron.testing import RankFailure, run_ranks
 
 
@@ -118,9 +119,18 @@ def test_the_command_under_torchrun(tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     assert report["world_size"] == 2 and len(report["ranks"]) == 2
     assert checks_of(report)["run directory"]["verdict"] == "ok"
-    done = call([*TORCHRUN, "-m", "cptron.cli", *words, "--run-dir", tmp_path / "none"], timeout_s=240)
-    assert (
-        f"exitcode  : {EXIT_CODE} " in done.stderr.replace("exitcode :", "exitcode  :")
-        or done.returncode != 0
-    )
-    assert checks_of(json.loads(done.stdout))["run directory"]["verdict"] == "fail"
+
+
+def test_one_machine_alone_has_an_exit_code_and_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    words = ["--cluster", "--device", "cpu", "--file-mib", "1", "--run-dir"]
+    assert doctor([*words, str(tmp_path)]) == 0
+    assert doctor([*words, str(tmp_path / "none")]) == EXIT_CODE
+    printed = capsys.readouterr().out
+    assert "seen alike by 1 machine(s)" in printed and "is no directory here" in printed
+    assert "fail: run directory: make it, or let the job's user write there" in printed
+    with pytest.raises(ConfigError, match="--interconnect nothing is not known"):
+        doctor([*words, str(tmp_path), "--interconnect", "nothing"])
