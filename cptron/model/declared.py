@@ -6,6 +6,7 @@ describes what the engine does not compute, is one line.
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,21 @@ def require_declared(declared: str, found: Architecture, start: str) -> None:
     different = [
         f"{field.name}={getattr(found, field.name)} instead of {getattr(wanted, field.name)}"
         for field in fields(Architecture)
-        if getattr(found, field.name) != getattr(wanted, field.name)
+        if not _is_same(getattr(found, field.name), getattr(wanted, field.name))
     ]
     if different:
         raise ConfigError(
             f"{start} is another model than model.architecture={declared} says: {', '.join(different)}; start from the "
             "model that the configuration is for, or remove model.architecture"
         )
+
+
+def _is_same(found: Any, wanted: Any) -> bool:
+    """Numbers that went through fp32 on their way into a config are those that they were."""
+    if isinstance(found, float) and isinstance(wanted, float):
+        return math.isclose(found, wanted, rel_tol=FP32)
+    return bool(found == wanted)
+
+
+FP32 = 2.0**-23
+"""Relative distance of numbers in fp32."""

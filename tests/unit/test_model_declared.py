@@ -31,8 +31,11 @@ def test_another_model_is_refused_with_every_difference(tmp_path: Path) -> None:
     arch = architecture_of(SMOLLM2)
     assert read_architecture(Path(declared), "key") == arch
     require_declared(declared, arch, "checkpoints/base")
+    require_declared(
+        declared, replace(arch, norm_eps=9.999999747378752e-06), "checkpoints/base"
+    )  # fp32(1e-5)
     require_declared("", replace(arch, num_layers=1), "checkpoints/base")
-    other = replace(arch, num_layers=29, rope_theta=8e6)
+    other = replace(arch, num_layers=29, rope_theta=8e6, norm_eps=1e-5)
     with pytest.raises(ConfigError) as caught:
         require_declared(declared, other, "checkpoints/base")
     said = str(caught.value)

@@ -99,8 +99,9 @@ def test_bad_arguments(
 
 
 def test_the_models_shape_has_to_be_there(capsys: pytest.CaptureFixture[str]) -> None:
-    """The recipe's checkpoint is on the cluster, not here."""
-    assert cli.main(["plan", str(RECIPE), "--gpus", "8", "--gpu", "h100"]) == 2
+    """The recipe's checkpoint is on the cluster, not here, and nothing declares its shape."""
+    undeclared = [str(RECIPE), "model.architecture=", "--gpus", "8", "--gpu", "h100"]
+    assert cli.main(["plan", *undeclared]) == 2
     assert "start.checkpoint=checkpoints/llama-3.1-8b is not on this machine" in capsys.readouterr().err
 
 
