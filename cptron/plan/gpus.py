@@ -242,7 +242,8 @@ def _read(where: str, name: str, given: dict[str, yaml.Node]) -> Gpu:
 
 def _text(node: yaml.Node, where: str) -> str:
     if not isinstance(node, yaml.ScalarNode):
-        raise ConfigError(f"{where} is a {node.id}, must be a text; write one")
+        kind = "list" if isinstance(node, yaml.SequenceNode) else "section"
+        raise ConfigError(f"{where} is a {kind}, must be a single value; write one")
     return str(node.value)
 
 

@@ -24,6 +24,7 @@ from cptron.plan.shown import plan_lines
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 README = HERE / "README.md"
+UNITS = (("days", 1), ("hours", 24), ("min", 1440), ("s", 86400))
 MARKS = ("<!-- plans -->\n", "<!-- end of plans -->\n")
 RECIPES = "examples/recipes"
 
@@ -143,7 +144,7 @@ def text_of(planned: Planned, records: Mapping[str, dict[str, Any]]) -> str:
 def index(records: Mapping[str, dict[str, Any]], recipes: Sequence[Planned] = PLANNED) -> str:
     """The table of README.md: of each recipe the first plan's layout, time and cost, with their ranges."""
     lines = [
-        "| recipe | what | planned for | tokens | days | GPU-hours | USD |",
+        "| recipe | what | planned for | tokens | time | GPU-hours | USD |",
         "|---|---|---|---|---|---|---|",
     ]
     for planned in recipes:
@@ -154,11 +155,20 @@ def index(records: Mapping[str, dict[str, Any]], recipes: Sequence[Planned] = PL
             f"{name} ([plan](plans/{planned.recipe}.txt))",
             planned.what,
             f"{cluster['num_gpus']} {cluster['gpu']['name']}",
-            f"{best['tokens'] / 1e9:.3g} B",
-            *(_range(best[key]) for key in ("days", "gpu_hours", "usd")),
+            f"{best['tokens'] / 1e9:.3g} B" if best["tokens"] >= 1e9 else f"{best['tokens'] / 1e6:.3g} M",
+            _time(best["days"]),
+            *(_range(best[key]) for key in ("gpu_hours", "usd")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _time(days: Mapping[str, float]) -> str:
+    """In the largest unit of which it has one."""
+    unit, in_a_day = next(
+        ((unit, count) for unit, count in UNITS if days["expected"] * count >= 1), UNITS[-1]
+    )
+    return f"{_range({name: value * in_a_day for name, value in days.items()})} {unit}"
 
 
 def _range(values: Mapping[str, float]) -> str:

@@ -46,7 +46,7 @@ def test_like_another_and_whole(tmp_path: Path) -> None:
         ("a: {like: h100, memory_gib: .nan}", "memory_gib='.nan' must be a number"),
         ("a: {like: h100, memory_gib: 1e400}", "must be a number"),
         ("a: {like: h100, memory_gib: 0}", "has memory_gib of 0"),
-        ("a: {like: h100, memory_gib: [1]}", "memory_gib is a sequence"),
+        ("a: {like: h100, memory_gib: [1]}", "memory_gib is a list"),
         ("a: {like: h100, usd_per_hour: [3, 2]}", "one price or the lowest and the highest"),
         ("a: {like: h100, usd_per_hour: []}", "one price or the lowest and the highest"),
         ("a: {memory_gib: 3}", "lacks bf16_tflop_per_s"),
