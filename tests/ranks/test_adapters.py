@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,12 @@ KINDS: list[Literal["lora", "dora"]] = ["lora", "dora"]
 SOME = ("q_proj", "v_proj", "up_proj", "down_proj")
 """Targets that leave gaps in both joined layers."""
 LAYOUTS = [Layout(), Layout(tp=2), Layout(tp=2, sequence_parallel=True), Layout(pp=2)]
+TRAINED = {
+    ("dora", "tied", LAYOUTS[0]): (),
+    ("dora", "tied", LAYOUTS[2]): pytest.mark.core_ranks,
+    ("lora", "untied", LAYOUTS[3]): (),
+}
+"""Compared with PEFT by `make test`, with their marks; the others by `make test-more`."""
 
 
 def settings(kind: Any, targets: tuple[str, ...] = AdapterConfig().targets) -> AdapterConfig:
@@ -156,9 +163,14 @@ def peft_training(model: Any, tokens_NBS1: np.ndarray) -> tuple[list[float], lis
     return losses, norms, first
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=Layout.describe)
 @pytest.mark.parametrize(
-    ("kind", "name"), [("lora", "untied"), pytest.param("dora", "tied", marks=pytest.mark.core_ranks)]
+    ("kind", "name", "layout"),
+    [
+        pytest.param(*case, marks=TRAINED.get(case, pytest.mark.more))
+        for case in itertools.product(("lora", "dora"), ("untied", "tied"), LAYOUTS)
+        if case[:2] in (("lora", "untied"), ("dora", "tied"))
+    ],
+    ids=lambda value: value.describe() if isinstance(value, Layout) else value,
 )
 def test_training_equals_peft(
     kind: str,

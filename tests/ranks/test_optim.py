@@ -103,9 +103,9 @@ def test_overlap_with_stages(layout: Layout, checkpoints: dict[str, Path], token
 @pytest.mark.parametrize(
     ("optim", "precision"),
     [
-        pytest.param(ADAMW, "bf16", id="adamw-bf16"),
+        pytest.param(ADAMW, "bf16", id="adamw-bf16", marks=MORE),
         pytest.param(ADAMW, "fp32", id="adamw-fp32", marks=MORE),
-        pytest.param(SGD, "fp32", id="sgd-fp32"),
+        pytest.param(SGD, "fp32", id="sgd-fp32", marks=MORE),
         pytest.param(SGD, "bf16", id="sgd-bf16", marks=MORE),
         pytest.param(BF16_MOMENTS, "bf16", id="bf16_moments-bf16"),
         pytest.param(BF16_MOMENTS, "fp32", id="bf16_moments-fp32", marks=MORE),
