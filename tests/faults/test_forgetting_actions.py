@@ -243,6 +243,7 @@ def test_attempts_are_told_apart(forgetting_world: ForgettingWorld, tmp_path: Pa
     assert steps(run) == steps(whole_run)
 
 
+@pytest.mark.more
 def test_guards_go_back_to_where_the_monitor_went(forgetting_world: ForgettingWorld, tmp_path: Path) -> None:
     """A gradient that is no number, after a rollback of the monitor and before the next save: the same checkpoint is
     loaded once more, and the rollback is still in force. The batch that is dropped is one of the second pass."""

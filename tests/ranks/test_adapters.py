@@ -207,7 +207,7 @@ def test_training_equals_peft(
     assert losses[-1] < losses[0], "ten steps that teach nothing would prove nothing"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param("lora", marks=pytest.mark.more), "dora"])
 def test_recompute_changes_nothing(
     kind: str,
     checkpoints: dict[str, Path],
@@ -245,7 +245,11 @@ def test_start_does_not_depend_on_the_layout(layout: Layout, checkpoints: dict[s
 
 @pytest.mark.parametrize(
     "source",
-    [Layout(), pytest.param(Layout(tp=2), marks=pytest.mark.core_ranks), Layout(pp=2)],
+    [
+        pytest.param(Layout(), marks=pytest.mark.more),
+        pytest.param(Layout(tp=2), marks=pytest.mark.core_ranks),
+        Layout(pp=2),
+    ],
     ids=Layout.describe,
 )
 def test_adapter_loads_under_any_layout(

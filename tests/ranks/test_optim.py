@@ -70,7 +70,7 @@ def test_equals_torch(
     )
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=MORE), 2])
 @pytest.mark.parametrize("optim", [ADAMW, SGD], ids=lambda optim: optim.name)
 def test_overlap_changes_nothing(
     optim: OptimConfig, world_size: int, checkpoints: dict[str, Path], tokens_NGS1: np.ndarray
@@ -223,7 +223,7 @@ FROZEN = {
 }
 
 
-@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("recompute", [pytest.param("none", marks=MORE), "full"])
 @pytest.mark.parametrize("part", list(FROZEN))
 def test_frozen_parameters_change_nothing_else(
     part: str, recompute: str, checkpoints: dict[str, Path], tokens_NGS1: np.ndarray
