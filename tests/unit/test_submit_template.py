@@ -332,7 +332,7 @@ def test_what_is_not_asked_for_stays() -> None:
     )
     text = template_of(*lines).rendered({"time": "2", "qos": "q"}, {"command": ["a b"], "job_dir": "j"})
     assert text.splitlines() == [
-        "#!/bin/bash", "#SBATCH --nodes=1", "#SBATCH --time=2  # mine", "#SBATCH --qos=q", "", BEGIN,
+        "#!/bin/bash", "#SBATCH --nodes=1", "#SBATCH --time=2     # mine", "#SBATCH --qos=q", "", BEGIN,
         "command=('a b')", "job_dir=j", "venv=v", END, "echo a=b",
     ]  # fmt: skip
 
