@@ -39,7 +39,9 @@ def check_recipe(
     notes = [f"{size(nodes, ranks_per_node)}: the trainer's rules accept the recipe"]
     if absent := _absent_start(config) if model is None else "":
         if not waits:
-            raise ConfigError(f"{absent} is not here; make it (`cptron convert`), or name its job with --after")
+            raise ConfigError(
+                f"{absent} is not here; make it (`cptron convert`), or name its job with --after"
+            )
         notes.append(f"{absent} is not here, and not checked")
     try:
         arch = model_of(config, model)

@@ -217,7 +217,7 @@ def test_the_readme_is_read() -> None:
         "sbatch --nodes=1 launch/absent.sbatch examples/recipes/llama3_8b_h100.yaml",
         "torchrun --nproc-per-node 3 -m cptron.cli train run.yaml parallel.tp=2 parallel.local_ranks=3",
         "wget something",
-        "cptron submit examples/cluster/llama3_8b_h100.yaml --nodes 3",
+        "cptron submit examples/recipes/llama3_8b_h100.yaml --nodes 3",
         "cptron submit --partition x -- preprocess --input a --output-prefix c",
         "sbatch launch/convert.sbatch models/x checkpoints/x",
     ],
