@@ -58,6 +58,7 @@ class Ledger:
     _open: dict[Hashable, Block] = field(default_factory=dict)
     _moments: int = 0
     _ends: list[int | None] = field(default_factory=list)
+    _closed: bool = False
     _phases: list[tuple[int, str]] = field(default_factory=list)
 
     def made(self, key: Hashable, size: int) -> None:
@@ -69,11 +70,13 @@ class Ledger:
 
     def freed(self, key: Hashable) -> None:
         """The block of that name is gone."""
-        self._open.pop(key).died = self._tick()
+        block = self._open.pop(key)
+        if not self._closed:
+            block.died = self._tick()
 
-    def knows(self, key: Hashable) -> bool:
-        """A block of that name is there."""
-        return key in self._open
+    def close(self) -> None:
+        """What is there now stays for ever: nothing after this counts."""
+        self._closed = True
 
     def is_for(self, keys: Iterable[Hashable], category: str) -> None:
         """Say what blocks that are there are for; of those that have a category already nothing changes."""

@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import cptron.runtime.megatron_ready  # noqa: F401
 
@@ -28,17 +27,17 @@ from cptron.trace.tracker import Tracker
 Table = dict[tuple[Any, str], Any]
 
 
-class Answers(TorchDispatchMode):
-    """What fake tensors and fake ranks cannot answer: a number that is asked for is 1, and messages that torch has no
-    fake form of have arrived."""
+class FakeTracker(Tracker):
+    """A tracker of fake tensors and ranks, which answers what these cannot: a number that is asked for is 1, and
+    messages that torch has no fake form of have arrived."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Answer, or run the operation."""
+        """Answer, or run the operation and look at its results."""
         if func is torch.ops.aten._local_scalar_dense.default:
             return 1.0 if args[0].is_floating_point() else 1
         if func.namespace == "c10d" and func._schema.name.endswith("coalesced_"):
             return _done()
-        return func(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 def _numbers(data: Any) -> Any:
@@ -88,6 +87,7 @@ def for_gpu(tracker: Tracker) -> Table:
         (torch.cuda, "is_available"): lambda: True,
         (torch.cuda, "device_count"): lambda: 1,
         (torch.cuda, "get_device_capability"): lambda device=None: (9, 0),
+        (torch.nn.Module, "cuda"): lambda module, device=None: module,
         (FakeTensor, "is_cuda"): property(lambda tensor: True),
         (F, "rms_norm"): _rms_norm,
         (F, "scaled_dot_product_attention"): _attention,

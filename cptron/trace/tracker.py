@@ -36,14 +36,16 @@ class Tracker(TorchDispatchMode):
         return found
 
     def see(self, values: Any) -> None:
-        """Count the tensors among `values` that are not counted yet."""
-        for value in tree_leaves(values):
-            if isinstance(value, torch.Tensor):
-                self._see_storage(value.untyped_storage())
+        """Count the tensors among `values`, in lists too, that are not counted yet."""
+        if isinstance(values, torch.Tensor):
+            self._see_storage(values.untyped_storage())
+        elif isinstance(values, list | tuple):
+            for value in values:
+                self.see(value)
 
     def _see_storage(self, storage: Any) -> None:
         key = storage._cdata
-        if self.ledger.knows(key):
+        if key in self._references:
             return
 
         def gone(_: Any) -> None:

@@ -18,11 +18,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from cptron.config.schema import Config
 from cptron.data.batch import MicroBatch
 from cptron.model.architecture import Architecture
+from cptron.plan.activations import chunks_in_flight
 from cptron.runtime.pipeline import unwrapped
 from cptron.runtime.topology import Layout, Topology
 from cptron.trace.fake_ranks import open_fake_rank
 from cptron.trace.ledger import GRADIENTS, OPTIMIZER, WEIGHTS, Ledger, Moment
-from cptron.trace.stand_ins import Answers, for_any_trace, for_gpu, replaced
+from cptron.trace.stand_ins import FakeTracker, for_any_trace, for_gpu, replaced
 from cptron.trace.tracker import Tracker
 from cptron.train.engine import Engine, build_engine
 from cptron.train.step import train_step
@@ -46,8 +47,8 @@ class Traced:
 def trace_rank(config: Config, arch: Architecture, world_size: int, rank: int, *, on_gpu: bool) -> Traced:
     """Trace `rank` of `world_size`, with the kernels of a GPU or with those of a CPU."""
     topology = Topology(world_size, Layout.of(config.parallel))
-    tracker = Tracker(Ledger(CUDA_UNIT if on_gpu else 1))
-    batches = traced_batches(config, topology)
+    tracker = FakeTracker(Ledger(CUDA_UNIT if on_gpu else 1))
+    batches = traced_batches(config, topology, topology.pp_rank(rank))
     with open_fake_rank(topology, rank), faked(tracker, on_gpu=on_gpu):
         static = step_of(config, arch, batches, tracker, on_gpu=on_gpu)
     return Traced(static, tracker.ledger.peak(), len(batches))
@@ -57,7 +58,7 @@ def trace_rank(config: Config, arch: Architecture, world_size: int, rank: int, *
 def faked(tracker: Tracker, *, on_gpu: bool) -> Iterator[None]:
     """In the context tensors have no memory and the tracker counts what they would have."""
     table = for_any_trace() | (for_gpu(tracker) if on_gpu else {})
-    with replaced(table), FakeTensorMode(allow_non_fake_inputs=True), Answers(), tracker:
+    with replaced(table), FakeTensorMode(allow_non_fake_inputs=True), tracker:
         yield
 
 
@@ -83,14 +84,17 @@ def step_of(
             before_update=lambda: ledger.begin("optimizer"),
         )
     _say_what_is_static(engine, tracker)  # of optimizers that make their state in the first step
+    ledger.close()
     return static
 
 
-def traced_batches(config: Config, topology: Topology) -> list[MicroBatch]:
-    """As many of the global batch's micro-batches as fill the pipeline. With a document mask each row is of two
-    documents."""
+def traced_batches(config: Config, topology: Topology, stage: int) -> list[MicroBatch]:
+    """As many of the global batch's micro-batches as fill the pipeline, and one more, which must not add anything.
+    Rows are of two documents."""
     train, seq_length, layout = config.train, config.data.seq_length, topology.layout
-    count = min(train.global_batch_size // (train.micro_batch_size * topology.dp), 2 * layout.pp)
+    all_of_them = train.global_batch_size // (train.micro_batch_size * topology.dp)
+    in_flight = chunks_in_flight(layout, stage, all_of_them)
+    count = min(all_of_them, -(-in_flight // layout.virtual_stages) + 1)
     shape = (train.micro_batch_size, seq_length)
     documents_BS = np.zeros(shape, np.int32)
     documents_BS[:, seq_length // 2 :] = 1

@@ -1,0 +1,82 @@
+"""What the tests of dry runs call on warm ranks: a real step, and a traced one, seen by the same tracker."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._subclasses.fake_tensor import FakeTensor
+
+from cptron.config.schema import Config
+from cptron.model import fused
+from cptron.model.architecture import Architecture
+from cptron.runtime.launcher import launched_ranks
+from cptron.runtime.session import open_session
+from cptron.runtime.topology import Layout, Topology
+from cptron.trace.ledger import Ledger, Moment
+from cptron.trace.stand_ins import for_any_trace, for_gpu
+from cptron.trace.tracker import Tracker
+from cptron.train.dry_run import step_of, trace_rank, traced_batches
+
+
+def measured(config: Config, arch: Architecture) -> tuple[Moment, Moment, int]:
+    """Of a real step on gloo: before it, at its fullest moment, and the most that torch's own profiler has seen
+    allocated."""
+    layout = Layout.of(config.parallel)
+    with open_session(launched_ranks(), layout, threads_per_rank=1) as session:
+        batches = traced_batches(config, session.topology, session.topology.pp_rank(session.ranks.rank))
+        tracker = Tracker(Ledger())
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as profile:
+            with tracker:
+                static = step_of(config, arch, batches, tracker, on_gpu=False)
+        return static, tracker.ledger.peak(), _most_allocated(profile)
+
+
+def _most_allocated(profile: Any) -> int:
+    """By the allocator's own events, in the order of time."""
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    most = total = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        total += event.nbytes()
+        most = max(most, total)
+    return most
+
+
+def traced(
+    config: Config, arch: Architecture, world_size: int, ranks: list[int], *, on_gpu: bool = False
+) -> list[tuple[Moment, Moment, int]]:
+    """The same of ranks that are not there: before the step, at its fullest moment, and micro-batches traced."""
+    found = [trace_rank(config, arch, world_size, rank, on_gpu=on_gpu) for rank in ranks]
+    return [(one.static, one.peak, one.micro_batches) for one in found]
+
+
+def left_behind(config: Config, arch: Architecture) -> list[str]:
+    """What a traced rank leaves changed in its process, also where it fails."""
+    before = _symbols()
+    trace_rank(config, arch, 8, 0, on_gpu=True)
+    refused = ""
+    try:
+        trace_rank(config, arch, 7, 0, on_gpu=True)
+    except Exception as error:
+        refused = type(error).__name__
+    found = [name for name, value in _symbols().items() if value is not before[name]]
+    if dist.is_initialized():
+        found.append("process group")
+    if refused != "ConfigError":
+        found.append(f"refused with {refused}")
+    return found
+
+
+def _symbols() -> dict[str, Any]:
+    table = for_any_trace() | for_gpu(Tracker(Ledger()))
+    found = {f"{owner!r}.{name}": vars(owner).get(name) for owner, name in table}
+    return found | {
+        "cuda": os.environ.get("CUDA_VISIBLE_DEVICES") and None,
+        "stand_in": fused.stand_in,
+        "fake": FakeTensor.is_cuda,
+        "topology": Topology,
+    }
