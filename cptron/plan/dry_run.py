@@ -216,9 +216,10 @@ def require_fit(ranks: Sequence[Facts], gpu: Gpu) -> None:
     """Raise `ConfigError` where a traced rank does not fit."""
     worst = min(ranks, key=lambda facts: facts["left_bytes"])
     if worst["left_bytes"] < 0:
-        largest = max(CATEGORIES, key=lambda name: worst["traced"][name])
+        traced, over = worst["traced"], -worst["left_bytes"]
+        largest = max(CATEGORIES, key=lambda name: traced[name])
         raise ConfigError(
-            f"--gpu {gpu.name}: rank {worst['rank']} ({worst['place']}) needs "
-            f"{worst['traced']['total'] / 2**30:.1f} GiB as traced, {-worst['left_bytes'] / 2**30:.1f} GiB more than it has; {largest} "
-            f"{worst['traced'][largest] / 2**30:.1f} GiB; plan without --dry-run for layouts that fit"
+            f"--gpu {gpu.name}: rank {worst['rank']} ({worst['place']}) needs {traced['total'] / 2**30:.1f} GiB as "
+            f"traced, {over / 2**30:.1f} GiB more than it has; {largest} {traced[largest] / 2**30:.1f} GiB; plan "
+            "without --dry-run for layouts that fit"
         )

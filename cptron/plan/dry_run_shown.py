@@ -42,8 +42,8 @@ def _rank(facts: Facts, gpu: Facts | None) -> list[str]:
     fits = f"; fits {gpu['name']}, {left / GIB:.1f} GiB left" if gpu and left is not None else ""
     return [
         f"rank {facts['rank']} ({facts['place']}): {facts['traced']['total'] / GIB:.1f} GiB on the GPU{fits}; fullest "
-        f"in {facts['fullest_in']}, {facts['micro_batches_traced']} of {facts['micro_batches']} micro-batches traced in "
-        f"{facts['cpu_s']:.0f} s of CPU time",
+        f"in {facts['fullest_in']}, {facts['micro_batches_traced']} of {facts['micro_batches']} micro-batches traced "
+        f"in {facts['cpu_s']:.0f} s of CPU time",
         *table(["", "GiB traced", "GiB by formula", "formula %"], rows).splitlines(),
     ]
 

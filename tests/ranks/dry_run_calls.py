@@ -28,11 +28,9 @@ def measured(config: Config, arch: Architecture) -> tuple[Moment, Moment, int]:
     with open_session(launched_ranks(), layout, threads_per_rank=1) as session:
         batches = traced_batches(config, session.topology, session.topology.pp_rank(session.ranks.rank))
         tracker = Tracker(Ledger())
-        with torch.profiler.profile(
-            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-        ) as profile:
-            with tracker:
-                static = step_of(config, arch, batches, tracker, on_gpu=False)
+        on_cpu = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=on_cpu, profile_memory=True) as profile, tracker:
+            static = step_of(config, arch, batches, tracker, on_gpu=False)
         return static, tracker.ledger.peak(), _most_allocated(profile)
 
 

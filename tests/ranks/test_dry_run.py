@@ -40,7 +40,10 @@ def small(**others: Any) -> Config:
         (small(micro=2), SMALL, 1),
         (small(tp=2, pp=2), TIED, 4),
         pytest.param(
-            small(pp=2, virtual_stages=2, cp=2, overrides=("optim.moments=bf16",)), SMALL, 4, marks=pytest.mark.more
+            small(pp=2, virtual_stages=2, cp=2, overrides=("optim.moments=bf16",)),
+            SMALL,
+            4,
+            marks=pytest.mark.more,
         ),
         pytest.param(
             replace(small(tp=2, overrides=("train.precision=fp32",)), memory=MemoryConfig(recompute="full")),
@@ -53,8 +56,8 @@ def small(**others: Any) -> Config:
     ids=["micro2", "tp2-pp2-tied", "interleaved-cp2-bf16-moments", "tp2-fp32-recomputed", "pp2-lora"],
 )
 def test_traced_is_what_a_real_step_allocates(config: Config, arch: Architecture, ranks: int) -> None:
-    """Weights, gradients, optimizer to the byte on every rank; activations and the peak within a hundredth, and the peak
-    within a twentieth of what torch's profiler has seen of its allocator."""
+    """Weights, gradients, optimizer to the byte on every rank; activations and the peak within a hundredth, and the
+    peak within a twentieth of what torch's profiler has seen of its allocator."""
     real = run_ranks(measured, ranks, config, arch)
     (fake,) = run_ranks(traced, 1, config, arch, ranks, list(range(ranks)))
     for (real_static, real_peak, profiled), (fake_static, fake_peak, _) in zip(real, fake, strict=True):
@@ -62,7 +65,9 @@ def test_traced_is_what_a_real_step_allocates(config: Config, arch: Architecture
             assert fake_static.by_category[category] == real_static.by_category[category]
             assert fake_peak.by_category[category] == real_peak.by_category[category]
         assert fake_peak.phase == real_peak.phase
-        assert fake_peak.by_category["activations"] == pytest.approx(real_peak.by_category["activations"], rel=0.01)
+        assert fake_peak.by_category["activations"] == pytest.approx(
+            real_peak.by_category["activations"], rel=0.01
+        )
         assert fake_peak.allocated == pytest.approx(real_peak.allocated, rel=0.01)
         assert fake_peak.allocated == pytest.approx(profiled, rel=0.05)
 
@@ -112,7 +117,9 @@ def test_static_bytes_of_many_ranks(parallel: dict[str, Any]) -> None:
         padding = 64 * 1024
         assert weights <= static.by_category["weights"] <= weights + padding
         assert gradients <= static.by_category["gradients"] <= gradients + padding
-        assert static.by_category["optimizer"] == pytest.approx(optimizer, rel=0.2)  # the last part of a buffer is its padding
+        assert static.by_category["optimizer"] == pytest.approx(
+            optimizer, rel=0.2
+        )  # the last part of a buffer is its padding
 
 
 def test_nothing_is_left_behind() -> None:

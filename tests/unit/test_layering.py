@@ -33,6 +33,7 @@ ADAPTERS = {
     "runtime/groups.py",
     "runtime/offloading.py",
     "runtime/pipeline.py",
+    "trace/stand_ins.py",
     "train/megatron_order.py",
 }
 """The files that hide megatron-core from the rest; a new one needs a reason."""
@@ -64,6 +65,7 @@ LIGHT_FILES = (
     "model/architecture.py",
     "regularise/fisher_file.py",
     "regularise/taught_file.py",
+    "trace/ledger.py",
     "train/preflight.py",
 )
 HEAVY = ("torch", "megatron", "transformers")

@@ -39,7 +39,16 @@ def write_model(path: Path, **sizes: int) -> str:
 def test_record_of_a_small_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One process for both stages; the same record as text; and a GPU that is too small."""
     model = write_model(tmp_path / "config.json", **SMALL)
-    arguments = ["plan", str(RECIPE), "parallel.pp=2", "data.seq_length=1024", "--model", model, "--gpu", "h100"]
+    arguments = [
+        "plan",
+        str(RECIPE),
+        "parallel.pp=2",
+        "data.seq_length=1024",
+        "--model",
+        model,
+        "--gpu",
+        "h100",
+    ]
     assert cli.main([*arguments, "--dry-run", "--world-size", "64", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["kernels"] == "cuda" and record["layout"] == "tp2_sp_pp2_dp16"
@@ -49,11 +58,13 @@ def test_record_of_a_small_model(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert abs(facts["planned_over_traced"]["allocated"]) < 0.05
         for name in ("weights", "gradients", "optimizer"):
             assert abs(facts["planned_over_traced"][name]) < 0.01
-        assert facts["left_bytes"] > 70 * 2**30 and facts["micro_batches_traced"] < facts["micro_batches"] == 16
+        assert (
+            facts["left_bytes"] > 70 * 2**30 and facts["micro_batches_traced"] < facts["micro_batches"] == 16
+        )
     text = dry_run_lines(record)
     assert any("fits h100" in line for line in text) and max(map(len, text)) < 250
     too_small = replace(GPUS["h100"], memory_gib=1.0)
-    with pytest.raises(ConfigError, match="--gpu h100: rank .* GiB more than it has"):
+    with pytest.raises(ConfigError, match=r"--gpu h100: rank .* GiB more than it has"):
         require_fit([facts | {"left_bytes": -(2**30)} for facts in record["ranks"]], too_small)
 
 
@@ -71,7 +82,18 @@ def test_70b_on_512_ranks_within_two_minutes_and_8_gb(
     model = write_model(tmp_path / "config.json", **shape)
     layout = ["parallel.tp=8", "parallel.pp=4", "train.global_batch_size=512"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    arguments = ["plan", str(RECIPE), *layout, "--model", model, "--dry-run", "--world-size", "512", "--gpu", "h100"]
+    arguments = [
+        "plan",
+        str(RECIPE),
+        *layout,
+        "--model",
+        model,
+        "--dry-run",
+        "--world-size",
+        "512",
+        "--gpu",
+        "h100",
+    ]
     assert cli.main([*arguments, "--json"]) == 0
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 120
@@ -121,7 +143,13 @@ def test_refusals(
 
 
 @pytest.mark.parametrize(
-    "override", ["regularise.l2sp=0.1", "regularise.ewc=0.1", "regularise.agem=true", "memory.offload_modules=[attn_norm]"]
+    "override",
+    [
+        "regularise.l2sp=0.1",
+        "regularise.ewc=0.1",
+        "regularise.agem=true",
+        "memory.offload_modules=[attn_norm]",
+    ],
 )
 def test_what_cannot_be_traced_is_named(override: str) -> None:
     """With what would take it out."""
