@@ -204,7 +204,9 @@ def notes(config: Config, *, on_gpu: bool) -> list[str]:
     found = [
         "traced as on a GPU, without one: flash attention, norms and compiled pointwise work count as one kernel each; "
         "workspaces inside kernels, of cuBLAS and NCCL are not seen: the context stands for them",
-        "rows of two documents" if config.attention.document_mask else "rows of one document",
+        "attention by the kernels for several documents in a row, each row nearly one document: the most keys"
+        if config.attention.document_mask
+        else "attention over whole rows",
         f"total is allocated plus {SLACK:.1%} between blocks and {CONTEXT_BYTES / 1e9:g} GB of context, assumed",
     ]
     if find_spec("fused_weight_gradient_mlp_cuda") is None:

@@ -90,14 +90,14 @@ def step_of(
 
 def traced_batches(config: Config, topology: Topology, stage: int) -> list[MicroBatch]:
     """As many of the global batch's micro-batches as fill the pipeline, and one more, which must not add anything.
-    Rows are of two documents."""
+    The first token of a row is a document of its own: kernels are those of several documents, keys those of one."""
     train, seq_length, layout = config.train, config.data.seq_length, topology.layout
     all_of_them = train.global_batch_size // (train.micro_batch_size * topology.dp)
     in_flight = chunks_in_flight(layout, stage, all_of_them)
     count = min(all_of_them, -(-in_flight // layout.virtual_stages) + 1)
     shape = (train.micro_batch_size, seq_length)
     documents_BS = np.zeros(shape, np.int32)
-    documents_BS[:, seq_length // 2 :] = 1
+    documents_BS[:, 1:] = 1
     batch = MicroBatch(
         tokens_BS=np.zeros(shape, np.int64),
         labels_BS=np.zeros(shape, np.int64),

@@ -30,8 +30,9 @@ LORA = AdapterConfig(kind="lora", rank=4)
 
 
 def small(**others: Any) -> Config:
-    """A recipe whose step takes a moment."""
-    return recipe(**{"seq_length": 128, "batch": 8, **others})
+    """A recipe whose step takes a moment, from random weights: a real one must have a loss."""
+    config = recipe(**{"seq_length": 128, "batch": 8, **others})
+    return replace(config, start=replace(config.start, mode="random"))
 
 
 @pytest.mark.parametrize(
