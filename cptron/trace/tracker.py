@@ -100,6 +100,7 @@ class Tracker(TorchDispatchMode):
                 found = function(*args, **kwargs)
         finally:
             self._hidden -= 1
+            arguments.clear()  # autograd keeps `pack`, too
         if not self._hidden:
             self.see(found)
         return found

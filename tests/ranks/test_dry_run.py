@@ -90,7 +90,7 @@ def test_a_layer_on_a_gpu_keeps_what_the_formula_says(
     memory: MemoryConfig, parallel: dict[str, Any], world: int
 ) -> None:
     """Traced with a GPU's kernels: activations of four layers less those of two."""
-    config = replace(small(micro=2, batch=8, **parallel), memory=memory)
+    config = replace(small(batch=8, **parallel), memory=memory)
     four, two = (
         run_ranks(traced, 1, config, replace(SMALL, num_layers=layers), world, [0], on_gpu=True)[0][0][1]
         for layers in (4, 2)
