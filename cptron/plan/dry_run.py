@@ -46,6 +46,8 @@ def dry_run(config: Config, arch: Architecture, wanted: Wanted) -> Facts:
     """The record of a dry run. Raises a `CptronError` for what the trainer refuses, for what cannot be traced, and
     where a rank does not fit the GPU."""
     _require_engine()
+    if wanted.world_size < 1:
+        raise ConfigError(f"--world-size {wanted.world_size} must be at least 1; use e.g. 512")
     require_accepted(config, arch, wanted.world_size)
     fullest = _fullest_stage_of_run(config, arch, wanted.world_size)
     require_traceable(fullest)

@@ -68,6 +68,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _dry_run(args: argparse.Namespace, config: Config, arch: Architecture) -> int:
+    for name in ("tokens", "price", "calibrate", "calibrate_gpus", "write_fit", "fit"):
+        if getattr(args, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(
+                f"{option} is of the plan, and --dry-run looks at memory alone; leave one of them out"
+            )
     gpu = gpu_named(args.gpu, args.gpu_file) if args.gpu else None
     wanted = Wanted(world_size=args.gpus, rank=args.rank, all_stages=args.all_stages, gpu=gpu)
     record = dry_run(config, arch, wanted)

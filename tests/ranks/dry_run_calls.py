@@ -26,7 +26,9 @@ def measured(config: Config, arch: Architecture) -> tuple[Moment, Moment, int]:
     allocated."""
     layout = Layout.of(config.parallel)
     with open_session(launched_ranks(), layout, threads_per_rank=1) as session:
-        batches = traced_batches(config, session.topology, 0)  # all stages the same number, more than is traced
+        batches = traced_batches(
+            config, session.topology, 0
+        )  # all stages the same number, more than is traced
         tracker = Tracker(Ledger())
         on_cpu = [torch.profiler.ProfilerActivity.CPU]
         with torch.profiler.profile(activities=on_cpu, profile_memory=True) as profile, tracker:

@@ -128,6 +128,8 @@ def test_ranks_that_matter(pp: int, wanted: dict[str, int], ranks: list[int]) ->
         (["--dry-run", "parallel.pp=3"], "world size 64 must be a multiple"),
         (["--dry-run", "fp8.recipe=tensorwise"], "cannot trace fp8.recipe=tensorwise; add fp8.recipe=none"),
         (["--dry-run", "--gpu", "h101"], "did you mean h100"),
+        (["--dry-run", "--world-size", "0"], "--world-size 0"),
+        (["--dry-run", "--fit", "fit.json"], "--fit is of the plan"),
         (["--rank", "0", "--gpu", "h100"], "--rank is for --dry-run"),
         ([], "--gpu must say which GPUs"),
     ],
