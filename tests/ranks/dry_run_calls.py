@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import os
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensor
 
-from cptron.config.schema import Config
+from cptron.config.schema import Config, ParamGroupConfig
+from cptron.errors import ConfigError
 from cptron.model import fused
 from cptron.model.architecture import Architecture
 from cptron.runtime.launcher import launched_ranks
 from cptron.runtime.session import open_session
-from cptron.runtime.topology import Layout, Topology
+from cptron.runtime.topology import Layout
 from cptron.trace.ledger import Ledger, Moment
 from cptron.trace.stand_ins import for_any_trace, for_gpu
 from cptron.trace.tracker import Tracker
@@ -58,25 +59,21 @@ def left_behind(config: Config, arch: Architecture) -> list[str]:
     """What a traced rank leaves changed in its process, also where it fails."""
     before = _symbols()
     trace_rank(config, arch, 8, 0, on_gpu=True)
+    unknown = replace(config.optim, groups=(ParamGroupConfig(match="absent", lr_mult=2.0),))
     refused = ""
     try:
-        trace_rank(config, arch, 7, 0, on_gpu=True)
-    except Exception as error:
-        refused = type(error).__name__
+        trace_rank(replace(config, optim=unknown), arch, 8, 0, on_gpu=True)
+    except ConfigError as error:
+        refused = str(error)
     found = [name for name, value in _symbols().items() if value is not before[name]]
     if dist.is_initialized():
         found.append("process group")
-    if refused != "ConfigError":
-        found.append(f"refused with {refused}")
+    if "absent" not in refused:
+        found.append("a pattern that fits nothing was accepted")
     return found
 
 
 def _symbols() -> dict[str, Any]:
     table = for_any_trace() | for_gpu(Tracker(Ledger()))
     found = {f"{owner!r}.{name}": vars(owner).get(name) for owner, name in table}
-    return found | {
-        "cuda": os.environ.get("CUDA_VISIBLE_DEVICES") and None,
-        "stand_in": fused.stand_in,
-        "fake": FakeTensor.is_cuda,
-        "topology": Topology,
-    }
+    return found | {"stand_in": fused.stand_in, "is_cuda": FakeTensor.is_cuda}

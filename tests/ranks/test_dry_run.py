@@ -77,12 +77,19 @@ def test_traced_is_what_a_real_step_allocates(config: Config, arch: Architecture
     ("memory", "parallel", "world"),
     [
         (MemoryConfig(), {}, 1),
-        (MemoryConfig(recompute="selective", recompute_modules=("mlp",)), {}, 1),
-        (MemoryConfig(recompute="selective", recompute_modules=("core_attn",)), {}, 1),
+        pytest.param(
+            MemoryConfig(recompute="selective", recompute_modules=("mlp",)), {}, 1, marks=pytest.mark.more
+        ),
+        pytest.param(
+            MemoryConfig(recompute="selective", recompute_modules=("core_attn",)),
+            {},
+            1,
+            marks=pytest.mark.more,
+        ),
         (MemoryConfig(recompute="full"), {}, 1),
         (MemoryConfig(), {"tp": 2}, 2),
-        (MemoryConfig(), {"tp": 2, "sequence_parallel": False}, 2),
-        (MemoryConfig(), {"cp": 2}, 2),
+        pytest.param(MemoryConfig(), {"tp": 2, "sequence_parallel": False}, 2, marks=pytest.mark.more),
+        pytest.param(MemoryConfig(), {"cp": 2}, 2, marks=pytest.mark.more),
     ],
     ids=["plain", "mlp", "core_attn", "full", "tp2-sp", "tp2", "cp2"],
 )
@@ -103,7 +110,10 @@ def test_a_layer_on_a_gpu_keeps_what_the_formula_says(
 
 @pytest.mark.parametrize(
     "parallel",
-    [{"tp": 2, "pp": 4}, {"pp": 2, "virtual_stages": 2, "cp": 2}],
+    [
+        {"tp": 2, "pp": 4},
+        pytest.param({"pp": 2, "virtual_stages": 2, "cp": 2}, marks=pytest.mark.more),
+    ],
     ids=["tp2-pp4", "pp2-interleaved-cp2"],
 )
 def test_static_bytes_of_many_ranks(parallel: dict[str, Any]) -> None:
