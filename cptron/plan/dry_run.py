@@ -122,6 +122,7 @@ def require_traceable(config: Config) -> None:
         f"model.backend={config.model.backend}": (config.model.backend == "te", "model.backend=native"),
         f"fp8.recipe={config.fp8.recipe}": (config.fp8.recipe != "none", "fp8.recipe=none"),
         "memory.offload_modules": (bool(config.memory.offload_modules), "memory.offload_modules=[]"),
+        f"doremi.reference={config.doremi.reference}": (bool(config.doremi.reference), "doremi.reference=''"),
         "regularise.l2sp": (bool(wanted.l2sp), "regularise.l2sp=0"),
         "regularise.ewc": (bool(wanted.ewc), "regularise.ewc=0"),
         "regularise.agem": (wanted.agem, "regularise.agem=false"),

@@ -7,7 +7,7 @@ makes the trace that of a GPU, whose kernels are other ones. Invariant: leaving 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ import cptron.runtime.megatron_ready  # noqa: F401
 from megatron.core.fusions import fused_bias_swiglu
 
 from cptron.model import fused
+from cptron.optim import names
 from cptron.trace.tracker import Tracker
 
 Table = dict[tuple[Any, str], Any]
@@ -53,8 +54,8 @@ def _done() -> Any:
     return FakeWork().boxed()
 
 
-def for_any_trace() -> Table:
-    """Symbols that fake tensors and ranks need."""
+def for_any_trace(names_elsewhere: Collection[str] = ()) -> Table:
+    """Symbols that fake tensors and ranks need; `names_elsewhere` are those of parameters of other ranks."""
     tensor = torch.tensor
 
     def of_numbers(data: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -70,6 +71,7 @@ def for_any_trace() -> Table:
         (torch, "tensor"): of_numbers,
         (dist, "all_gather_object"): gather,
         (FakeTensor, "numpy"): ones,
+        (names, "_names_anywhere"): lambda params: {*params, *names_elsewhere},
     }
 
 

@@ -6,7 +6,7 @@ optimizer, pipeline schedule and step are those that `setup` and `loop` use; not
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from cptron.config.schema import Config
 from cptron.data.batch import MicroBatch
 from cptron.model.architecture import Architecture
 from cptron.plan.activations import chunks_in_flight
+from cptron.plan.parameters import names_of_model
 from cptron.runtime.pipeline import unwrapped
 from cptron.runtime.topology import Layout, Topology
 from cptron.trace.fake_ranks import open_fake_rank
@@ -49,15 +50,15 @@ def trace_rank(config: Config, arch: Architecture, world_size: int, rank: int, *
     topology = Topology(world_size, Layout.of(config.parallel))
     tracker = FakeTracker(Ledger(CUDA_UNIT if on_gpu else 1))
     batches = traced_batches(config, topology, topology.pp_rank(rank))
-    with open_fake_rank(topology, rank), faked(tracker, on_gpu=on_gpu):
+    with open_fake_rank(topology, rank), faked(tracker, names_of_model(config, arch), on_gpu=on_gpu):
         static = step_of(config, arch, batches, tracker, on_gpu=on_gpu)
     return Traced(static, tracker.ledger.peak(), len(batches))
 
 
 @contextmanager
-def faked(tracker: Tracker, *, on_gpu: bool) -> Iterator[None]:
+def faked(tracker: Tracker, names_elsewhere: Collection[str], *, on_gpu: bool) -> Iterator[None]:
     """In the context tensors have no memory and the tracker counts what they would have."""
-    table = for_any_trace() | (for_gpu(tracker) if on_gpu else {})
+    table = for_any_trace(names_elsewhere) | (for_gpu(tracker) if on_gpu else {})
     with replaced(table), FakeTensorMode(allow_non_fake_inputs=True), tracker:
         yield
 
