@@ -23,7 +23,7 @@ class Tracker(TorchDispatchMode):
     """While it is entered, what operations return goes into `ledger`."""
 
     def __init__(self, ledger: Ledger) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.ledger = ledger
         self._references: dict[int, Any] = {}
         self._hidden = 0
@@ -92,7 +92,7 @@ class Tracker(TorchDispatchMode):
             return tensor if known else (tensor, tuple(arguments.values()))
 
         def unpack(kept: Any) -> torch.Tensor:
-            return kept if isinstance(kept, torch.Tensor) else kept[0]  # type: ignore[no-any-return]
+            return kept if isinstance(kept, torch.Tensor) else kept[0]
 
         self._hidden += 1
         try:
