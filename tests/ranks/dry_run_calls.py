@@ -26,7 +26,9 @@ def measured(config: Config, arch: Architecture) -> tuple[Moment, Moment, int]:
     """Of a real step on gloo: before it, at its fullest moment, and the most that torch's own profiler has seen
     allocated."""
     layout = Layout.of(config.parallel)
-    with open_session(launched_ranks(), layout, threads_per_rank=1) as session:
+    ranks = launched_ranks()
+    assert ranks is not None
+    with open_session(ranks, layout, threads_per_rank=1) as session:
         batches = traced_batches(
             config, session.topology, 0
         )  # all stages the same number, more than is traced
