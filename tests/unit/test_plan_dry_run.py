@@ -125,7 +125,7 @@ def test_ranks_that_matter(pp: int, wanted: dict[str, int], ranks: list[int]) ->
     [
         (["--dry-run", "--rank", "64"], "--rank 64 is not one of the 64 ranks; use 0 to 63"),
         (["--dry-run", "--rank", "-1"], "--rank -1"),
-        (["--dry-run", "parallel.pp=3"], "world size 64 must be a multiple"),
+        (["--dry-run", "parallel.pp=3"], "must divide the world size 64"),
         (["--dry-run", "fp8.recipe=tensorwise"], "cannot trace fp8.recipe=tensorwise; add fp8.recipe=none"),
         (["--dry-run", "--gpu", "h101"], "did you mean h100"),
         (["--dry-run", "--world-size", "0"], "--world-size 0"),
