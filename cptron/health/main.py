@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cptron.config.schema import RuntimeConfig
-from cptron.errors import EXIT_CODE, ConfigError, LaunchError
+from cptron.errors import EXIT_CODE, ConfigError
 from cptron.plan.cluster import INTERCONNECTS, LINK_REACHED, NETWORK_REACHED, network_of
 from cptron.plan.device_names import gpu_of_device
 from cptron.plan.gpus import GPUS, gpu_named
@@ -83,13 +83,7 @@ def examine(ranks: Ranks, options: Options) -> dict[str, Any]:
 
     device = select_device(options.device, ranks.local_rank)
     began_s = time.perf_counter()
-    try:
-        dist.init_process_group(device.backend, ranks, options.timeout_s)
-    except RuntimeError as error:
-        raise LaunchError(
-            f"rank {ranks.rank} of {ranks.world_size} did not find the others within {options.timeout_s} s "
-            f"({_first_line(error)}); see which did not start, and that MASTER_ADDR and MASTER_PORT can be reached"
-        ) from None
+    dist.init_process_group(device.backend, ranks, options.timeout_s)
     runtime = RuntimeConfig(timeout_s=options.timeout_s, hang_phase_s=5 * options.timeout_s)
     nowhere = Path(tempfile.gettempdir()) / f"cptron-{uuid.uuid4().hex}"  # no run, so no stacks are kept
     try:
@@ -194,7 +188,3 @@ def shown(report: dict[str, Any]) -> str:
     return "\n".join(
         [head, "", table(["", "check", "found", "rule"], rows), *([""] if advice else []), *advice]
     )
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

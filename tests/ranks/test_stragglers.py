@@ -48,7 +48,7 @@ def test_time_in_a_collective_is_not_a_ranks_own() -> None:
         (Layout(2), 1, "data"),
         (Layout(2, tp=2), 1, "forward"),
         (Layout(2, pp=2), 0, "forward"),
-        (Layout(2, pp=2), 1, "forward"),
+        pytest.param(Layout(2, pp=2), 1, "forward", marks=pytest.mark.more),
     ],
     ids=str,
 )
@@ -62,6 +62,7 @@ def test_the_slow_rank_is_named(world: World, tmp_path: Path, layout: Layout, ra
     assert f"straggler at step {record['step']}: rank {rank} ({record['host']}, local rank {rank};" in printed
 
 
+@pytest.mark.more
 def test_a_rank_that_recovers_is_said_to(world: World, tmp_path: Path) -> None:
     run, printed = run_slow(
         world, tmp_path / "run", Layout(2), 1, "train.steps=14", where="data", until_step=7
