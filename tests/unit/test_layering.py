@@ -33,6 +33,7 @@ ADAPTERS = {
     "runtime/groups.py",
     "runtime/offloading.py",
     "runtime/pipeline.py",
+    "trace/stand_ins.py",
     "train/megatron_order.py",
 }
 """The files that hide megatron-core from the rest; a new one needs a reason."""
@@ -69,6 +70,7 @@ LIGHT_FILES = (
     "regularise/fisher_file.py",
     "regularise/taught_file.py",
     "report/watch.py",
+    "trace/ledger.py",
     "train/preflight.py",
 )
 HEAVY = ("torch", "megatron", "transformers")
