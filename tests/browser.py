@@ -71,7 +71,9 @@ class Browser:
     def call(self, method: str, session: str = "", **params: Any) -> dict[str, Any]:
         """One command of the Chrome DevTools Protocol and its result; what happens meanwhile is kept in `events`."""
         number = next(self._numbers)
-        message = {"id": number, "method": method, "params": params} | ({"sessionId": session} if session else {})
+        message = {"id": number, "method": method, "params": params} | (
+            {"sessionId": session} if session else {}
+        )
         os.write(self._to, json.dumps(message).encode() + b"\0")
         while True:
             found = self._next()
@@ -165,7 +167,9 @@ class Tab:
 
     def screenshot(self, path: Path, full: bool = True) -> Path:
         """PNG of the whole page, or of the window."""
-        found = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=full, **self._clip(full))
+        found = self.call(
+            "Page.captureScreenshot", format="png", captureBeyondViewport=full, **self._clip(full)
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(base64.b64decode(found["data"]))
         return path

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from cptron.errors import ConfigError
 from cptron.report.places import numbers
 from cptron.report.rates import planned_curve
 from cptron.report.spec import Chart, Line, Values
@@ -21,9 +22,20 @@ SHOWN_SOURCES = 12
 MOST_OTHERS = 12
 """Charts of metrics that have no place of their own."""
 KNOWN = frozenset(
-    ("step tokens_total tokens_skipped loss_nats_per_token lr grad_norm step_time_s tokens_per_s mem_peak_gib stage "
-     "model_tflop_per_s_per_rank").split()
-)  # fmt: skip
+    (
+        *(
+            "kind",
+            "step",
+            "tokens_total",
+            "tokens_skipped",
+            "stage",
+            "loss_nats_per_token",
+            "lr",
+            "grad_norm",
+        ),
+        *("step_time_s", "tokens_per_s", "model_tflop_per_s_per_rank", "mem_peak_gib"),
+    )
+)
 BY_SOURCE = ("loss_nats_per_token", "tokens", "trained", "samples", "epochs", "share", "weight")
 
 
@@ -33,27 +45,26 @@ def loss_charts(view: View) -> list[Chart]:
     charts = [Chart(title="Training loss", unit="nats per token", lines=total, smooth=True)]
     if len(view.sources) > 1:
         lines = list(_by_source(view, "loss_nats_per_token"))
-        charts.append(
-            Chart(title="Training loss by source", unit="nats per token", lines=lines, smooth=True)
-        )
+        charts.append(Chart(title="Training loss by source", unit="nats per token", lines=lines, smooth=True))
     return _with_points(charts)
 
 
 def optimizer_charts(view: View) -> list[Chart]:
     """Learning rate, as configured and used, and gradient norm."""
-    rate = []
+    rate, note = [], ""
     used = view.samples("used", "lr", 0)
     if any(value is not None for value in used.values.y):
-        curve = planned_curve(view.log.config)
+        try:
+            curve = planned_curve(view.log.config)
+        except ConfigError as error:  # of stages whose ends depend on what the data is
+            curve, note = [], f"not planned: {error}"
         grid = view.places.grid([step for step, _ in curve])
-        rate = [
-            Line(label="as configured", grid=grid, values=Values([y for _, y in curve]), color=1),
-            used,
-        ]
+        planned = Line(label="as configured", grid=grid, values=Values([y for _, y in curve]), color=1)
+        rate = [planned, used]
     norm = [view.means("gradient norm", "grad_norm", 0)]
     return _with_points(
         [
-            Chart(title="Learning rate", unit="", lines=rate, zero=True),
+            Chart(title="Learning rate", unit=note, lines=rate, zero=True),
             Chart(
                 title="Gradient norm", unit="global L2, before clipping", lines=norm, zero=True, smooth=True
             ),
@@ -176,7 +187,8 @@ def shares_of_late(tokens_SP: Numbers) -> Numbers:
     before = np.concatenate([np.zeros((len(tokens_SP), window)), tokens_SP], axis=1)[:, :points]
     drawn = np.maximum(tokens_SP - before, 0.0)
     total = drawn.sum(axis=0)
-    return np.divide(drawn, total, out=np.full_like(drawn, np.nan), where=total > 0)
+    shares: Numbers = np.divide(drawn, total, out=np.full_like(drawn, np.nan), where=total > 0)
+    return shares
 
 
 def _with_points(charts: Sequence[Chart]) -> list[Chart]:

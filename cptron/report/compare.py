@@ -128,7 +128,9 @@ def _results(names: Sequence[str], views: Sequence[View]) -> str:
         ["tokens/s, median", *(_median(view, "tokens_per_s") for view in views)],
     ]
     for name in sets:
-        rows.append([f"{escape(name)}: loss at the end", *(_loss_cell(view, name, math.inf) for view in views)])
+        rows.append(
+            [f"{escape(name)}: loss at the end", *(_loss_cell(view, name, math.inf) for view in views)]
+        )
     for name in sets:
         label = f"{escape(name)}: loss at {compact(together)} tokens"
         rows.append([label, *(_loss_cell(view, name, together) for view in views)])
@@ -158,7 +160,10 @@ def _median(view: View, name: str) -> str:
 
 
 def _lines(names: Sequence[str], views: Sequence[View], line_of: Any) -> list[Line]:
-    return [line_of(view, name, 1 + place % 7) for place, (name, view) in enumerate(zip(names, views, strict=True))]
+    return [
+        line_of(view, name, 1 + place % 7)
+        for place, (name, view) in enumerate(zip(names, views, strict=True))
+    ]
 
 
 def _chart(title: str, unit: str, lines: Sequence[Line], zero: bool = False, smooth: bool = False) -> Chart:
@@ -204,9 +209,7 @@ def _suite_charts(names: Sequence[str], views: Sequence[View]) -> list[Chart]:
         _chart(
             title,
             "nats per token against the base; shaded: interval",
-            _lines(
-                names, views, lambda view, name, color, prefix=prefix: view.interval(name, prefix, color)
-            ),
+            _lines(names, views, lambda view, name, color, prefix=prefix: view.interval(name, prefix, color)),
             zero=True,
         )
         for title, prefix in SUITES
@@ -233,6 +236,9 @@ def _source_charts(names: Sequence[str], views: Sequence[View]) -> list[Chart]:
 
 def _differences(names: Sequence[str], logs: Sequence[RunLog]) -> str:
     found = config_differences([config_to_dict(log.config) for log in logs])
-    rows = [[escape(key), *(escape("-" if value is None else str(value)) for value in values)] for key, values in found]
+    rows = [
+        [escape(key), *(escape("-" if value is None else str(value)) for value in values)]
+        for key, values in found
+    ]
     body = table(["key", *names], rows) if rows else "<p>Nothing.</p>"
     return section("What their configurations differ in", body)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
-from cptron.report.spec import Chart, Event, Grid, Line
+from cptron.report.spec import KINDS, Chart, Event, Grid, Line
 from cptron.report.svg import Series, line_chart, smoothed
 
 SMOOTH_FROM = 60
@@ -55,8 +54,11 @@ class Figures:
             for event in self._events
         ]  # fmt: skip
         return json_block(
-            {"runs": list(self._runs), "grids": self._grid_values, "charts": self._charts, "events": events}
-        )
+            {
+                "runs": list(self._runs), "kinds": KINDS, "grids": self._grid_values, "charts": self._charts,
+                "events": events,
+            }
+        )  # fmt: skip
 
     def _chart(self, chart: Chart) -> dict[str, Any]:
         return {
@@ -122,8 +124,10 @@ def _series(line: Line, smooth: bool, most: int) -> list[Series]:
             Series(line.label, points[::stride], line.color, faint=True),
             Series(line.label, soft, line.color),
         ]
-    band = []
+    band: list[tuple[float, float, float]] = []
     if line.interval and line.values.low and line.values.high:
         ends = zip(line.grid.step, line.values.low, line.values.high, strict=True)
-        band = [(x, low, high) for x, low, high in ends if None not in (x, low, high)]
+        band = [
+            (x, low, high) for x, low, high in ends if x is not None and low is not None and high is not None
+        ]
     return [Series(line.label, points[::stride], line.color, faint=line.faint, band=band)]

@@ -41,9 +41,7 @@ def forgetting_charts(view: View) -> list[Chart]:
         view.evaluated(name, f"probe/{name}/score_nats", color) for color, name in enumerate(names, start=1)
     ]
     unit = "nats per token that the context tells, minus others; a rise is a loss of the ability"
-    charts.append(
-        Chart(title="Probes of what the context is used for", unit=unit, lines=probes, zero=True)
-    )
+    charts.append(Chart(title="Probes of what the context is used for", unit=unit, lines=probes, zero=True))
     return [chart for chart in charts if not chart.is_empty]
 
 

@@ -14,17 +14,6 @@ from cptron.report.sinks import Record
 from cptron.report.spec import Event
 from cptron.report.view import View
 
-KINDS = {
-    "resume": "start or stop",
-    "replay": "steps made again",
-    "fault": "spike or fault",
-    "policy": "forgetting policy",
-    "gap": "gap in the log",
-    "save": "checkpoint",
-    "selected": "selected checkpoint",
-}
-"""Kind of an event -> in words."""
-
 
 def events_of(view: View) -> list[Event]:
     """In the order of their steps."""

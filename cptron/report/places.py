@@ -37,7 +37,8 @@ class Places:
         """Beyond the log at the mean pace so far."""
         beyond = np.maximum(steps - self._steps[-1], 0.0) * self._tokens_per_step
         inside: Numbers = np.interp(steps, self._steps, self._tokens)
-        return inside + beyond
+        found: Numbers = inside + beyond
+        return found
 
     def hours(self, steps: Numbers) -> Numbers:
         """NaN beyond the log."""
@@ -48,7 +49,9 @@ class Places:
         """A grid of these steps."""
         at = np.array(steps, dtype=np.float64)
         return Grid(
-            step=list(steps), tokens=numbers(np.round(self.tokens(at)), None), hours=numbers(self.hours(at), 7)
+            step=list(steps),
+            tokens=numbers(np.round(self.tokens(at)), None),
+            hours=numbers(self.hours(at), 7),
         )
 
     def one(self, step: float) -> tuple[float | None, float | None]:

@@ -51,7 +51,8 @@ class RunLog:
     def last_step(self) -> int:
         """Steps done, by the log."""
         last = int(self.steps.steps[-1]) if len(self.steps) else 0
-        return max([last, *(record["step"] for record in [*self.evals[-1:], *self.events[-1:]])])
+        others = [int(record["step"]) for record in [*self.evals[-1:], *self.events[-1:]]]
+        return max([last, *others])
 
     def gaps(self) -> list[tuple[int, int]]:
         """Pairs of steps between which the log lacks records that should be there."""
@@ -63,7 +64,9 @@ class RunLog:
     def selected_step(self) -> int | None:
         """Step of the checkpoint that `cptron select` has chosen in this run; None without one."""
         chosen = self.selection["chosen_paths"] if self.selection else []
-        inside = [Path(path) for path in chosen if Path(path).parent.parent.name == self.directory.resolve().name]
+        inside = [
+            Path(path) for path in chosen if Path(path).parent.parent.name == self.directory.resolve().name
+        ]
         digits = inside[0].name.rpartition("_")[2] if len(inside) == 1 else ""
         return int(digits) if digits.isdecimal() else None
 
@@ -103,7 +106,8 @@ def _read_metrics(directory: Path, config: Config, path: Path) -> RunLog:
             log.steps.add(record)
             last = step
             continue
-        if kind in ("start", "guard") and step < last:
+        goes_back = kind == "start" or (kind == "guard" and record["event"] == "rollback")
+        if goes_back and step < last:
             _go_back(log, step)
             last = step
         if kind == "eval":

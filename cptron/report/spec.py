@@ -11,6 +11,17 @@ from dataclasses import dataclass, field
 
 Column = Sequence[float | None]
 
+KINDS = {
+    "resume": "start or stop",
+    "replay": "steps made again",
+    "fault": "spike or fault",
+    "policy": "forgetting policy",
+    "gap": "gap in the log",
+    "save": "checkpoint",
+    "selected": "selected checkpoint",
+}
+"""Kind of an event -> in words."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Grid:
@@ -83,7 +94,7 @@ class Event:
     """Something that happened at a step: a mark in every chart."""
 
     kind: str
-    """`resume`, `replay`, `fault`, `policy`, `gap`, `save` or `selected`."""
+    """One of `KINDS`."""
     text: str
     step: float
     tokens: float | None

@@ -1,4 +1,4 @@
-"""The steps of a log as columns of numbers: a million of them fit in memory, and a later start replaces what it repeats.
+"""The steps of a log as columns of numbers, of which a million fit in memory; a later start replaces what it repeats.
 
 Place in the flow: `run_log` fills it, `thin` and `tables` read it. Imports no torch. Invariant: steps rise from row to
 row; what is absent or not finite is NaN in a column, and what was not finite is kept as the text that the log has.
@@ -46,12 +46,10 @@ class StepLog:
         row = len(self._steps)
         self._steps.append(record["step"])
         for name, value in record.items():
-            if isinstance(value, float | int) and not isinstance(value, bool):
-                number = float(value)
-            elif isinstance(value, str) and value in NOT_FINITE:
-                number = float(value)
-            else:
+            is_number = isinstance(value, float | int) and not isinstance(value, bool)
+            if not is_number and not (isinstance(value, str) and value in NOT_FINITE):
                 continue
+            number = float(value)
             if not math.isfinite(number):
                 self.texts.setdefault(name, {})[row] = repr(number)
                 number = math.nan

@@ -15,9 +15,8 @@ from typing import Any
 from cptron.config.load import resolved_yaml
 from cptron.config.schema import Config, SourceConfig
 from cptron.report.console import compact, duration, guard_line
-from cptron.report.happened import KINDS
 from cptron.report.sinks import Record
-from cptron.report.spec import Event
+from cptron.report.spec import KINDS, Event
 from cptron.report.view import View
 
 MOST_ROWS = 500
@@ -33,7 +32,7 @@ def cards(view: View) -> str:
         rank = speed[[math.isfinite(value) for value in speed.tolist()]].tolist()
         found += [
             ("tokens trained on", _number(steps.last("tokens_total"))),
-            ("training loss, last 5 %", f"{_mean(losses[-max(1, len(losses) // 20) :].tolist()):.4f}"),
+            ("training loss, last 5\u00a0%", f"{_mean(losses[-max(1, len(losses) // 20) :].tolist()):.4f}"),
             ("tokens/s, median", _number(_median(steps.finite("tokens_per_s").tolist()))),
             ("tokens/s per rank, median", _number(_median(rank))),
             ("seconds a step, median", f"{_median(steps.finite('step_time_s').tolist()):.3g}"),
@@ -112,7 +111,15 @@ def source_table(view: View) -> str:
                 f"{_mean(losses[-window:]):.4f}" if losses else "-",
             ]
         )
-    head = ["source", "tokens seen", "share", "share asked for", "epochs", "loss, first 5 %", "loss, last 5 %"]
+    head = [
+        "source",
+        "tokens seen",
+        "share",
+        "share asked for",
+        "epochs",
+        "loss, first 5 %",
+        "loss, last 5 %",
+    ]
     return table(head, rows, numbers=True)
 
 
@@ -121,7 +128,9 @@ def guard_table(view: View) -> str:
     guards = view.log.of_kind("guard")
     if not guards:
         return ""
-    rows = [[str(record["tried_step"]), escape(record["event"]), escape(guard_line(record))] for record in guards]
+    rows = [
+        [str(record["tried_step"]), escape(record["event"]), escape(guard_line(record))] for record in guards
+    ]
     skipped = max(int(record["tokens_skipped"]) for record in guards)
     note = f"{skipped:,} tokens were drawn and not trained on." if skipped else "No data was left out."
     shown = table(["step", "what", ""], rows[:MOST_ROWS]) + _left_out(len(rows))

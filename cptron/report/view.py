@@ -53,9 +53,7 @@ class View:
     def largest_sources(self, count: int) -> list[str]:
         """Those of which most was drawn."""
         drawn = {name: self.steps.last(f"tokens/{name}") for name in self.sources}
-        order = sorted(
-            self.sources, key=lambda name: -(drawn[name] if math.isfinite(drawn[name]) else 0.0)
-        )
+        order = sorted(self.sources, key=lambda name: -(drawn[name] if math.isfinite(drawn[name]) else 0.0))
         return order[:count]
 
     def means(self, label: str, name: str, color: int, off: bool = False) -> Line:
@@ -82,15 +80,11 @@ class View:
     def evaluated(self, label: str, name: str, color: int) -> Line:
         """A metric of the evaluations."""
         few = len(self.evals) <= DOTS
-        return Line(
-            label=label, grid=self._evals.grid, values=self._evals.means(name), color=color, dots=few
-        )
+        return Line(label=label, grid=self._evals.grid, values=self._evals.means(name), color=color, dots=few)
 
     def interval(self, label: str, prefix: str, color: int) -> Line:
         """A change of the evaluations with its interval; ends that are not finite are left out."""
-        estimate, low, high = (
-            self._evals.samples(f"{prefix}_{end}").y for end in ("nats", "low", "high")
-        )
+        estimate, low, high = (self._evals.samples(f"{prefix}_{end}").y for end in ("nats", "low", "high"))
         return Line(
             label=label, grid=self._evals.grid, values=Values(estimate, low, high), color=color,
             interval=True, dots=len(self.evals) <= DOTS,
@@ -101,9 +95,7 @@ class View:
         lines = []
         for left in self.log.replayed:
             old = thin(left, self.places, 400)
-            lines.append(
-                Line(label="replayed", grid=old.grid, values=old.means(name), color=0, faint=True)
-            )
+            lines.append(Line(label="replayed", grid=old.grid, values=old.means(name), color=0, faint=True))
         return lines
 
     def tokens_per_s_per_rank(self) -> Numbers:

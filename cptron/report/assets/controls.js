@@ -19,6 +19,13 @@ function makeToolbar(before) {
   const box = html("input", { type: "checkbox", checked: view.events, id: "events" }, events);
   events.append("events");
   box.addEventListener("change", () => { view.events = box.checked; redrawAll(); });
+  const key = html("span", { className: "key" }, events);
+  for (const [kind, text] of Object.entries(report.kinds)) {
+    if (!report.events.some((event) => event.kind === kind)) continue;
+    const entry = html("span", {}, key);
+    html("i", { className: `mark-${kind}` }, entry);
+    entry.append(text);
+  }
   const zoom = html("fieldset", {}, bar);
   html("legend", { textContent: "zoom" }, zoom);
   const first = () => charts[0];

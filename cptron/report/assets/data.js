@@ -4,7 +4,7 @@ const report = JSON.parse(document.getElementById("report-data").textContent);
 const AXES = { step: "step", tokens: "tokens trained on", hours: "hours of training steps" };
 
 /** Shared by all charts. `range` is [low, high] of the x axis, or null for all of it; `smoothing` is a part of the run. */
-const view = { x: "step", range: null, smoothing: 2, events: report.runs.length === 1 };
+const view = { x: "step", range: null, smoothing: 4, events: report.runs.length === 1 };
 
 /** Where an event or a point lies, by the present x axis; null where that is not known. */
 const place = (thing) => thing[view.x];

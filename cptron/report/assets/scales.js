@@ -37,8 +37,9 @@ function padded([low, high], zero, isLog) {
   if (isLog) return low === high ? [low / 1.5, high * 1.5] : [low / 1.06, high * 1.06];
   if (zero) { low = Math.min(0, low); high = Math.max(0, high); }
   if (low === high) { const pad = Math.abs(low) * 0.1 || 1; return [low - pad, high + pad]; }
-  const room = (high - low) * 0.05;
-  return [zero && low === 0 ? 0 : low - room, zero && high === 0 ? 0 : high + room];
+  const room = (high - low) * 0.05; // a sign that no value has is not shown
+  const least = low >= 0 ? Math.max(0, low - room) : low - room;
+  return [least, high <= 0 ? Math.min(0, high + room) : high + room];
 }
 
 /** Least and largest of what is finite; null without anything. */
