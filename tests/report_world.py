@@ -92,7 +92,7 @@ def evaluation(step: int, sets: Sequence[str]) -> dict[str, Any]:
     """As the trainer writes it."""
     record: dict[str, Any] = {"kind": "eval", "step": step, "tokens_total": TOKENS * step}
     for place, name in enumerate(sets):
-        loss = 2.5 - step / 400 * (1 - 1.5 * place)
+        loss = 2.5 - min(step, 400) / 400 * (1 - 1.5 * place)
         record |= {f"valid/{name}/loss_nats_per_token": loss, f"valid/{name}/perplexity": math.exp(loss)}
         record[f"valid/{name}/tokens"] = 5000
     return record

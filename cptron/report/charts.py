@@ -171,7 +171,7 @@ def _mixture(view: View) -> Iterator[Line]:
     for color, (name, shares) in enumerate(zip(view.sources, of_late, strict=True), start=1):
         off = name not in shown
         yield Line(
-            label=name, grid=view.thinned.grid, values=Values(numbers(shares, 6)), color=color, off=off
+            label=name, grid=view.sourced.grid, values=Values(numbers(shares, 6)), color=color, off=off
         )
     for color, name in enumerate(view.sources, start=1):
         asked = view.samples(f"{name}, asked", f"share/{name}", color, off=name not in shown)

@@ -69,22 +69,33 @@ def distinct_names(logs: Sequence[RunLog]) -> list[str]:
 
 
 def config_differences(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
-    """Keys whose values are not the same in all, with the values; None where a configuration has no such key."""
+    """Keys whose values are not the same in all, with the values; None where a configuration has no such key. Of a
+    source or set that is not in all there is one row for that, and others only where those that have it differ."""
     flat = [_flat(config) for config in configs]
     keys = dict.fromkeys(key for found in flat for key in found)
     rows = [(key, [found.get(key) for found in flat]) for key in keys]
-    return [(key, values) for key, values in rows if any(value != values[0] for value in values[1:])]
+    items = {key for found in flat for key, value in found.items() if value == "there"}
+    return [
+        (key, values)
+        for key, values in rows
+        if _differ(values if key in items else [value for value in values if value is not None])
+    ]
+
+
+def _differ(values: Sequence[Any]) -> bool:
+    return any(value != values[0] for value in values[1:])
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """`data.sources.web.token_share`; the items of a list by their names, else by their places."""
+    """`data.sources.web.token_share`; items of a list by their names, else by their places, and `there` for each."""
+    found: dict[str, Any] = {}
     if isinstance(value, Mapping) and value:
         items = [(str(key), item) for key, item in value.items()]
     elif isinstance(value, list | tuple) and value and all(isinstance(item, Mapping) for item in value):
         items = [(str(item.get("name", place)), item) for place, item in enumerate(value)]
+        found = {f"{prefix}.{key}": "there" for key, _ in items}
     else:
         return {prefix: value}
-    found: dict[str, Any] = {}
     for key, item in items:
         found |= _flat(item, f"{prefix}.{key}" if prefix else key)
     return found

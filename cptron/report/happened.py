@@ -36,7 +36,7 @@ def _starts(view: View) -> Iterator[Event]:
                 yield _event(view, "resume", _start_text(record), record["step"])
             first = False
         if record["kind"] == "stop" and record["step"] != view.log.config.train.steps:
-            yield _event(view, "resume", f"stopped: {record['reason']}", record["step"])
+            yield _event(view, "resume", str(record["reason"]), record["step"])
 
 
 def _start_text(record: Record) -> str:

@@ -82,13 +82,13 @@ class StagePlan:
     can move the end of a stage by a step."""
 
     def __init__(self, config: Config) -> None:
-        self._stages = stages_of(config) or (Stage((), global_batch_size=config.train.global_batch_size),)
+        self.stages = stages_of(config) or (Stage((), global_batch_size=config.train.global_batch_size),)
         self.has_stages = bool(config.data.stages)
         self._per_batch = [
             float(stage.global_batch_size * (stage.seq_length or config.data.seq_length))
-            for stage in self._stages
+            for stage in self.stages
         ]
-        lengths = stage_steps(self._stages, self._per_batch)
+        lengths = stage_steps(self.stages, self._per_batch)
         self.firsts = [int(first) for first in accumulate(lengths[:-1], initial=0.0) if first < math.inf]
         """First step of each stage that there is, from 0."""
 
@@ -98,7 +98,7 @@ class StagePlan:
 
     def lr_scale(self, step: int) -> float:
         """What the schedule's rate is multiplied by."""
-        return self._stages[self.stage(step) - 1].lr_scale
+        return self.stages[self.stage(step) - 1].lr_scale
 
     def tokens_before(self, step: int) -> float:
         """Of whole batches."""

@@ -1,7 +1,7 @@
 """A run as charts see it: few enough points, each with its step, tokens and hours.
 
 Place in the flow: `run_log` -> here -> `charts`, `forgetting`, `compare`. Invariant: lines of one view share one grid
-for steps and one for evaluations.
+for what there is once, one for what there is of every source, and one for evaluations.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from functools import cached_property
 
 import numpy as np
 
+from cptron.errors import ConfigError
 from cptron.plan.gpus import Gpu
 from cptron.report.console import valid_sets
 from cptron.report.places import Places
 from cptron.report.run_log import RunLog
 from cptron.report.spec import Line, Values
 from cptron.report.steplog import Numbers, StepLog
-from cptron.report.thin import buckets_for, thin
+from cptron.report.thin import Thinned, buckets_for, thin
 
 DOTS = 60
 """Evaluations up to so many get a mark each."""
@@ -34,9 +35,10 @@ class View:
             self.evals.add(record)
         self.places = Places(log.steps, log.evals, log.config)
         self.sources = [source.name for source in log.config.data.sources]
-        buckets = buckets_for(runs * (5 * len(self.sources) + 10))
-        self.thinned = thin(log.steps, self.places, buckets, log.gaps())
-        self._evals = thin(self.evals, self.places, buckets)
+        few, many = buckets_for(runs * 20), buckets_for(runs * (5 * len(self.sources) + 20))
+        self.thinned = thin(log.steps, self.places, few, log.gaps())
+        self.sourced = self.thinned if few == many else thin(log.steps, self.places, many, log.gaps())
+        self._evals = thin(self.evals, self.places, few)
         self.peak_tflop_per_s = _peak(log, gpu)
         self.gpu_name = gpu.name if gpu else ""
 
@@ -58,19 +60,21 @@ class View:
 
     def means(self, label: str, name: str, color: int, off: bool = False) -> Line:
         """A metric of the steps: mean and extremes."""
-        return Line(
-            label=label, grid=self.thinned.grid, values=self.thinned.means(name), color=color, off=off
-        )
+        thinned = self._grid_for(name)
+        return Line(label=label, grid=thinned.grid, values=thinned.means(name), color=color, off=off)
 
     def samples(self, label: str, name: str, color: int, off: bool = False) -> Line:
         """A metric of the steps that does not jump about."""
-        return Line(
-            label=label, grid=self.thinned.grid, values=self.thinned.samples(name), color=color, off=off
-        )
+        thinned = self._grid_for(name)
+        return Line(label=label, grid=thinned.grid, values=thinned.samples(name), color=color, off=off)
 
     def sampled_column(self, name: str) -> Numbers:
         """The same as numbers, NaN where absent."""
-        return np.array(self.thinned.samples(name).y, dtype=np.float64)
+        return np.array(self._grid_for(name).samples(name).y, dtype=np.float64)
+
+    def _grid_for(self, name: str) -> Thinned:
+        """A metric of a source has its name behind a `/`."""
+        return self.sourced if "/" in name else self.thinned
 
     def derived(self, label: str, column: Numbers, color: int) -> Line:
         """A column that is made of others."""
@@ -112,8 +116,9 @@ class View:
 
 
 def _peak(log: RunLog, gpu: Gpu | None) -> float:
-    """TFLOP/s of one GPU at the run's precision; 0 where the GPU is not known."""
+    """TFLOP/s of one GPU at the run's precision; 0 where no GPU is named. Raises `ConfigError` for a run on CPUs."""
     if gpu is None:
         return 0.0
-    train = log.config.train
-    return gpu.peak(train.precision, fp8=log.config.fp8.recipe != "none") / 1e12
+    if any(start.get("device") == "cpu" for start in log.of_kind("start")[-1:]):
+        raise ConfigError(f"--gpu {gpu.name}: {log.directory} was trained on CPUs; leave --gpu out")
+    return gpu.peak(log.config.train.precision, fp8=log.config.fp8.recipe != "none") / 1e12

@@ -19,13 +19,6 @@ function makeToolbar(before) {
   const box = html("input", { type: "checkbox", checked: view.events, id: "events" }, events);
   events.append("events");
   box.addEventListener("change", () => { view.events = box.checked; redrawAll(); });
-  const key = html("span", { className: "key" }, events);
-  for (const [kind, text] of Object.entries(report.kinds)) {
-    if (!report.events.some((event) => event.kind === kind)) continue;
-    const entry = html("span", {}, key);
-    html("i", { className: `mark-${kind}` }, entry);
-    entry.append(text);
-  }
   const zoom = html("fieldset", {}, bar);
   html("legend", { textContent: "zoom" }, zoom);
   const first = () => charts[0];
@@ -34,7 +27,20 @@ function makeToolbar(before) {
   button(zoom, "all", "Show all", () => setRange(null)).id = "reset";
   const theme = html("span", { className: "push" }, bar);
   choice(theme, "colours", [["", "auto"], ["light", "light"], ["dark", "dark"]], () => document.documentElement.dataset.theme || "", setTheme);
+  makeKey(bar);
   before.before(bar);
+}
+
+/** What the colours of the marks mean, of those that there are. */
+function makeKey(bar) {
+  const kinds = Object.keys(report.kinds).filter((kind) => report.events.some((event) => event.kind === kind));
+  if (!kinds.length) return;
+  const key = html("div", { className: "key" }, bar);
+  for (const kind of kinds) {
+    const entry = html("span", {}, key);
+    html("i", { className: `mark-${kind}` }, entry);
+    entry.append(report.kinds[kind]);
+  }
 }
 
 function button(parent, text, title, action) {
