@@ -80,11 +80,18 @@ class Readout {
       line.append(report.runs.length > 1 ? `${report.runs[event.run]}: ${event.text}` : event.text);
     }
     this.box.hidden = false;
-    const px = (this.chart.x(this.at) / this.chart.width) * this.chart.svg.clientWidth + this.chart.svg.getBoundingClientRect().left
-      - this.chart.figure.getBoundingClientRect().left;
-    const width = this.box.offsetWidth, right = px + 14 + width <= this.chart.figure.clientWidth - 6;
-    this.box.style.left = `${right ? px + 14 : Math.max(6, px - 14 - width)}px`;
-    this.box.style.top = `${this.chart.svg.getBoundingClientRect().top - this.chart.figure.getBoundingClientRect().top + 8}px`;
+    this.put();
+  }
+
+  /** Beside the cursor where there is room in the window, on a narrow screen above the plot. */
+  put() {
+    const plot = this.chart.svg.getBoundingClientRect(), frame = this.chart.figure.getBoundingClientRect();
+    const at = plot.left + (this.chart.x(this.at) / this.chart.width) * plot.width;
+    const { offsetWidth: width, offsetHeight: height } = this.box, room = document.documentElement.clientWidth - 8;
+    const isNarrow = frame.width < 480;
+    const left = at + 14 + width <= room ? at + 14 : at - 14 - width;
+    this.box.style.left = `${Math.max(8, isNarrow ? Math.min(at - width / 2, room - width) : left) - frame.left}px`;
+    this.box.style.top = `${isNarrow ? plot.top - frame.top - height - 2 : plot.top - frame.top + 12}px`;
   }
 
   row(body, { line, i }) {
