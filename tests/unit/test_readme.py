@@ -205,7 +205,7 @@ def test_the_readme_is_read() -> None:
         "cptron preprocess --input a --tokenizer-model b --output-prefix c --vocab-size 3",
         "make dmeo",
         "make test VARIABLE=1",
-        "sbatch --nodes=1 launch/absent.sbatch examples/cluster/llama3_8b_h100.yaml",
+        "sbatch --nodes=1 launch/absent.sbatch examples/recipes/llama3_8b_h100.yaml",
         "torchrun --nproc-per-node 3 -m cptron.cli train run.yaml parallel.tp=2 parallel.local_ranks=3",
         "wget something",
     ],
