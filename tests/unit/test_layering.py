@@ -60,10 +60,15 @@ LIGHT_FILES = (
     "checkpoint/save_worker.py",
     "checkpoint/space.py",
     "checkpoint/verify.py",
+    "health/checks.py",
+    "health/disks.py",
+    "health/main.py",
+    "health/outliers.py",
     "mixture/main.py",
     "model/architecture.py",
     "regularise/fisher_file.py",
     "regularise/taught_file.py",
+    "report/watch.py",
     "train/preflight.py",
 )
 HEAVY = ("torch", "megatron", "transformers")
