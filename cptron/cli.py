@@ -57,6 +57,7 @@ VERBS = {
         "cptron.regularise.teach",
         "a model's most likely next tokens, beside token files (for distillation)",
     ),
+    "report": ("cptron.report.main", "a run, or several beside each other, as one HTML file"),
     "select": ("cptron.selection.main", "which checkpoint to keep, by old and new data; why is written down"),
     "export": ("cptron.convert.export_main", "checkpoint -> Hugging Face model"),
     "verify": ("cptron.convert.verify_main", "prove that a checkpoint and a Hugging Face model are the same"),
