@@ -37,6 +37,12 @@ def check_recipe(
     except ConfigError as error:
         raise ConfigError(f"on {size(nodes, ranks_per_node)}: {error}") from None
     notes = [f"{size(nodes, ranks_per_node)}: the trainer's rules accept the recipe"]
+    if absent := _absent_start(config) if model is None else "":
+        if not waits:
+            raise ConfigError(
+                f"{absent} is not here; make it (`cptron convert`), or name its job with --after"
+            )
+        notes.append(f"{absent} is not here, and not checked")
     try:
         arch = model_of(config, model)
         missing = ""
@@ -50,6 +56,14 @@ def check_recipe(
         require_accepted(config, arch, ranks)
         notes += _memory_notes(config, arch, ranks, ranks_per_node, gpu) if gpu else []
     return [*notes, *_data_notes(config, waits=waits)]
+
+
+def _absent_start(config: Config) -> str:
+    """Key and value of what a new run starts from, where that is not on this machine."""
+    key = "hugging_face" if config.start.hugging_face else "checkpoint"
+    path = config.start.hugging_face or config.start.checkpoint
+    begun = (Path(config.run.dir) / "run.json").exists()
+    return "" if begun or config.start.mode == "random" or Path(path).exists() else f"start.{key}={path}"
 
 
 def size(nodes: int, ranks_per_node: int) -> str:

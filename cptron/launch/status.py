@@ -81,7 +81,9 @@ def _lines(record: JobRecord, states: list[JobState], ends: Ends) -> list[str]:
 def _state_text(state: JobState, ends: Ends) -> str:
     code = ends.last_code if state.exit_code is None else state.exit_code
     ended = not state.is_active and code is not None and state.state in ("FAILED", "COMPLETED", "UNKNOWN")
-    parts = [f"has ended: exit code {code}, {CODES.get(code or 0, 'see the log')}" if ended else _word(state)]
+    parts = [
+        f"has ended: exit code {code}, {CODES.get(code or 0, 'see the log')}" if ended else _word(state, ends)
+    ]
     if state.state == "PENDING" and state.start not in ("", "N/A"):
         parts.append(f"expected to start at {state.start}")
     elif state.state == "RUNNING":
@@ -92,12 +94,14 @@ def _state_text(state: JobState, ends: Ends) -> str:
     return ", ".join(parts)
 
 
-def _word(state: JobState) -> str:
+def _word(state: JobState, ends: Ends) -> str:
     reason = state.reason.strip("()")
     if state.state == "PENDING":
         return f"waits {REASONS.get(reason, f'({reason})')}"
     if state.state == "CANCELLED" and reason == "DependencyNeverSatisfied":
         return "was dropped: the job before it finished, or did not end as it had to"
+    if state.state == "UNKNOWN" and not ends.starts:
+        return "never began, and is not known to the scheduler any more"
     return STATES.get(state.state, state.state)
 
 

@@ -235,7 +235,7 @@ def test_without_gpus(run: Run) -> None:
         ((*TRAIN, "--template", "absent.sbatch"), "template absent.sbatch cannot be read"),
         ((*TRAIN, "--site", "absent.yaml"), "absent.yaml: cannot read the configuration"),
         ((*TRAIN, "data.sources.domain.path=tokens/absent"), "tokens/absent.idx"),
-        ((str(RECIPE),), "start.checkpoint=checkpoints/llama-3.1-8b is not on this machine"),
+        ((str(RECIPE),), "start.checkpoint=checkpoints/llama-3.1-8b is not here; make it"),
         ((), "there is nothing to run"),
         ((str(RECIPE), "--", "preprocess"), "are two jobs"),
         (("--", "inspect", "x"), "cptron inspect has no template; use one of train, preprocess"),
@@ -263,7 +263,7 @@ def test_a_job_that_waits_may_lack_what_it_waits_for(run: Run) -> None:
     words = ("data.sources.domain.path=tokens/absent", "--nodes", "2", "--after", "5", "--dry-run")
     code, shown, _ = run(str(RECIPE), *words)
     assert code == 0
-    assert "note: the model's shape is not checked: start.checkpoint" in shown
+    assert "note: start.checkpoint=checkpoints/llama-3.1-8b is not here, and not checked" in shown
     assert "note: domain is not checked: " in shown
 
 

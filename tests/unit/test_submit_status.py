@@ -145,7 +145,7 @@ def test_status_of_a_run(
         (DROPPED.replace("13", "12", 1), (), "was dropped: the job before it finished, or did not end as it had to"),
         ("", ("started", "ended with 2"), "has ended: exit code 2, an error to mend; see the log"),
         ("", ("started",), "is not known to the scheduler any more"),
-        ("", (), "is not known to the scheduler any more"),
+        ("", (), "never began, and is not known to the scheduler any more"),
         (RUNNING.replace("RUNNING", "TIMEOUT"), ("started",), "was killed at its time limit"),
     ],
 )  # fmt: skip

@@ -250,6 +250,20 @@ def test_signals_reach_the_ranks(number: signal.Signals, requeued: bool, code: i
     assert node.was("requeued") == requeued
 
 
+def test_a_limit_shorter_than_a_start_is_no_endless_loop(node: Node) -> None:
+    """Stopped before the first step for the fourth time: the job ends."""
+    (node.seen / "wait").touch()
+    (node.root / "jobs").mkdir()
+    (node.root / "jobs/early-41").write_text("75\n75\n75\n")
+    process = node.start(script("train"), 138)
+    deadline = time.monotonic() + 60
+    while not node.was("srun") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=60)
+    assert process.returncode == 75 and not node.was("requeued")
+
+
 def test_array_tasks_make_parts(node: Node) -> None:
     """Each its own, and notes which it was; a --workers of the user's comes later and wins."""
     text = script("preprocess", command=["preprocess", "--input", "x", "--workers", "3"])
@@ -318,7 +332,7 @@ def test_what_is_not_asked_for_stays() -> None:
     )
     text = template_of(*lines).rendered({"time": "2", "qos": "q"}, {"command": ["a b"], "job_dir": "j"})
     assert text.splitlines() == [
-        "#!/bin/bash", "#SBATCH --nodes=1", "#SBATCH --time=2  # mine", "#SBATCH --qos=q", "", BEGIN,
+        "#!/bin/bash", "#SBATCH --nodes=1", "#SBATCH --time=2     # mine", "#SBATCH --qos=q", "", BEGIN,
         "command=('a b')", "job_dir=j", "venv=v", END, "echo a=b",
     ]  # fmt: skip
 
