@@ -65,7 +65,7 @@ def site_file() -> Path:
 def read_site(given: Path | None = None) -> Site:
     """The defaults in `given`, or in `site_file` where it exists. Raises `ConfigError`."""
     path = given or site_file()
-    if given is None and VARIABLE not in os.environ and not path.exists():
+    if given is None and not os.environ.get(VARIABLE) and not path.exists():
         return Site()
     site = load_as(Site, path)
     for key in ("time", "cpu_time"):

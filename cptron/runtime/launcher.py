@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-FIRST_PORT, NUM_PORTS = 20000, 20000
+FIRST_PORT, NUM_PORTS = 20000, 12000
 """Of rendezvous under SLURM; above what services use, below what the kernel gives out."""
 
 

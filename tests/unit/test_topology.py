@@ -155,7 +155,7 @@ def test_the_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None
 def test_ranks_of_srun_meet_on_the_first_node(nodes: str, host: str) -> None:
     """As `scontrol show hostnames` lists them; two jobs, and two steps of one, have other ports."""
     env = {"SLURM_JOB_ID": "123456", "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": nodes}
-    assert slurm_rendezvous(env) == (host, 20000 + 123456 % 20000)
+    assert slurm_rendezvous(env) == (host, 20000 + 123456 % 12000)
     others = [{"SLURM_JOB_ID": "123457"}, {"SLURM_STEP_ID": "1"}]
     assert len({slurm_rendezvous(env | other) for other in [{}, *others]}) == 3
     for name in ("SLURM_JOB_ID", "SLURM_STEP_NODELIST"):
