@@ -55,7 +55,11 @@ def write_run(
             lines += [{"kind": "stop", "step": 80, "reason": "stopped by SIGTERM after step 80"}, start(70)]
         lines.append(step_record(step, sources, draw, spike))
         if step == 100:
-            lines += [guard(step), {"kind": "save", "step": step, "checkpoint": "c/step_00000100"}]
+            lines += [
+                guard(step),
+                straggler(step),
+                {"kind": "save", "step": step, "checkpoint": "c/step_00000100"},
+            ]
     lines = [line for line in lines if line["kind"] != "step" or line["step"] not in MISSING]
     lines.append({"kind": "stop", "step": steps, "reason": f"finished {steps} steps"})
     with (run / "metrics.jsonl").open("w", encoding="utf-8") as file:
@@ -104,6 +108,14 @@ def guard(step: int) -> dict[str, Any]:
         "kind": "guard", "event": "log", "step": step, "tried_step": step, "batch": step, "first": step,
         "cause": "spike", "loss_nats_per_token": 7.5, "grad_norm": 21.0, "z_loss": 9.25, "z_grad_norm": 1.0,
         "found": "", "to_step": 0, "tokens_skipped": 0,
+    }  # fmt: skip
+
+
+def straggler(step: int) -> dict[str, Any]:
+    """A slow rank."""
+    return {
+        "kind": "straggler", "event": "slow", "step": step, "rank": 1, "host": "node05", "local_rank": 1,
+        "place": "tp 0, pp 0, dp 1", "factor": 1.5, "own_time_s": 3.0, "peers_time_s": 2.0,
     }  # fmt: skip
 
 

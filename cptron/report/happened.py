@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cptron.report.console import guard_line
+from cptron.report.console import guard_line, straggler_line
 from cptron.report.forgetting import action_text
 from cptron.report.sinks import Record
 from cptron.report.spec import Event
@@ -54,6 +54,8 @@ def _replays(view: View) -> Iterator[Event]:
 def _faults(view: View) -> Iterator[Event]:
     for record in view.log.of_kind("guard"):
         yield _event(view, "fault", guard_line(record), record["tried_step"])
+    for record in view.log.of_kind("straggler"):
+        yield _event(view, "fault", straggler_line(record), record["step"])
 
 
 def _policies(view: View) -> Iterator[Event]:

@@ -34,7 +34,7 @@ class RunLog:
     steps: StepLog
     evals: list[Record]
     events: list[Record]
-    """Of every other kind: start, save, stop, guard, mix; also those of attempts that were replaced."""
+    """Of every other kind: start, save, stop, guard, straggler, mix; also those of attempts that were replaced."""
     replayed: list[StepLog]
     """Steps that a later start has made again, oldest attempt first; none is empty."""
     summary: dict[str, Any] = field(default_factory=dict)

@@ -14,7 +14,7 @@ Column = Sequence[float | None]
 KINDS = {
     "resume": "start or stop",
     "replay": "steps made again",
-    "fault": "spike or fault",
+    "fault": "spike, fault or slow rank",
     "policy": "forgetting policy",
     "gap": "gap in the log",
     "save": "checkpoint",

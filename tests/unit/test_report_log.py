@@ -21,6 +21,7 @@ from cptron.errors import ConfigError, DataError
 from cptron.optim.schedule import learning_rate
 from cptron.report.compare import config_differences, loss_at, same_tokens
 from cptron.report.figure import json_block
+from cptron.report.happened import events_of
 from cptron.report.html import status, write_report
 from cptron.report.places import Places
 from cptron.report.rates import StagePlan, planned_curve
@@ -53,6 +54,11 @@ def test_the_last_attempt_counts(run: Path) -> None:
     assert log.steps.texts == {"loss_nats_per_token": {49: "nan"}}
     assert log.selected_step == 100
     assert status(log) == f"finished {STEPS} steps"
+
+
+def test_a_slow_rank_is_an_event(run: Path) -> None:
+    (found,) = [event for event in events_of(View(read_run(run), 0)) if "straggler" in event.text]
+    assert (found.kind, found.step) == ("fault", 100) and "rank 1 (node05, local rank 1; tp 0" in found.text
 
 
 def test_a_run_that_starts_over_leaves_nothing_of_before_but_the_replayed(tmp_path: Path) -> None:
