@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from cptron.errors import ConfigError
+from cptron.plan.device_names import gpu_of_device
 from cptron.plan.gpus import Gpu
 from cptron.report.console import valid_sets
 from cptron.report.places import Places
@@ -25,7 +26,7 @@ DOTS = 60
 
 
 class View:
-    """Of one run, its `index` among those shown. With a `gpu` there is MFU."""
+    """Of one run, its `index` among those shown. There is MFU with a `gpu`, or where the log names one."""
 
     def __init__(self, log: RunLog, index: int = 0, runs: int = 1, gpu: Gpu | None = None) -> None:
         self.log, self.index = log, index
@@ -39,6 +40,7 @@ class View:
         self.thinned = thin(log.steps, self.places, few, log.gaps())
         self.sourced = self.thinned if few == many else thin(log.steps, self.places, many, log.gaps())
         self._evals = thin(self.evals, self.places, few)
+        gpu = gpu or _known_gpu(log)
         self.peak_tflop_per_s = _peak(log, gpu)
         self.gpu_name = gpu.name if gpu else ""
 
@@ -113,6 +115,12 @@ class View:
             if type(size) is int and size > 0:
                 sizes[self.steps.steps > start["step"]] = size
         return sizes
+
+
+def _known_gpu(log: RunLog) -> Gpu | None:
+    """That of the last start, where its name is surely one of the table's."""
+    names = [str(start.get("device_name", "")) for start in log.of_kind("start")[-1:]]
+    return gpu_of_device(names[0]) if names else None
 
 
 def _peak(log: RunLog, gpu: Gpu | None) -> float:

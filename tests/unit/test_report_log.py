@@ -56,6 +56,18 @@ def test_the_last_attempt_counts(run: Path) -> None:
     assert status(log) == f"finished {STEPS} steps"
 
 
+def test_a_gpu_that_the_log_names_needs_no_option(tmp_path: Path) -> None:
+    """Its peak is the table's; of a device that is not surely in it there is none."""
+    run = write_run(tmp_path / "run", "n")
+    log = run / "metrics.jsonl"
+    for name, peak in (("NVIDIA H100 80GB HBM3", 989.5), ("NVIDIA H100 NVL", 0.0)):
+        log.write_text(
+            log.read_text().replace('"device": "cpu"', f'"device": "cuda", "device_name": "{name}"')
+        )
+        log.write_text(log.read_text().replace("NVIDIA H100 80GB HBM3", name))
+        assert View(read_run(run)).peak_tflop_per_s == peak
+
+
 def test_a_slow_rank_is_an_event(run: Path) -> None:
     (found,) = [event for event in events_of(View(read_run(run), 0)) if "straggler" in event.text]
     assert (found.kind, found.step) == ("fault", 100) and "rank 1 (node05, local rank 1; tp 0" in found.text
