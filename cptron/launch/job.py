@@ -72,7 +72,7 @@ def made_job(request: Asked, site: Site, chain: str = "") -> Job:
             ranks_per_node=each,
             model=args.model,
             gpu=args.gpu or site.gpu,
-            waits=bool(args.after),
+            waits=bool(args.after) or args.dry_run,
         )
     elif verb == "preprocess":
         parse_options(request.command[1:])

@@ -29,8 +29,8 @@ DAY_S = 86400.0
 def check_recipe(
     config: Config, *, nodes: int, ranks_per_node: int, model: Path | None, gpu: str, waits: bool
 ) -> list[str]:
-    """Notes on what was found. `waits`: the job starts after others, which may still make its model and data. Raises a
-    `CptronError` where the trainer would."""
+    """Notes on what was found. `waits`: the job starts after others, which may still make its model and data, or it is
+    only shown. Raises a `CptronError` where the trainer would."""
     ranks = nodes * ranks_per_node
     try:
         check_config(config, ranks)
