@@ -29,9 +29,9 @@ def live_page(title: str, body: str, data: str) -> str:
 
 
 def _document(title: str, body: str, data: str, program: str) -> str:
-    style = _style()
+    css = style(*STYLES)
     scripts = f"script-src {_hash(program)}; " if program else ""
-    policy = f"default-src 'none'; style-src {_hash(style)}; {scripts}base-uri 'none'; form-action 'none'"
+    policy = f"default-src 'none'; style-src {_hash(css)}; {scripts}base-uri 'none'; form-action 'none'"
     running = f"{data}\n<script>{program}</script>\n" if program else ""
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -41,7 +41,7 @@ def _document(title: str, body: str, data: str, program: str) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="referrer" content="no-referrer">
 <title>{escape(title)}</title>
-<style>{style}</style>
+<style>{css}</style>
 </head>
 <body>
 <main>
@@ -60,8 +60,9 @@ def script() -> str:
 
 
 @cache
-def _style() -> str:
-    return "\n".join(_asset(f"{name}.css") for name in STYLES)
+def style(*names: str) -> str:
+    """Style sheets of `STYLES` in one; `page` alone is enough for still pictures."""
+    return "\n".join(_asset(f"{name}.css") for name in names)
 
 
 def _asset(name: str) -> str:
