@@ -16,6 +16,7 @@
 #include "batch.h"
 #include "blend.h"
 #include "checksum.h"
+#include "corpus_module.h"
 #include "epoch.h"
 #include "permutation.h"
 #include "token_file.h"
@@ -166,7 +167,8 @@ uint64_t checksum_of(const Array<T>& matrix, uint64_t first_row, uint64_t first_
 }  // namespace
 
 PYBIND11_MODULE(_kernels, m) {
-  m.doc() = "Kernels of cptron.data; see csrc/.";
+  m.doc() = "Kernels of cptron.data and cptron.corpus; see csrc/.";
+  bind_corpus(m);
   py::class_<Permutation>(m, "Permutation")
       .def(py::init<uint64_t, uint64_t>(), py::arg("n"), py::arg("key"))
       .def("__len__", &Permutation::size)
