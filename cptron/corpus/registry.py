@@ -13,7 +13,9 @@ from typing import Any
 from cptron.corpus.step import CorpusStep, MapStep
 
 STEPS = {
+    "decontaminate": "cptron.corpus.steps.decontaminate",
     "length": "cptron.corpus.steps.length",
+    "near_duplicates": "cptron.corpus.steps.near_duplicates",
 }
 """Name -> module."""
 
