@@ -13,7 +13,20 @@ from typing import Any
 from cptron.corpus.step import CorpusStep, MapStep
 
 STEPS = {
-    "length": "cptron.corpus.steps.length",
+    name: f"cptron.corpus.steps.{name}"
+    for name in (
+        "normalise",
+        "length",
+        "language",
+        "gopher_quality",
+        "gopher_repetition",
+        "c4_quality",
+        "fineweb_quality",
+        "blocklist",
+        "exact_dedup",
+        "pii",
+        "presidio",
+    )
 }
 """Name -> module."""
 
