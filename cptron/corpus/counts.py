@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cptron.corpus.document import Document, Dropped
@@ -84,6 +84,10 @@ class StepCounts:
             for sample in samples:
                 _keep_sample(kept, sample)
 
+    def as_json(self) -> dict[str, Any]:
+        """What `step_counts` reads."""
+        return asdict(replace(self, tally=Counter())) | {"tally": dict(self.tally)}  # asdict breaks a Counter
+
     @property
     def is_whole(self) -> bool:
         """Nothing is lost, nothing is there twice."""
@@ -100,7 +104,7 @@ def _keep_sample(kept: list[dict[str, str]], sample: dict[str, str]) -> None:
 
 
 def step_counts(content: Mapping[str, Any]) -> StepCounts:
-    """From what `dataclasses.asdict` made of it, by way of JSON."""
+    """From what `as_json` made, by way of JSON."""
     return StepCounts(
         name=content["name"],
         came=Amount(**content["came"]),

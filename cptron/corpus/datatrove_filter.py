@@ -1,14 +1,14 @@
 """A filter of datatrove as a map step.
 
-Place in the flow: steps of quality rules derive from this. Invariant: the verdict and its reason are datatrove's own, on
-the words that `words` names; whatever a filter counts besides goes into the tally.
+Place in the flow: steps of quality rules derive from this. Invariant: the verdict and its reason are datatrove's own,
+on the words that `words` names; whatever a filter counts besides goes into the tally.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from cptron.corpus.document import Document, Dropped, Result
 from cptron.corpus.optional import optional_module
@@ -26,7 +26,7 @@ class FilterStep(MapStep[C]):
 
     @abstractmethod
     def make_filter(self, filters: Any, words: Any) -> tuple[type, dict[str, Any]]:
-        """Class and arguments of the filter, out of the module `datatrove.pipeline.filters`; `words` is its `language`."""
+        """Class and arguments of the filter, of the module `datatrove.pipeline.filters`; `words` is its `language`."""
 
     @abstractmethod
     def words(self) -> tuple[Words, str]:
@@ -65,7 +65,7 @@ def _counting(base: type) -> type:
     """`base` with its counts in a tally, rather than in running means of its own."""
 
     class Counting(base):  # type: ignore[misc]
-        tally: Counter[str] = Counter()
+        tally: ClassVar[Counter[str]] = Counter()
 
         def stat_update(self, *labels: str, value: int = 1, unit: str | None = None) -> None:
             for label in labels:

@@ -13,7 +13,8 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 from tqdm import tqdm
 
@@ -34,11 +35,23 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """`workers` processes; one alone does the work in this process."""
+    """`workers` processes, started when they are first needed; one alone does the work in this process. A context
+    manager."""
 
     def __init__(self, workers: int, *, progress: bool = True) -> None:
         self._workers = workers
         self._progress = progress
+        self._pool: ProcessPoolExecutor | None = None
+        self._pool_work: Work | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool:
+            self._pool.shutdown(wait=True, cancel_futures=True)
 
     def run(self, work: Work, units: Sequence[Unit], shown: str, done_bytes: int) -> None:
         """See `Executor`."""
@@ -58,27 +71,33 @@ class LocalExecutor:
                     work.do(unit)
                     bar.update(unit.weight)
             else:
-                self._in_processes(work, units, bar)
+                self._in_processes(self._started(work), units, bar)
 
-    def _in_processes(self, work: Work, units: Sequence[Unit], bar: tqdm) -> None:
-        count = min(self._workers, len(units))
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(count, context, initializer=_start_worker, initargs=(work,)) as pool:
-            waiting = {pool.submit(_do, unit): unit for unit in units}
-            for future, unit in waiting.items():
-                future.add_done_callback(lambda done, unit=unit: _count(done, unit, bar))  # type: ignore[misc]
-            finished, _ = wait(waiting, return_when=FIRST_EXCEPTION)
-            failed = [future for future in finished if future.exception() is not None]
-            if failed:
-                pool.shutdown(wait=True, cancel_futures=True)
-                error = failed[0].exception()
-                if isinstance(error, BrokenProcessPool):
-                    raise DataError(
-                        f"a worker was killed at one of {len(units)} shards, perhaps for want of memory; free some or "
-                        "use fewer --workers, and run the same command again, it goes on"
-                    ) from None
-                assert error is not None
-                raise error
+    def _started(self, work: Work) -> ProcessPoolExecutor:
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._pool_work = work
+            self._pool = ProcessPoolExecutor(
+                self._workers, context, initializer=_start_worker, initargs=(work,)
+            )
+        assert self._pool_work is work
+        return self._pool
+
+    def _in_processes(self, pool: ProcessPoolExecutor, units: Sequence[Unit], bar: tqdm) -> None:
+        waiting = {pool.submit(_do, unit): unit for unit in units}
+        for future, unit in waiting.items():
+            future.add_done_callback(lambda done, unit=unit: _count(done, unit, bar))  # type: ignore[misc]
+        finished, _ = wait(waiting, return_when=FIRST_EXCEPTION)
+        errors = [error for future in finished if (error := future.exception()) is not None]
+        if not errors:
+            return
+        pool.shutdown(wait=True, cancel_futures=True)
+        if isinstance(errors[0], BrokenProcessPool):
+            raise DataError(
+                f"a worker was killed at one of {len(units)} shards, perhaps for want of memory; free some or use fewer "
+                "--workers, and run the same command again, it goes on"
+            ) from None
+        raise errors[0]
 
 
 def _count(done: Future[None], unit: Unit, bar: tqdm) -> None:

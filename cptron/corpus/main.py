@@ -26,7 +26,8 @@ def main(argv: Sequence[str]) -> int:
     config = load_curation(args.config, args.overrides)
     work = prepare(config, restart=args.restart)
     try:
-        manifest = curate(work, LocalExecutor(workers), workers)
+        with LocalExecutor(workers) as executor:
+            manifest = curate(work, executor, workers)
     except KeyboardInterrupt:
         print("stopped: run the same command again to go on", file=sys.stderr)
         raise

@@ -41,7 +41,7 @@ def write_reports(output: Path, manifest: CorpusManifest, summary: Summary) -> N
 
 
 def _step(counts: StepCounts) -> dict[str, Any]:
-    content = asdict(counts)
+    content = counts.as_json()
     content.pop("cpu_s")
     content["dropped"] = dict(sorted(content["dropped"].items()))
     content["tally"] = dict(sorted(content["tally"].items()))

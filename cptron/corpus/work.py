@@ -137,7 +137,7 @@ class Work:
             "records": quarantine.records,
             "rejected": dict(sorted(quarantine.rejected.items())),
             "quarantined_bytes": quarantine.num_bytes,
-            "steps": [asdict(counts) for counts in steps],
+            "steps": [counts.as_json() for counts in steps],
             "documents": num_documents,
             "text_bytes": text_bytes,
             "tokens": tokens,

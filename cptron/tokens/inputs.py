@@ -15,6 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from cptron.corpus.manifest import read_manifest
 from cptron.errors import DataError
 from cptron.json_text import is_file_name, parse_json
 
@@ -149,6 +150,12 @@ def _named(path: Path) -> list[Input]:
 
 
 def _below(directory: Path) -> Iterator[Input]:
+    corpus = read_manifest(directory)
+    if corpus is not None:  # a report and rejected records lie beside its files
+        yield from (
+            Input(directory / file.name, "jsonl", _compression(Path(file.name))) for file in corpus.files
+        )
+        return
     splits = directory / "dataset_dict.json"
     if splits.is_file():
         names = ", ".join(str(name) for name in _read_json(splits, "splits"))

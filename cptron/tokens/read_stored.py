@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
 
 import zstandard
 
@@ -39,7 +38,7 @@ class StoredStream:
     """Chunks of about 1 MiB from an offset in the uncompressed bytes on; a context manager."""
 
     def __init__(self, path: Path, compression: Compression, offset: int, member: str = "") -> None:
-        self._file: BinaryIO = _Member(path, member) if member else path.open("rb", buffering=0)
+        self._file: io.RawIOBase = _Member(path, member) if member else path.open("rb", buffering=0)
         if compression == "none":
             self._file.seek(offset)
             self._chunks = _plain(self._file)
@@ -93,12 +92,12 @@ class _Member(io.RawIOBase):
         super().close()
 
 
-def _plain(file: BinaryIO) -> Iterator[bytes]:
+def _plain(file: io.RawIOBase) -> Iterator[bytes]:
     while chunk := file.read(CHUNK_BYTES):
         yield chunk
 
 
-def _gunzip(file: BinaryIO) -> Iterator[bytes]:
+def _gunzip(file: io.RawIOBase) -> Iterator[bytes]:
     """zlib itself rather than `gzip.GzipFile`, which is slower and loses the bytes read before a damage."""
     data = file.read(_GZIP_STEP_BYTES)
     if not data:
@@ -124,7 +123,7 @@ def _gunzip(file: BinaryIO) -> Iterator[bytes]:
             data = file.read(_GZIP_STEP_BYTES)
 
 
-def _unzstd(file: BinaryIO) -> Iterator[bytes]:
+def _unzstd(file: io.RawIOBase) -> Iterator[bytes]:
     decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_MAX_WINDOW_BYTES)
     frame = decompressor.decompressobj()
     inside = True  # so that an empty file is a damaged one

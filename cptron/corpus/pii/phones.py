@@ -27,21 +27,29 @@ _LEAST_DIGITS = 7
 _DATE = re.compile(r"\d{4}[-./]\d{1,2}[-./]\d{1,2}|\d{1,2}[-./]\d{1,2}[-./]\d{4}")
 
 
-def phone_spans(text: str) -> Iterator[tuple[int, int]]:
-    """[start, end) of each, not in order."""
-    spans = [
-        match.span()
-        for pattern in (_INTERNATIONAL, _WITH_ZEROS, _AMERICAN)
-        for match in pattern.finditer(text)
-    ]
-    spans += [match.span("number") for match in _NAMED.finditer(text)]
-    taken: list[tuple[int, int]] = []
-    for start, end in spans:
-        if _is_phone(text[start:end]) and not any(first < end and start < last for first, last in taken):
-            taken.append((start, end))
-            yield start, end
+def _international(text: str) -> Iterator[tuple[int, int]]:
+    return _spans(_INTERNATIONAL, 0, text)
 
 
-def _is_phone(written: str) -> bool:
-    num_digits = sum(char.isdigit() for char in written)
-    return _LEAST_DIGITS <= num_digits <= _MOST_DIGITS and not _DATE.fullmatch(written)
+def _with_zeros(text: str) -> Iterator[tuple[int, int]]:
+    return _spans(_WITH_ZEROS, 0, text)
+
+
+def _american(text: str) -> Iterator[tuple[int, int]]:
+    return _spans(_AMERICAN, 0, text)
+
+
+def _named(text: str) -> Iterator[tuple[int, int]]:
+    return _spans(_NAMED, "number", text)
+
+
+PHONE_FINDERS = (_international, _with_zeros, _american, _named)
+"""Each gives [start, end) of what it finds, in order; they may find the same."""
+
+
+def _spans(pattern: re.Pattern[str], group: str | int, text: str) -> Iterator[tuple[int, int]]:
+    for match in pattern.finditer(text):
+        written = match[group]
+        num_digits = sum(char.isdigit() for char in written)
+        if _LEAST_DIGITS <= num_digits <= _MOST_DIGITS and not _DATE.fullmatch(written):
+            yield match.span(group)

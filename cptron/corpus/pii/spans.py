@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 from cptron.corpus.pii.checks import iban_at, is_card
-from cptron.corpus.pii.phones import phone_spans
+from cptron.corpus.pii.phones import PHONE_FINDERS
 
 Kind = Literal["email", "ip_address", "phone", "card", "iban"]
 Span = tuple[int, int, Kind]
@@ -43,20 +44,26 @@ def find_pii(text: str, kinds: Sequence[Kind], *, public_addresses_only: bool) -
         ("iban", _ibans),
         ("card", _cards),
         ("ip_address", lambda text: _addresses(text, public_addresses_only)),
-        ("phone", phone_spans),
+        *(("phone", finder) for finder in PHONE_FINDERS),
     ]
     has_digit = _DIGIT.search(text) is not None
     found: list[Span] = []
     for kind, finder in finders:
-        if kind not in kinds or not (has_digit or kind in ("email", "ip_address")):
-            continue
-        taken = sorted(found)
-        found += [(start, end, kind) for start, end in finder(text) if not _overlaps(taken, start, end)]
-    return sorted(found)
+        if kind in kinds and (has_digit or kind in ("email", "ip_address")):
+            starts = [start for start, _, _ in found]
+            new: list[Span] = [
+                (start, end, kind) for start, end in finder(text) if _is_free(found, starts, start, end)
+            ]
+            found = sorted(found + new)
+    return found
 
 
-def _overlaps(taken: Sequence[Span], start: int, end: int) -> bool:
-    return any(first < end and start < last for first, last, _ in taken)
+def _is_free(found: Sequence[Span], starts: Sequence[int], start: int, end: int) -> bool:
+    """Whether [start, end) overlaps none of `found`, which is in order."""
+    after = bisect_right(starts, start)
+    if after and found[after - 1][1] > start:
+        return False
+    return after == len(found) or found[after][0] >= end
 
 
 def _emails(text: str) -> Iterator[tuple[int, int]]:

@@ -31,8 +31,8 @@ class Config:
     """What counts as the same text."""
 
     same: Literal["text", "spaces", "words"] = "spaces"
-    """`text`: every character; `spaces`: but for the amount of white space; `words`: but for case, punctuation and white
-    space too."""
+    """`text`: every character; `spaces`: but for the amount of white space; `words`: but for case, punctuation and
+    white space too."""
 
 
 class Step(CorpusStep[Config]):

@@ -44,7 +44,9 @@ class Step(MapStep[Config]):
     def problem(cls, config: Config) -> str:
         """See `Step`."""
         if (config.engine == "fasttext") != bool(config.model):
-            return f"model {config.model!r} must name a file for the engine fasttext, and be empty for others; correct it"
+            return (
+                f"model {config.model!r} must name a file for fasttext, and be empty for others; correct it"
+            )
         if not 0 <= config.threshold <= 1:
             return f"threshold {config.threshold} must be 0 to 1; correct it"
         return ""

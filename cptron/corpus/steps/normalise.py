@@ -33,8 +33,8 @@ class Config:
     form: Literal["none", "NFC", "NFKC"] = "NFC"
     """Unicode normalisation form. NFKC also replaces ligatures, wide characters and the like."""
     spaces: bool = True
-    """One blank for several of any kind, none at the ends of lines, line ends as `\\n`, one empty line at most, and none
-    around the text. Indentation at the beginning of lines stays."""
+    """One blank for several of any kind, none at the ends of lines, line ends as `\\n`, one empty line at most, and
+    none around the text. Indentation at the beginning of lines stays."""
 
 
 class Step(MapStep[Config]):
@@ -60,15 +60,27 @@ class Step(MapStep[Config]):
         """See `MapStep`."""
         text = document.text
         if self.config.repair and _PERHAPS_BROKEN.search(text):
-            fixed = self._fix(text, self._settings)
-            if fixed != text:
-                tally["repaired"] += 1
-            text = fixed.encode("utf-8", "replace").decode() if not _writable(fixed) else fixed
+            fixed = self._repaired(text)
+            tally["repaired"] += fixed != text
+            text = fixed
         if self.config.form != "none" and not text.isascii():
             text = unicodedata.normalize(self.config.form, text)
         if self.config.spaces:
             text = tidy_spaces(text)
         return document.with_text(text) if text else Dropped("nothing_left")
+
+    def _repaired(self, text: str) -> str:
+        """What ftfy makes of the text, which looks at each line by itself, save that markup in one line ends its way
+        with HTML entities for all that follow. Lines of which it would change nothing are not shown to it."""
+        settings = self._settings
+        *lines, last = text.split("\n")
+        lines = [*(line + "\n" for line in lines), last]
+        for number, line in enumerate(lines):
+            if "<" in line:
+                settings = settings._replace(unescape_html=False)
+            if _PERHAPS_BROKEN.search(line):
+                lines[number] = self._fix(line, settings)
+        return "".join(lines)
 
 
 def tidy_spaces(text: str) -> str:
@@ -82,11 +94,3 @@ def _tidy_line(line: str) -> str:
     line = line.rstrip()
     begin = len(line) - len(line.lstrip())
     return line[:begin] + _BLANKS.sub(" ", line[begin:])
-
-
-def _writable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -70,8 +70,8 @@ class Step(MapStep[Config]):
             ) from error
         if unknown := sorted(set(config.entities) - known):
             raise DataError(
-                f"step {self.name} asks for {unknown[0]}, must be one of {', '.join(sorted(known))}; correct entities, or "
-                "name a spacy_model"
+                f"step {self.name} asks for {unknown[0]}, must be one of {', '.join(sorted(known))}; correct "
+                "entities, or name a spacy_model"
             )
 
     def apply(self, document: Document, tally: Tally) -> Result:
