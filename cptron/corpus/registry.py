@@ -13,9 +13,22 @@ from typing import Any
 from cptron.corpus.step import CorpusStep, MapStep
 
 STEPS = {
-    "decontaminate": "cptron.corpus.steps.decontaminate",
-    "length": "cptron.corpus.steps.length",
-    "near_duplicates": "cptron.corpus.steps.near_duplicates",
+    name: f"cptron.corpus.steps.{name}"
+    for name in (
+        "normalise",
+        "length",
+        "language",
+        "gopher_quality",
+        "gopher_repetition",
+        "c4_quality",
+        "fineweb_quality",
+        "blocklist",
+        "exact_dedup",
+        "near_duplicates",
+        "decontaminate",
+        "pii",
+        "presidio",
+    )
 }
 """Name -> module."""
 

@@ -22,6 +22,7 @@ from cptron import __version__
 from cptron.errors import DataError
 from cptron.report.console import table
 from cptron.tokens.checkpointer import Checkpointer
+from cptron.tokens.curated import require_sources
 from cptron.tokens.encode import Encoded, encode_blocks
 from cptron.tokens.journal import Checkpoint, Entry, Journal, locked
 from cptron.tokens.manifest import (
@@ -84,7 +85,7 @@ def _run(plan: Plan, journal: Journal, progress: bool) -> list[Manifest]:
         if not plan.options.overwrite:
             refuse_existing_outputs(plan.names)
         manifests = _encode_all(plan, journal, entry.checkpoint if entry else None, progress)
-    publish_outputs(plan.names, manifests)
+    publish_outputs(plan.names, manifests, [curated.manifest for curated in plan.corpora])
     journal.remove()
     return manifests
 
@@ -162,7 +163,9 @@ def _stream(
             num_tokens = sum(len(documents.tokens) for documents in block.outputs)
             bar.update(file, read, block.text_bytes, block.num_records, num_tokens)
         bar.done()
-        return hasher.result()
+        sources = hasher.result()
+    require_sources(plan.corpora, sources)
+    return sources
 
 
 def _reading(block: Encoded) -> tuple[int, int]:
@@ -215,6 +218,11 @@ def _manifests(
                         "loss_mask": options.loss_mask,
                     }
                     if plan.chat_template
+                    else {}
+                ),
+                **(
+                    {"corpus": ", ".join(curated.manifest.fingerprint for curated in plan.corpora)}
+                    if plan.corpora
                     else {}
                 ),
                 **({"chat_and_text": "true"} if options.chat_and_text else {}),

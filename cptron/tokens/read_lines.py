@@ -59,7 +59,7 @@ class LineBlock:
     @property
     def path(self) -> str:
         """File of the lines."""
-        return str(self.source.path)
+        return self.source.shown
 
     @property
     def num_bytes(self) -> int:
@@ -76,23 +76,25 @@ class LineBlock:
         rejects: list[Reject] = []
         for number, line in enumerate(lines, start=self.records_before + 1):
             try:
-                self._check_length(line)
+                self.check_length(line)
                 values.append(parse_line(line, keys, chat=chat))
                 good.append(number)
             except BadRecordError as error:
-                rejects.append(self._reject(number, error.reason, error.detail, line))
+                rejects.append(self.reject(number, error.reason, error.detail, line))
         if self.tail is not None:
             number = self.records_before + len(lines) + 1
-            rejects.append(self._reject(number, self.tail.reason, self.tail.detail, self.tail.raw))
+            rejects.append(self.reject(number, self.tail.reason, self.tail.detail, self.tail.raw))
         numbers = Numbers(good, self._lines_before_part) if self.source.start_byte else good
         text_bytes = sum(len(value) for record in values for value in record if isinstance(value, bytes))
         return Parsed(values, numbers, rejects, len(values) + len(rejects), text_bytes)
 
-    def _check_length(self, line: bytes) -> None:
+    def check_length(self, line: bytes) -> None:
+        """Raise BadRecordError where `line` is longer than a record may be."""
         if len(line) > self.max_record_bytes:
             raise BadRecordError("too_long", _too_long(len(line), self.max_record_bytes))
 
-    def _reject(self, number: int, reason: Reason, detail: str, raw: bytes) -> Reject:
+    def reject(self, number: int, reason: Reason, detail: str, raw: bytes) -> Reject:
+        """Line `number` of the input or its part, as a reject that says its line in the file."""
         return Reject(self.path, number + self._lines_before_part(), reason, detail, raw[:MAX_RAW_BYTES])
 
     def _lines_before_part(self) -> int:
@@ -108,7 +110,8 @@ def read_lines(source: Input, start: Position, max_record_bytes: int) -> Iterato
     if stop is not None and begin >= stop:
         return
     at_line_start = bool(start.byte) or begin == 0
-    with StoredStream(source.path, source.compression, begin if at_line_start else begin - 1) as stream:
+    offset = begin if at_line_start else begin - 1
+    with StoredStream(source.path, source.compression, offset, source.member) as stream:
         lines = _Lines(source, stream, start, max_record_bytes)
         try:
             chunks: Iterator[bytes] = iter(stream)
