@@ -68,7 +68,9 @@ def _rows(name: str, settings: Settings, count: int, peers: Sequence[str]) -> li
             worths[tool] = worth(kept, pairs)
             print(f"  {tool}: {answer} {worths[tool]}", file=sys.stderr, flush=True)
         print(f"  round {number + 1} of {settings.rounds}", file=sys.stderr, flush=True)
-    about = f"{count} documents, {source.stat().st_size / 1e6:.0f} MB of JSONL, {len(pairs)} pairs >= {THRESHOLD}"
+    about = (
+        f"{count} documents, {source.stat().st_size / 1e6:.0f} MB of JSONL, {len(pairs)} pairs >= {THRESHOLD}"
+    )
     return [
         _row(f"{name}{chr(ord('a') + i)}", settings, about, count, tool, answers, worths)
         for i, tool in enumerate(peers)
@@ -88,9 +90,7 @@ def _row(
         side: Rounds(tuple(count / answer["wall_s"] for answer in answers[tool]))
         for side, tool in (("ours", "cptron"), ("peer", peer))
     }
-    cpu = {
-        tool: count / Rounds.of(answers[tool], "cpu_s").median for tool in ("cptron", peer)
-    }
+    cpu = {tool: count / Rounds.of(answers[tool], "cpu_s").median for tool in ("cptron", peer)}
     ours, theirs = worths["cptron"], worths[peer]
     ratio = rates["ours"].median / rates["peer"].median
     is_goal = peer == "datasketch"
@@ -116,9 +116,10 @@ def _row(
         },
         peer_versions=_version(peer),
         note=(
-            f"recall {ours.recall:.4f} and {theirs.recall:.4f}, precision {ours.precision:.4f} and {theirs.precision:.4f}, "
-            f"dropped {ours.dropped} and {theirs.dropped}; documents per CPU second {cpu['cptron']:.0f} and {cpu[peer]:.0f} "
-            f"({cpu['cptron'] / cpu[peer]:.1f}x); ours {scheme.bands} bands x {scheme.rows} rows, verified"
+            f"recall {ours.recall:.4f} and {theirs.recall:.4f}, "
+            f"precision {ours.precision:.4f} and {theirs.precision:.4f}, "
+            f"dropped {ours.dropped} and {theirs.dropped}; "
+            f"documents per CPU second {cpu['cptron']:.0f} and {cpu[peer]:.0f} ({cpu['cptron'] / cpu[peer]:.1f}x); ours {scheme.bands} bands x {scheme.rows} rows, verified"
         ),
         command=settings.command,
     )

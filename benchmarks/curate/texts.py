@@ -5,8 +5,8 @@ Usage: python -m benchmarks.curate.texts OUTPUT.jsonl [--documents 100000]
 Place in the flow: `run` makes its input here once. Invariant: the same packages and environment give the same documents
 in the same order; none of them is kept in the repository.
 
-A document is a stretch of a file that ends at the first empty line after `CUT_CHARACTERS`. Nothing is added or changed, so
-the near-duplicates in it are those of the real world: two versions of a library, members of a class family, licences.
+A document is a stretch of a file that ends at the first empty line after `CUT_CHARACTERS`. Nothing is added or changed,
+so the near-duplicates in it are those of the real world: two versions of a library, members of a class family, licences.
 """
 
 from __future__ import annotations

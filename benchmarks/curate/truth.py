@@ -1,11 +1,11 @@
-"""All pairs of a corpus that are similar, by the exact Jaccard index of their shingles, and what a result is worth by them.
+"""All pairs of a corpus that are similar by the exact Jaccard index of their shingles, and a result judged by them.
 
 Usage: python -m benchmarks.curate.truth CORPUS.jsonl PAIRS.npy THRESHOLD
 
 Place in the flow: `rows_dedup` judges every tool with it. Invariant: shares no code with the package; finds every pair.
 
-A pair of index t shares one of the first |A| - ceil(t |A|) + 1 shingles of both, whatever the order of all shingles (prefix
-filter, Bayardo et al. 2007). With the rarest first, few pairs are left to be compared.
+A pair of index t shares one of the first |A| - ceil(t |A|) + 1 shingles of both, whatever the order of all shingles
+(prefix filter, Bayardo et al. 2007). With the rarest first, few pairs are left to be compared.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ def similar_pairs(texts: Sequence[str], threshold: float) -> list[Pair]:
     hashes = [np.unique(np.array([hash(shingle) for shingle in shingles(text)], np.int64)) for text in texts]
     edges = np.cumsum([0, *(len(members) for members in hashes)])
     _, numbers, counts = np.unique(np.concatenate(hashes), return_inverse=True, return_counts=True)
-    sets = [numbers[begin:end] for begin, end in zip(edges, edges[1:], strict=False)]
+    sets = [numbers[begin:end] for begin, end in pairwise(edges)]
     del hashes
     postings: defaultdict[int, list[int]] = defaultdict(list)
     same: defaultdict[bytes, list[int]] = defaultdict(list)  # equal sets would be in each other's way
@@ -45,19 +45,15 @@ def similar_pairs(texts: Sequence[str], threshold: float) -> list[Pair]:
     candidates = _candidates(postings.values(), [len(members) for members in sets], threshold)
     found = [pair for pair in candidates if _jaccard(sets[pair[0]], sets[pair[1]]) >= threshold - 1e-12]
     groups = {equal[0]: equal for equal in same.values() if len(sets[equal[0]])}
-    pairs = [
-        (min(a, b), max(a, b)) for left, right in found for a in groups[left] for b in groups[right]
-    ]
+    pairs = [(min(a, b), max(a, b)) for left, right in found for a in groups[left] for b in groups[right]]
     return sorted(pairs + [pair for equal in groups.values() for pair in combinations(equal, 2)])
 
 
-def _candidates(
-    postings: Iterable[list[int]], sizes: Sequence[int], threshold: float
-) -> list[Pair]:
+def _candidates(postings: Iterable[list[int]], sizes: Sequence[int], threshold: float) -> list[Pair]:
     found: set[int] = set()
     width = len(sizes)
-    for documents in postings:
-        for left, right in combinations(documents, 2):
+    for members in postings:
+        for left, right in combinations(members, 2):
             if min(sizes[left], sizes[right]) >= threshold * max(sizes[left], sizes[right]) - 1e-9:
                 found.add(min(left, right) * width + max(left, right))
     return [divmod(code, width) for code in sorted(found)]

@@ -1,7 +1,7 @@
 """Clusters of near-duplicates in any number of feature files, in memory that does not grow with the corpus.
 
-Place in the flow: `keep` decides by the clusters. Invariant: the clusters do not depend on the number of workers, on the
-bound of memory, nor (where no comparison was cut) on the order of the files.
+Place in the flow: `keep` decides by the clusters. Invariant: the clusters depend on neither the number of workers nor
+the bound of memory, nor (where no comparison was cut) on the order of the files.
 
 One band after the other is merged, in parts by the highest byte of the key, so that a part of all files fits the bound;
 beyond it there are 4 bytes a document.
@@ -14,6 +14,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,8 @@ class Clusters:
     sources: Sources
     kernel: Any
     counts: Counter[str] = field(default_factory=Counter)
-    """`candidates` (documents in buckets, over all bands), `comparisons`, `similar`, `cut` (documents that were not compared
-    with all others of their bucket)."""
+    """`candidates` (documents in buckets, over all bands), `comparisons`, `similar`, `cut` (documents that were not
+    compared with all others of their bucket)."""
     edges: list[NDArray[np.uint64]] = field(default_factory=list)
     """[n, 4]: two documents that were joined, hashes they share, hashes of both together."""
 
@@ -101,13 +102,11 @@ def cluster(
 def _merged(
     sources: Sources, starts: Sequence[int], workers: int, merged_keys: int
 ) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.uint32]]]:
-    """Keys of all files, sorted, with the documents, part by part; `workers` threads are at most as many parts ahead."""
+    """Keys of all files, sorted, with the documents, part by part; `workers` threads are as many parts ahead."""
     total = sum(file.num_keys for file in sources.files)
     edges = _edges(min(256, -(-total // max(merged_keys, 1))))
     parts = deque(
-        (band, first, stop)
-        for band in range(sources.scheme.bands)
-        for first, stop in zip(edges, edges[1:], strict=False)
+        (band, first, stop) for band in range(sources.scheme.bands) for first, stop in pairwise(edges)
     )
     waiting: deque[Future[tuple[NDArray[np.uint64], NDArray[np.uint32]]]] = deque()
     with ThreadPoolExecutor(workers) as pool:

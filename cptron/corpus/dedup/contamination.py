@@ -33,7 +33,7 @@ class EvaluationIndex:
     """Runs of `size` words of evaluation items, in memory: 40 bytes a run and the items' texts."""
 
     def __init__(self, items: Iterable[tuple[str, str]], size: int, shortest: int) -> None:
-        """Items are names and texts. One of fewer than `size` words is one run if it has `shortest`, else it is left out."""
+        """Items are names and texts. One of fewer than `size` words is one run if it has `shortest`, else left out."""
         self._kernel = kernels.Contamination(folding_table(), size, shortest)
         self._names: list[str] = []
         self.num_left_out = 0

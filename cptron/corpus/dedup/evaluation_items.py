@@ -27,7 +27,7 @@ def files_of(patterns: Sequence[str]) -> list[Path]:
 
 
 def read_items(patterns: Sequence[str], keys: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """`FILE#RECORD KEY` and text of every item. With `keys` only what stands at those keys of the record's top is taken.
+    """`FILE#RECORD KEY` and text of every item. With `keys` only what stands at those keys of a record is taken.
 
     Raises DataError for a record that cannot be read, or has none of `keys`.
     """

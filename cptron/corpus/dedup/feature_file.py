@@ -1,7 +1,7 @@
 """Features of one shard on disk: band keys sorted for merging, and the sets for the exact comparison.
 
-Place in the flow: the first pass writes one file a shard; `cluster` reads parts of many. Invariant: a file is a function
-of the documents and the scheme; reading holds in memory no more than was asked for.
+Place in the flow: the first pass writes one file a shard; `cluster` reads parts of many. Invariant: a file is a
+function of the documents and the scheme; reading holds in memory no more than was asked for.
 
 Layout: that of safetensors, whose header holds the scheme. Document i has the hashes set_starts[i] to
 set_starts[i + 1]. The keys of a band are sorted, documents without a word are not among them; `band_starts` says where
@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cptron.corpus.document import Document
 from cptron.corpus.dedup.scheme import Described, Scheme, describe
+from cptron.corpus.document import Document
 from cptron.errors import DataError
 
 BATCH_BYTES = 4 << 20

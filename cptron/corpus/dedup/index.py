@@ -22,8 +22,8 @@ _MAX_RECORD_BYTES = 64 << 20
 
 
 def publish_index(features: Sequence[Path], directory: Path) -> None:
-    """Make the index `directory` of files of features, in order; an older index there is replaced. Files are linked where
-    the disk allows it. Raises DataError where `directory` is something else."""
+    """Make the index `directory` of files of features, in order; an older index there is replaced. Files are linked
+    where the disk allows it. Raises DataError where `directory` is something else."""
     if directory.exists() and not (directory / RECORD).is_file():
         raise DataError(
             f"{directory} exists and is no index, must be new; choose another directory or remove it"

@@ -1,7 +1,7 @@
 """Which document of a cluster is kept.
 
-Place in the flow: after `cluster`; the step records what comes out. Invariant: exactly one document of a cluster is kept,
-none where a document of an earlier corpus is in it; which one depends on the documents alone, with `first` also
+Place in the flow: after `cluster`; the step records what comes out. Invariant: exactly one document of a cluster is
+kept, none where a document of an earlier corpus is in it; which one depends on the documents alone, with `first` also
 on their order.
 """
 

@@ -32,7 +32,7 @@ NO_SPACES = (
     (0xFF66, 0xFF9F), (0x1B000, 0x1B16F), (0x20000, LAST_CODE_POINT),
 )  # fmt: skip
 """Code points, first and last: Thai, Lao, Burmese (twice), Khmer, Tai Le to New Tai Lue, Tai Tham, Han radicals and
-signs, kana with Bopomofo, Han, Yi, Javanese, Burmese with Tai Viet, compatibility Han, halfwidth kana, old kana, Han."""
+signs, kana with Bopomofo, Han, Yi, Javanese, Burmese with Tai Viet, compatibility Han, halfwidth and old kana, Han."""
 
 
 @cache

@@ -29,13 +29,13 @@ class Config:
     """Evaluation sets, and what is done about them."""
 
     evaluation: tuple[str, ...] = ()
-    """Files, directories and globs of JSONL (.gz, .zst), Parquet, Arrow or text; every string of a record is an item."""
+    """Files, directories, globs of JSONL (.gz, .zst), Parquet, Arrow or text; every string of a record is an item."""
     evaluation_keys: tuple[str, ...] = ()
     """Keys whose strings are items; none for all. Leave out keys that hold names or whole passages of public text."""
     run_words: int = 12
     """Words in a row that must be the same; GPT-3's report has 13, FineWeb's tools 12."""
     shortest_item_words: int = 8
-    """An item of fewer words than `run_words`, but at least these, must stand in the document whole; shorter ones are left out."""
+    """An item of fewer words than `run_words` must stand in the document whole; one of fewer than these is left out."""
     action: Literal["drop", "cut"] = "drop"
     """Drop the document, or cut out the words and keep the rest."""
     most_cuts: int = 10

@@ -1,6 +1,6 @@
 """Drops all but one of the documents that are nearly the same.
 
-Place in the flow: a corpus step; after the filters that look at one document, since what they drop need not be compared.
+Place in the flow: a corpus step; after the filters of single documents, since what they drop need not be compared.
 Invariant: what is kept is a function of the documents, their order and the settings, and of nothing else.
 
 See docs/deduplication.md for what is similar, and what is found with which probability.
@@ -8,13 +8,12 @@ See docs/deduplication.md for what is similar, and what is found with which prob
 
 from __future__ import annotations
 
-
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-
 
 from cptron.corpus.dedup.cluster import Clusters, Sources, cluster
 from cptron.corpus.dedup.feature_file import FeatureFile, write_features
@@ -53,7 +52,7 @@ class Config:
     save_index: str = ""
     """Directory that is made an index of all documents that come to this step; empty for none."""
     most_comparisons: int = 1000
-    """Documents of a bucket that one document is compared with in vain before the rest is left; the report counts such cuts."""
+    """Documents of a bucket that one document is compared with in vain before the rest is left; such cuts are told."""
 
     def scheme(self) -> Scheme:
         """What decides the features."""
@@ -109,6 +108,12 @@ class Step(CorpusStep[Config]):
                 workers=workers,
                 most_comparisons=self.config.most_comparisons,
             )
+            if clusters.counts["cut"]:
+                print(
+                    f"note: {self.name}: {clusters.counts['cut']} documents were not compared with all candidates; "
+                    "raise most_comparisons to find more",
+                    file=sys.stderr,
+                )
             for decision in decide(clusters, self.config.keep):
                 shard = shards[decision.file - sources.num_earlier]
                 self.write_verdicts(decided, shard, decision.codes)
@@ -119,7 +124,7 @@ class Step(CorpusStep[Config]):
     def applied(self, decided: Path, shard: int) -> Callable[[Document, Tally], Result]:
         """See `CorpusStep`."""
         codes = iter(read_verdicts(decided, shard).tolist())
-        originals = iter(_originals_path(decided, shard).read_text(encoding="utf-8").split("\n"))
+        originals = iter(_originals_path(decided, shard).read_bytes().decode().split("\n"))
 
         def verdict(document: Document, tally: Tally) -> Result:
             code = next(codes)
@@ -149,6 +154,5 @@ def _originals_path(decided: Path, shard: int) -> Path:
 
 def _write_originals(path: Path, clusters: Clusters, originals: Sequence[int]) -> None:
     names = {document: name_of(clusters, document) for document in sorted(set(originals))}
-    path.write_text(
-        "".join(names[document].replace("\n", " ") + "\n" for document in originals), encoding="utf-8"
-    )
+    lines = (names[document].replace("\n", " ") + "\n" for document in originals)
+    path.write_bytes("".join(lines).encode())
