@@ -41,6 +41,8 @@ class Settings:
     """Of the large row."""
     few_documents: int
     """Of the row with all peers."""
+    scale_documents: int
+    """Of the larger row with made documents."""
     command: str
 
 
