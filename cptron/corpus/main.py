@@ -28,7 +28,7 @@ from cptron.tokens.array_task import array_task
 
 def main(argv: Sequence[str]) -> int:
     """Run `cptron curate`; returns the exit status, that of a shell where a signal ended it."""
-    args = _parser().parse_args(argv)
+    args = _parser().parse_intermixed_args(argv)
     part = _part(args.part)
     if (part is None) != (args.stage is None):
         raise ConfigError(
