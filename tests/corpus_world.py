@@ -20,7 +20,22 @@ from cptron.corpus.run import curate, prepare
 
 UNORDERED = "timing.json"
 """What may differ between equal runs."""
-WORDS = ["the", "of", "and", "to", "that", "have", "with", "be", "cell", "water", "engine", "house", "river", "stone", "light", "small", "great", "seven"]
+WORDS = [
+    "the",
+    "of",
+    "and",
+    "to",
+    "that",
+    "have",
+    "with",
+    "be",
+    "cell",
+    "water",
+    "engine",
+    "river",
+    "stone",
+    "small",
+]
 
 
 def text_of(number: int, num_words: int = 40) -> str:
@@ -55,10 +70,8 @@ def write_inputs(root: Path) -> dict[str, list[str]]:
         (book / f"{number}.txt").write_text(
             text_of(number + 400) + "\nWrite to ann@example.com or +49 30 901820."
         )
-    return {
-        "web": [str(root / name) for name in ("a.jsonl", "b.jsonl.gz", "c.jsonl.zst", "d.zip")],
-        "book": [str(book)],
-    }
+    web_files = ("a.jsonl", "b.jsonl.gz", "c.jsonl.zst", "d.zip")
+    return {"web": [str(root / name) for name in web_files], "book": [str(book)]}
 
 
 def config_of(

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -43,6 +45,7 @@ class LocalExecutor:
         self._progress = progress
         self._pool: ProcessPoolExecutor | None = None
         self._pool_work: Work | None = None
+        self._children: set[BaseProcess] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -51,6 +54,8 @@ class LocalExecutor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._pool:
+            for child in self._children if error else ():
+                child.kill()  # a unit that is cut off is done again; nothing has to be waited for
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def run(self, work: Work, units: Sequence[Unit], shown: str, done_bytes: int) -> None:
@@ -84,7 +89,9 @@ class LocalExecutor:
         return self._pool
 
     def _in_processes(self, pool: ProcessPoolExecutor, units: Sequence[Unit], bar: tqdm) -> None:
+        others = set(multiprocessing.active_children()) - self._children
         waiting = {pool.submit(_do, unit): unit for unit in units}
+        self._children = set(multiprocessing.active_children()) - others
         for future, unit in waiting.items():
             future.add_done_callback(lambda done, unit=unit: _count(done, unit, bar))  # type: ignore[misc]
         finished, _ = wait(waiting, return_when=FIRST_EXCEPTION)
@@ -94,8 +101,8 @@ class LocalExecutor:
         pool.shutdown(wait=True, cancel_futures=True)
         if isinstance(errors[0], BrokenProcessPool):
             raise DataError(
-                f"a worker was killed at one of {len(units)} shards, perhaps for want of memory; free some or use fewer "
-                "--workers, and run the same command again, it goes on"
+                f"a worker was killed at one of {len(units)} shards, perhaps for want of memory; use fewer --workers, "
+                "and run the same command again, it goes on"
             ) from None
         raise errors[0]
 
@@ -108,6 +115,7 @@ def _count(done: Future[None], unit: Unit, bar: tqdm) -> None:
 def _start_worker(work: Work) -> None:
     global _work
     _work = work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends Ctrl-C to all; the parent decides
     parent = multiprocessing.parent_process()
     assert parent is not None
 

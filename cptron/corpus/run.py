@@ -34,8 +34,9 @@ from cptron.json_text import parse_json
 WORK_DIR = ".work"
 
 
-def prepare(config: CurateConfig, *, restart: bool = False) -> Work:
-    """Look at inputs, steps and what is there. Raises DataError where something cannot be used."""
+def prepare(config: CurateConfig, *, restart: bool = False, alone: bool = True) -> Work:
+    """Look at inputs, steps and what is there; not `alone`: beside other parts of the same run. Raises DataError where
+    something cannot be used."""
     output = Path(config.corpus.output)
     directory = output / WORK_DIR
     if restart:
@@ -53,7 +54,7 @@ def prepare(config: CurateConfig, *, restart: bool = False) -> Work:
         make_directory(directory / "inputs")
     except OSError as error:
         raise DataError(f"{directory} cannot be written ({error.strerror}); choose another output") from error
-    for note in note_changes(directory, config, steps):
+    for note in note_changes(directory, config, steps) if alone else ():
         print(f"note: {note}", file=sys.stderr)
     return Work(config, corpus, stages, directory)
 
@@ -75,6 +76,31 @@ def curate(work: Work, executor: Executor, workers: int) -> CorpusManifest:
             do_stage(work, stage, executor)
             finish_stage(work, stage, workers)
         return publish(work)
+
+
+def do_part(work: Work, number: int, part: tuple[int, int], executor: Executor) -> None:
+    """Part I of N of a stage, with others at the same time. Raises DataError where the stage before is not finished."""
+    stage = work.stages[number]
+    with locked(work.directory / "lock", shared=True):
+        if number:
+            before = work.stages[number - 1]
+            if not (work.directory / before.decided / "decision").is_dir():
+                raise DataError(
+                    f"{before.shown} is not finished, must be before {stage.shown}; run --finish {number - 1}"
+                )
+        else:
+            do_missing(work, "hash", stage, executor, part)
+        do_stage(work, stage, executor, part)
+
+
+def finish(work: Work, number: int, workers: int) -> CorpusManifest | None:
+    """Finish a stage whose parts are all done; the last one publishes. Raises DataError where parts are missing."""
+    stage = work.stages[number]
+    with locked(work.directory / "lock", shared=False):
+        if number == 0:
+            require_done(work, "hash", stage)
+        finish_stage(work, stage, workers)
+        return None if stage.tail else publish(work)
 
 
 def do_stage(work: Work, stage: Stage, executor: Executor, part: tuple[int, int] = (0, 1)) -> None:

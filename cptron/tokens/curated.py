@@ -1,8 +1,8 @@
 """Curated corpora among the inputs: proven while they are read, and their manifests carried on beside the token files.
 
 Place in the flow: `preprocess` asks here what `cptron curate` says of its inputs; planning and the data ledger read
-what is left beside the token files. Invariant: a file that a corpus manifest names is encoded as the manifest has it, or the
-run stops; `PREFIX.corpus.json` is there before the token files' own manifest, and only if an input was curated.
+what is left beside the token files. Invariant: a file that a corpus manifest names is encoded as the manifest has it,
+or the run stops; `PREFIX.corpus.json` is there before the token files' own manifest, and only if an input was curated.
 """
 
 from __future__ import annotations

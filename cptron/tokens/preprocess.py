@@ -11,15 +11,13 @@ import errno
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from cptron import __version__
 from cptron.errors import DataError
+from cptron.interrupts import terminated_like_interrupted
 from cptron.report.console import table
 from cptron.tokens.checkpointer import Checkpointer
 from cptron.tokens.curated import require_sources
@@ -257,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options, notes = parse_options(argv)
         _note(["; ".join(notes)] if notes else [])
-        with _terminated_like_interrupted():
+        with terminated_like_interrupted():
             manifests = preprocess(options)
     except KeyboardInterrupt as error:
         number = error.args[0] if error.args else signal.SIGINT
@@ -265,24 +263,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + int(number)
     print(_table(manifests, output_prefixes(options), time.perf_counter() - started_s))
     return 0
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM, which batch systems send before they kill, ends the run as Ctrl-C does."""
-
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt(number)
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not in the main thread: the program around this one decides
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _table(manifests: Sequence[Manifest], prefixes: Sequence[str], elapsed_s: float) -> str:

@@ -1,4 +1,4 @@
-"""A curation gives the same bytes whatever the workers and however often it was cut off, and loses nothing uncounted."""
+"""A curation gives the same bytes whatever the workers and however often it was cut off; nothing is lost uncounted."""
 
 from __future__ import annotations
 

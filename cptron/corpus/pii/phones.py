@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 
 _GAP = r"[ \u00a0.\-/()]{0,2}"
-_INTERNATIONAL = re.compile(rf"(?<![\w+.])\(?\+[1-9](?:{_GAP}\d){{6,14}}(?!\d)")
-_WITH_ZEROS = re.compile(rf"(?<![\w+.,:/-])00[1-9]\d{{0,2}}[ \-/.](?:\d{_GAP}){{5,11}}\d(?!\d)")
+_INTERNATIONAL = re.compile(rf"(?<![\w+.])\+[1-9](?:{_GAP}\d){{6,14}}(?!\d)")
+_WITH_ZEROS = re.compile(rf"(?<![\w+.,:/-])(?<!\d )00[1-9]\d{{0,2}}[ \-/.](?:\d{_GAP}){{5,11}}\d(?!\d)")
 _AMERICAN = re.compile(
     r"(?<![\w.+/-])(?:1[ .-])?(?:\([2-9]\d{2}\) ?[2-9]\d{2}[-. ]\d{4}|[2-9]\d{2}([-.])[2-9]\d{2}\1\d{4})(?![\w-]|\.\d)"
 )
