@@ -61,7 +61,8 @@ class Step(MapStep[Config]):
         text = document.text
         if self.config.repair and _PERHAPS_BROKEN.search(text):
             fixed = self._repaired(text)
-            tally["repaired"] += fixed != text
+            if fixed != text:
+                tally["repaired"] += 1
             text = fixed
         if self.config.form != "none" and not text.isascii():
             text = unicodedata.normalize(self.config.form, text)
