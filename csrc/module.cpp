@@ -1,4 +1,5 @@
-// Python bindings of the kernels, `cptron._kernels`: those of the data room, and the checksum of weights. Every decision is made
+// Python bindings of the kernels, `cptron._kernels`: those of the data room, the checksum of weights, and
+// (corpus_module.cpp) those of the corpus room. Every decision is made
 // in integers, so that all platforms and compilers give the same order; each kernel has a twin in plain Python in
 // tests/unit/kernels_reference.py, or in torch beside its caller. Objects keep the
 // arrays they look into alive, nothing is shared between objects, and the interpreter lock is released while work is done.

@@ -121,7 +121,8 @@ def _row(
             f"recall {ours.recall:.4f} and {theirs.recall:.4f}, "
             f"precision {ours.precision:.4f} and {theirs.precision:.4f}, "
             f"dropped {ours.dropped} and {theirs.dropped}; "
-            f"documents per CPU second {cpu['cptron']:.0f} and {cpu[peer]:.0f} ({cpu['cptron'] / cpu[peer]:.1f}x); ours {scheme.bands} bands x {scheme.rows} rows, verified"
+            f"documents per CPU second {cpu['cptron']:.0f} and {cpu[peer]:.0f} ({cpu['cptron'] / cpu[peer]:.1f}x); "
+            f"ours {scheme.bands} bands x {scheme.rows} rows, verified"
         ),
         command=settings.command,
     )

@@ -1,7 +1,7 @@
 """Rows of the disk-backed index: time and memory to cluster one and ten million documents.
 
-Place in the flow: `run` puts them on record. Invariant: each phase is a process of its own; a wrong number of found copies
-is no row.
+Place in the flow: `run` puts them on record. Invariant: each phase is a process of its own; a wrong number of found
+copies is no row.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from benchmarks.curate.rows_dedup import Settings
-from benchmarks.curate.scale import COPIES, SCHEME, SHARD_DOCUMENTS
+from benchmarks.curate.scale import COPIES, SCHEME, SET_HASHES, SHARD_DOCUMENTS
 from benchmarks.data.measure import BenchmarkError, run_process
 from benchmarks.data.results import Row
 
@@ -29,7 +29,9 @@ def index(settings: Settings) -> list[Row]:
         decided = found["decide"]
         copies = total // COPIES
         if not LEAST_FOUND * copies <= decided["dropped"] <= copies:
-            raise BenchmarkError(f"{decided['dropped']} copies were found of {copies}; the clusters are wrong")
+            raise BenchmarkError(
+                f"{decided['dropped']} copies were found of {copies}; the clusters are wrong"
+            )
         rows.append(_row(f"dedup 3{part}", settings, total, found))
         shutil.rmtree(settings.work_dir / "scale")
     return rows
@@ -44,7 +46,10 @@ def _row(name: str, settings: Settings, total: int, found: dict[str, dict[str, A
         ours=total / decided["wall_s"],
         goal="<= 1 GiB of memory",
         met=decided["peak_bytes"] <= GOAL_BYTES,
-        input=f"{total} documents of 40 hashes, {decided['bytes'] / 1e9:.2f} GB of features in files of {SHARD_DOCUMENTS}",
+        input=(
+            f"{total} documents of {SET_HASHES} hashes, {decided['bytes'] / 1e9:.2f} GB of features in files of "
+            f"{SHARD_DOCUMENTS}"
+        ),
         rounds=1,
         memory={"ours": decided["peak_bytes"]},
         note=(

@@ -2,8 +2,8 @@
 
 Usage: python -m benchmarks.curate.run [--rows dedup] [--rounds 3] [--show]
 
-Place in the flow: `make bench-curate`. Invariant: rows not asked for keep their results; a row that cannot be measured is
-named with the reason, and makes the exit status 1.
+Place in the flow: `make bench-curate`. Invariant: rows not asked for keep their results; a row that cannot be measured
+is named with the reason, and makes the exit status 1.
 """
 
 from __future__ import annotations

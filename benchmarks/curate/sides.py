@@ -6,8 +6,8 @@ Prints one JSON object: documents, kept, seconds from the first line read to the
 Place in the flow: `rows_dedup` runs it once a round and tool. Invariant: all tools get the same documents, threshold,
 five words a shingle and about as many permutations; one process, one thread.
 
-The peers' words are those of cptron (`[^\\W_]+` in lower case), so that all tools answer the same question. datatrove and
-text-dedup bring their own front end: the former is given a tokenizer at white space, its default needs a model.
+The peers' words are those of cptron (`[^\\W_]+` in lower case), so that all tools answer the same question. datatrove
+and text-dedup bring their own front end: the former is given a tokenizer at white space, its default needs a model.
 """
 
 from __future__ import annotations

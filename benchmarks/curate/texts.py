@@ -6,7 +6,7 @@ Place in the flow: `run` makes its input here once. Invariant: the same packages
 in the same order; none of them is kept in the repository.
 
 A document is a stretch of a file that ends at the first empty line after `CUT_CHARACTERS`. Nothing is added or changed,
-so the near-duplicates in it are those of the real world: two versions of a library, members of a class family, licences.
+so the near-duplicates in it are those of the real world: versions of a library, members of a class family, licences.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Clusters of near-duplicates: against all pairs compared, whatever the shards, workers and bounds; what is then kept."""
+"""Clusters of near-duplicates: those of all pairs compared, whatever shards, workers and bounds; what is then kept."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ def brute_force(documents: Sequence[Document]) -> list[int]:
     for right in range(len(documents)):
         for left in range(right):
             shared, together = len(sets[left] & sets[right]), len(sets[left] | sets[right])
-            if (described.keys[:, left] == described.keys[:, right]).any() and shared >= THRESHOLD * together > 0:
+            if (
+                described.keys[:, left] == described.keys[:, right]
+            ).any() and shared >= THRESHOLD * together > 0:
                 low, high = sorted((label[left], label[right]))
                 label = [low if entry == high else entry for entry in label]
     return label
@@ -131,7 +133,7 @@ def test_one_document_of_a_cluster_is_kept(tmp_path: Path, rule: str, preferred:
 
 
 def test_earlier_corpora_stay_and_their_likes_go(tmp_path: Path) -> None:
-    """Documents like those of an index are dropped, whatever the rule; those of the index are not compared among themselves."""
+    """Documents like those of an index are dropped, whatever the rule; those of the index are not compared."""
     earlier, new = DOCUMENTS[:90], DOCUMENTS[90:]
     for file in open_files(earlier, tmp_path / "old", 2):
         file.close()

@@ -60,8 +60,10 @@ def test_spans_are_the_runs_of_words_that_are_shared(items: list[str], texts: li
         assert [text[span.begin : span.end].strip(", ") for span in spans] == [
             text[span.begin : span.end] for span in spans
         ]
-        found = sum((reference.words(text[span.begin : span.end]) for span in spans), [])
-        assert Counter(found) == Counter(word for word, is_shared in zip(words, shared, strict=True) if is_shared)
+        found = [word for span in spans for word in reference.words(text[span.begin : span.end])]
+        assert Counter(found) == Counter(
+            word for word, is_shared in zip(words, shared, strict=True) if is_shared
+        )
 
 
 def test_equal_hashes_do_not_condemn() -> None:
@@ -87,14 +89,19 @@ def planted() -> tuple[list[dict[str, object]], list[Document], dict[int, str]]:
         return generator.choices(vocabulary, k=count)
 
     records: list[dict[str, object]] = [
-        {"question": " ".join(words(20)), "choices": [" ".join(words(9)), "yes"], "id": number} for number in range(30)
+        {"question": " ".join(words(20)), "choices": [" ".join(words(9)), "yes"], "id": number}
+        for number in range(30)
     ]
     documents, holds = [], {}
     for number in range(200):
         text = words(150)
         if number % 10 == 0:
             record = number // 10
-            item = str(records[record]["question"]).split()[3:16] if number % 20 else str(records[record]["choices"][0]).split()  # type: ignore[index]
+            item = (
+                str(records[record]["question"]).split()[3:16]
+                if number % 20
+                else str(records[record]["choices"][0]).split()
+            )  # type: ignore[index]
             text[40:40] = [item[0].upper(), *(f"{word}," for word in item[1:])]
             holds[number] = f"eval.jsonl.gz#{record + 1} {'question' if number % 20 else 'choices'}"
         elif number % 10 == 5:
@@ -142,7 +149,11 @@ def test_evaluation_sets_must_be_readable(tmp_path: Path) -> None:
     """A damaged record, or keys that are nowhere, end the run instead of hiding contamination."""
     path = tmp_path / "e.jsonl"
     path.write_text('{"q": "a b", "n": 3, "more": {"x": ["c", 1]}}\n\n{"q": "d"}\n')
-    assert list(read_items([str(path)], [])) == [("e.jsonl#1 q", "a b"), ("e.jsonl#1 more", "c"), ("e.jsonl#3 q", "d")]
+    assert list(read_items([str(path)], [])) == [
+        ("e.jsonl#1 q", "a b"),
+        ("e.jsonl#1 more", "c"),
+        ("e.jsonl#3 q", "d"),
+    ]
     with pytest.raises(DataError, match="record 3 has none of more"):
         list(read_items([str(path)], ["more"]))
     path.write_text('{"q": "a b"}\n{"q": \n')

@@ -52,7 +52,11 @@ def test_near_duplicates_within_and_across_inputs(tmp_path: Path, inputs: dict[s
 
     later = {"book": [str(tmp_path / "later.jsonl")]}
     (tmp_path / "later.jsonl").write_bytes(lines_of([near(30), text_of(500, NUM_WORDS), near(500)]))
-    run(config_of(tmp_path / "later", later, [{"step": "near_duplicates", "earlier": [str(tmp_path / "index")]}]))
+    run(
+        config_of(
+            tmp_path / "later", later, [{"step": "near_duplicates", "earlier": [str(tmp_path / "index")]}]
+        )
+    )
     assert dropped(tmp_path / "later", "near_duplicates") == {
         "near_duplicate": 1, "near_duplicate_of_earlier_corpus": 1
     }  # fmt: skip
@@ -63,7 +67,9 @@ def test_a_dropped_document_names_the_one_that_stays(tmp_path: Path, inputs: dic
     """In the samples of the report."""
     run(config_of(tmp_path / "out", inputs, [{"step": "near_duplicates"}]))
     samples = "".join(
-        path.read_text() for path in (tmp_path / "out").iterdir() if path.suffix in {".json", ".jsonl", ".md", ".txt"}
+        path.read_text()
+        for path in (tmp_path / "out").iterdir()
+        if path.suffix in {".json", ".jsonl", ".md", ".txt"}
     )
     assert "of web/web.jsonl#0" in samples
 
@@ -73,7 +79,9 @@ def test_decontaminate_in_a_curation(tmp_path: Path, inputs: dict[str, list[str]
     (tmp_path / "eval.jsonl").write_text(json.dumps({"q": text_of(3, NUM_WORDS)[30:150]}) + "\n")
     steps = [{"step": "decontaminate", "evaluation": [str(tmp_path / "eval.jsonl")]}]
     run(config_of(tmp_path / "out", inputs, steps))
-    assert dropped(tmp_path / "out", "decontaminate") == {"words_of_evaluation_set": 2}  # it and its near-duplicate
+    assert dropped(tmp_path / "out", "decontaminate") == {
+        "words_of_evaluation_set": 2
+    }  # it and its near-duplicate
     (tmp_path / "eval.jsonl").write_text(json.dumps({"q": text_of(33, NUM_WORDS)[30:150]}) + "\n")
     run(config_of(tmp_path / "out", inputs, steps))
     assert dropped(tmp_path / "out", "decontaminate") == {"words_of_evaluation_set": 1}
@@ -88,7 +96,10 @@ def test_decontaminate_in_a_curation(tmp_path: Path, inputs: dict[str, list[str]
         ({"step": "near_duplicates", "shingle_size": 0}, "shingle_size is 0"),
         ({"step": "near_duplicates", "most_comparisons": 0}, "most_comparisons is 0"),
         ({"step": "decontaminate"}, "evaluation names nothing"),
-        ({"step": "decontaminate", "evaluation": ["x"], "shortest_item_words": 13}, "shortest_item_words is 13"),
+        (
+            {"step": "decontaminate", "evaluation": ["x"], "shortest_item_words": 13},
+            "shortest_item_words is 13",
+        ),
         ({"step": "decontaminate", "evaluation": ["x"], "run_words": 0}, "run_words is 0"),
     ],
 )
