@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -152,15 +153,12 @@ def _measure(settings: Settings, tool: str, source: Path) -> tuple[dict[str, Any
 
 
 def _first(corpus: Path, target: Path, count: int) -> int:
-    """Write the first documents of the corpus; returns how many there were."""
-    written = 0
-    with corpus.open("rb") as stream, target.open("wb") as out:
-        for line in stream:
-            if written == count:
-                break
-            out.write(line)
-            written += 1
-    return written
+    """Write the first documents of the corpus, unless that was done; returns how many there are."""
+    if not target.is_file() or target.stat().st_mtime < corpus.stat().st_mtime:
+        with corpus.open("rb") as stream, target.open("wb") as out:
+            out.writelines(islice(stream, count))
+    with target.open("rb") as stream:
+        return sum(1 for _ in stream)
 
 
 def known_pairs(source: Path) -> list[Pair]:

@@ -171,10 +171,20 @@ def test_damaged_features_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "f"
     write_features(DOCUMENTS[:20], path, SCHEME)
     whole = path.read_bytes()
-    for data in (b"", b"\0" * 8, whole[:-8], whole[:200], b"\x10" + b"\0" * 7 + b'{"a":1}         '):
+    wrong = [
+        whole.replace(b'"shape":[20]', b'"shape":[21]', 1),
+        whole.replace(b'"shape":[20]', b'"shape":[-1]', 1),
+    ]
+    for data in (b"", b"\0" * 8, whole[:-8], whole[:200], b"\x10" + b"\0" * 7 + b'{"a":1}         ', *wrong):
         path.write_bytes(data)
         with pytest.raises(DataError, match="make the features again"):
             FeatureFile(path)
+    begin = FeatureFile(path) if path.write_bytes(whole) else None
+    assert begin is not None
+    starts = begin.byte_of("set_starts")
+    path.write_bytes(whole[:starts] + b"\xff" * 160 + whole[starts + 160 :])  # sets that lie nowhere
+    with pytest.raises(DataError, match="features cannot be read"):
+        cluster(Sources([FeatureFile(path), FeatureFile(path)], 0, SCHEME), THRESHOLD)
     path.write_bytes(whole)
     with pytest.raises(DataError, match="scheme"):
         cluster(Sources([FeatureFile(path)], 0, Scheme(bands=2, rows=2)), THRESHOLD)

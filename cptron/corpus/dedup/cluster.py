@@ -27,6 +27,7 @@ from cptron.errors import DataError
 
 MERGED_KEYS = 1 << 21
 """Of one part, about 80 MB while they are sorted."""
+MOST_DOCUMENTS = 2**32 - 1
 _FILES_BESIDE = 64
 """Descriptors that the process needs for other things."""
 _MILLION = 1_000_000
@@ -91,7 +92,7 @@ def cluster(
     for keys, documents in _merged(sources, starts, workers, merged_keys):
         try:
             counts, edges = kernel.join(keys, documents)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError, MemoryError) as error:
             raise DataError(f"features cannot be read ({error}); make the features again") from None
         found.counts.update(counts)
         if keep_edges:
@@ -138,6 +139,11 @@ def _check(sources: Sources) -> None:
             raise DataError(
                 f"{file.path} has features of the scheme {file.scheme}, must be {wanted}; make its features again"
             )
+    total = sources.first_documents()[-1]
+    if total > MOST_DOCUMENTS:
+        raise DataError(
+            f"{total} documents, at most {MOST_DOCUMENTS} can be compared at once; curate them in parts"
+        )
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = len(sources.files) + _FILES_BESIDE
     if soft < needed:

@@ -29,6 +29,11 @@ from cptron.errors import DataError
 BATCH_BYTES = 4 << 20
 """Of text that is described at once."""
 _DTYPES = {"U8": np.uint8, "U32": np.uint32, "U64": np.uint64}
+_DIMENSIONS = {
+    "set_starts": 1, "set_hashes": 1, "band_keys": 2, "band_documents": 2, "band_starts": 2, "ranks": 1, "lengths": 1,
+    "digests": 1, "name_starts": 1, "names": 1,
+}  # fmt: skip
+"""Of each array."""
 _PREFIXES = np.arange(256, dtype=np.uint64) << np.uint64(56)
 _MAX_HEADER_BYTES = 1 << 20
 
@@ -128,6 +133,15 @@ class _Place:
     end: int
 
 
+def _place(entry: dict[str, Any], base: int) -> _Place:
+    """An entry of the header. Raises ValueError, KeyError or TypeError for anything else."""
+    begin, end = entry["data_offsets"]
+    numbers = [*entry["shape"], begin, end]
+    if not all(isinstance(number, int) and 0 <= number < 1 << 48 for number in numbers):
+        raise ValueError("no sizes")
+    return _Place(_DTYPES[entry["dtype"]], tuple(entry["shape"]), base + begin, base + end)
+
+
 class FeatureFile:
     """A file of features, open for reading. Nothing of it is mapped or kept."""
 
@@ -138,7 +152,11 @@ class FeatureFile:
             self.descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error.strerror}); make the features again") from None
-        self._places, self.scheme = self._header()
+        try:
+            self._places, self.scheme = self._header()
+        except BaseException:
+            self.close()
+            raise
         self.num_documents = self._places["ranks"].shape[0]
 
     def close(self) -> None:
@@ -188,16 +206,8 @@ class FeatureFile:
             raise self._damaged("has no header")
         try:
             header = json.loads(os.pread(self.descriptor, size, 8))
-            scheme = json.loads(header.pop("__metadata__")["cptron"])
-            places = {
-                name: _Place(
-                    _DTYPES[entry["dtype"]],
-                    tuple(entry["shape"]),
-                    8 + size + entry["data_offsets"][0],
-                    8 + size + entry["data_offsets"][1],
-                )
-                for name, entry in header.items()
-            }
+            scheme = json.loads(header["__metadata__"]["cptron"])
+            places = {name: _place(header[name], 8 + size) for name in _DIMENSIONS}
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             raise self._damaged("has a header of something else") from None
         self._check(places)
@@ -205,14 +215,21 @@ class FeatureFile:
 
     def _check(self, places: dict[str, _Place]) -> None:
         file_bytes = os.fstat(self.descriptor).st_size
-        wanted = {"set_starts", "set_hashes", "band_keys", "band_documents", "band_starts"}
-        if not wanted | {"ranks", "lengths", "digests", "name_starts", "names"} <= places.keys():
-            raise self._damaged("lacks an array")
-        for place in places.values():
+        for name, place in places.items():
             size = int(np.prod(place.shape)) * np.dtype(place.dtype).itemsize
-            if place.begin + size != place.end or place.end > file_bytes:
+            if (
+                len(place.shape) != _DIMENSIONS[name]
+                or place.begin + size != place.end
+                or place.end > file_bytes
+            ):
                 raise self._damaged("is cut off")
+        (count,), (bands, keys) = places["ranks"].shape, places["band_keys"].shape
+        shapes = {name: place.shape for name, place in places.items()}
+        of_each = {"lengths": count, "digests": count, "set_starts": count + 1, "name_starts": count + 1}
+        if shapes["band_documents"] != (bands, keys) or shapes["band_starts"] != (bands, 257) or keys > count:
+            raise self._damaged("has bands that differ")
+        if any(shapes[name] != (length,) for name, length in of_each.items()):
+            raise self._damaged("has arrays that differ")
 
     def _damaged(self, what: str) -> DataError:
-        os.close(self.descriptor)
         return DataError(f"{self.path} {what}: no features of a shard, or damaged; make the features again")
