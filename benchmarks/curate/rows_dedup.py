@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ def _row(
             "ours": max(answer["peak_bytes"] for answer in answers["cptron"]),
             "peer": max(answer["peak_bytes"] for answer in answers[peer]),
         },
-        peer_versions=_version(peer),
+        peer_versions=_version(settings, peer),
         note=(
             f"recall {ours.recall:.4f} and {theirs.recall:.4f}, "
             f"precision {ours.precision:.4f} and {theirs.precision:.4f}, "
@@ -129,12 +129,11 @@ def _row(
     )
 
 
-def _version(peer: str) -> dict[str, str]:
-    package = peer.split(",")[0]
-    try:
-        return {package: version(package)}
-    except PackageNotFoundError:
-        return {}
+def _version(settings: Settings, peer: str) -> dict[str, str]:
+    name = peer.split(",")[0]
+    places = [str(settings.peers), *sys.path]
+    found = next(iter(distributions(name=name, path=places)), None)
+    return {name: found.version} if found else {}
 
 
 def _measure(settings: Settings, tool: str, source: Path) -> tuple[dict[str, Any], np.ndarray]:

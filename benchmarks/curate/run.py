@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.curate import rows_dedup, rows_scale, texts
 from benchmarks.curate.rows_dedup import Settings
-from benchmarks.data.measure import ROOT, BenchmarkError
+from benchmarks.data.measure import ROOT, BenchmarkError, run_process
 from benchmarks.data.results import Row, merge, read, table
 
 RESULTS = ROOT / "benchmarks" / "results" / "curate.json"
@@ -49,7 +49,8 @@ def settings_of(arguments: argparse.Namespace, words: Sequence[str]) -> Settings
     arguments.work_dir.mkdir(parents=True, exist_ok=True)
     corpus = arguments.corpus or arguments.work_dir / f"real_{arguments.documents}.jsonl"
     if not corpus.is_file():
-        texts.write(corpus, arguments.documents, arguments.work_dir)
+        words_of = ["--documents", str(arguments.documents), "--cache", arguments.work_dir]
+        run_process([sys.executable, "-m", "benchmarks.curate.texts", corpus.absolute(), *words_of])
     shown = [f"[...]/{Path(word).name}" if Path(word).is_absolute() else word for word in words]
     return Settings(
         work_dir=arguments.work_dir.resolve(),

@@ -6,8 +6,9 @@ Prints one JSON object: documents, kept, seconds from the first line read to the
 Place in the flow: `rows_dedup` runs it once a round and tool. Invariant: all tools get the same documents, threshold,
 five words a shingle and about as many permutations; one process, one thread.
 
-The peers' words are those of cptron (`[^\\W_]+` in lower case), so that all tools answer the same question. datatrove
-and text-dedup bring their own front end: the former is given a tokenizer at white space, its default needs a model.
+The peers' words are those of cptron (runs of letters and digits in lower case), so that all tools answer the same
+question. datatrove and text-dedup bring their own front end: the former is given a tokenizer at white space, its
+default needs a model.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ THRESHOLD = 0.8
 PERMUTATIONS = 128
 SHINGLE_WORDS = 5
 SHARD_BYTES = 32 << 20
-WORD = re.compile(r"[^\W_]+")
+_ALONE = r"\u3005-\u3007\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f"
+WORD = re.compile(rf"[{_ALONE}]|[^\W_{_ALONE}]+")
+"""A word; of Chinese and Japanese one character."""
+UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")
 
 
 def documents(path: Path) -> Iterator[dict[str, Any]]:
@@ -39,7 +43,7 @@ def documents(path: Path) -> Iterator[dict[str, Any]]:
 
 def shingles(text: str) -> set[str]:
     """Shingles as any user of a MinHash library makes them."""
-    words = WORD.findall(text.lower())
+    words = WORD.findall(UNSEEN.sub("", text).lower())
     size = min(SHINGLE_WORDS, len(words))
     return {" ".join(words[i : i + size]) for i in range(len(words) - size + 1)} if words else set()
 
@@ -173,7 +177,9 @@ def datatrove(source: Path, target: Path, work: Path) -> int:
         ([clusters], 1),
         ([reader, MinhashDedupFilter(str(work / "remove")), kept], 1),
     ):
-        LocalPipelineExecutor(pipeline=pipeline, tasks=tasks, workers=1, skip_completed=False).run()
+        LocalPipelineExecutor(
+            pipeline=pipeline, tasks=tasks, workers=1, logging_dir=str(work / f"logs_{len(pipeline)}_{tasks}")
+        ).run()
     written = sorted((work / "kept").glob("*.jsonl"))
     lines = [line for path in written for line in path.read_bytes().splitlines(keepends=True)]
     target.write_bytes(b"".join(lines))

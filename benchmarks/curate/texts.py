@@ -19,7 +19,6 @@ import json
 import re
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -86,10 +85,10 @@ def files_of(unpacked: Path) -> dict[str, list[tuple[str, Path]]]:
         for path in sorted((unpacked / package).rglob("*")):
             if path.suffix in {".html", ".gz", ".txt", ".rst"} and path.is_file() and not path.is_symlink():
                 found[package].append((f"{package}/{path.relative_to(unpacked / package)}", path))
-    libraries = Path(sysconfig.get_paths()["purelib"])
+    libraries = [Path(folder) for folder in sys.path if folder.endswith("site-packages")]
     found["python"] = [
-        (f"python/{top.name}/{path.relative_to(top)}", path)
-        for top in (libraries, *sorted((ROOT / ".cache").glob("megatron-core-*")))
+        (f"python/{number}/{path.relative_to(top)}", path)
+        for number, top in enumerate((*libraries, *sorted((ROOT / ".cache").glob("megatron-core-*"))))
         for path in sorted(top.rglob("*.py"))
     ]
     return found
