@@ -18,6 +18,7 @@ from cptron.errors import EXIT_CODE, CptronError, RankEnded
 from cptron.runtime.host_isa import leave_amx_alone
 
 VERBS = {
+    "curate": ("cptron.corpus.main", "raw documents -> a clean corpus, by a YAML of steps; all counted"),
     "preprocess": ("cptron.tokens.preprocess", "JSONL documents -> token files (.bin/.idx)"),
     "interleave": ("cptron.tokens.interleave", "JSONL documents, each behind the questions about it"),
     "merge": ("cptron.tokens.merge", "several pairs of token files -> one"),

@@ -88,7 +88,18 @@ def load_as(cls: type[T], path: Path) -> T:
 
 def config_to_dict(config: Config) -> dict[str, Any]:
     """Every section and value as dicts, lists and scalars, ready for JSON or YAML."""
-    return cast(dict[str, Any], _plain(config))
+    return plain_values(config)
+
+
+def plain_values(section: Any) -> dict[str, Any]:
+    """The same of any section."""
+    return cast(dict[str, Any], _plain(section))
+
+
+def build_section(cls: type, node: yaml.Node, key: str) -> Any:
+    """A dataclass of another file than a run's, from its node; `key` stands before names in errors. Raises
+    `ConfigError`."""
+    return _Builder().build(cls, node, key)
 
 
 def resolved_yaml(config: Config) -> str:

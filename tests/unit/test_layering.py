@@ -41,7 +41,7 @@ ADAPTERS = {
 READY = "cptron.runtime.megatron_ready"
 """Imported before megatron by every adapter; the order is held by ruff (isort sections in pyproject.toml)."""
 
-LIGHT_ROOMS = ("config", "tokens", "data", "forgetting", "plan", "launch")
+LIGHT_ROOMS = ("config", "corpus", "tokens", "data", "forgetting", "plan", "launch")
 LIGHT_FILES = (
     "errors.py",
     "versions.py",

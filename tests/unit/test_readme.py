@@ -16,6 +16,7 @@ import pytest
 from cptron.cli import VERBS
 from cptron.config.check import check_config
 from cptron.config.load import config_to_dict, load_config
+from cptron.corpus.load import load_curation
 from cptron.launch.arguments import Asked, asked
 from cptron.tokens.preprocess_options import parse_options
 
@@ -149,6 +150,8 @@ class Checker:
         args = parse_only(verb, arguments, self._monkeypatch)
         if verb == "preprocess":
             assert parse_options(arguments)[1] == [], "a flag without effect"
+        if verb == "curate":
+            load_curation(args.config, args.overrides)
         if verb == "train":
             config = load_config(self._config(args.config), args.overrides).config
             check_config(config, world_size or config.parallel.local_ranks or GPUS_OF_A_NODE)
