@@ -26,6 +26,12 @@ STEPS = {
         "exact_dedup",
         "pii",
         "presidio",
+        "perplexity",
+        "ngram_perplexity",
+        "quantile",
+        "dsir",
+        "dacp",
+        "classifier",
     )
 }
 """Name -> module."""
