@@ -94,9 +94,11 @@ class CausalScorer:
     ) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
 
         if device == "cuda" and not torch.cuda.is_available():
             raise DataError(f"device {device} is not there, must be for device: cuda; use device: cpu")
+        logging.disable_progress_bar()
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
             model: Any = AutoModelForCausalLM.from_pretrained(

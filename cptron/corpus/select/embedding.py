@@ -26,9 +26,11 @@ class Encoder:
     def __init__(self, directory: Path, device: Device) -> None:
         import torch
         from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
 
         if device == "cuda" and not torch.cuda.is_available():
             raise DataError(f"device {device} is not there, must be for device: cuda; use device: cpu")
+        logging.disable_progress_bar()
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
             model: Any = AutoModel.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
@@ -44,11 +46,10 @@ class Encoder:
 
     def vector(self, text: str) -> NDArray[np.float32]:
         """Mean of the last hidden states of all tokens; zeros for an empty text."""
-        ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        special = self._tokenizer.num_special_tokens_to_add()
-        length = max(1, self._longest - special)
-        parts = [ids[start : start + length] for start in range(0, len(ids), length)]
-        rows = [self._tokenizer.build_inputs_with_special_tokens(part) for part in parts]
+        found = self._tokenizer(
+            text, truncation=True, max_length=self._longest, return_overflowing_tokens=True, verbose=False
+        )
+        rows = [row for row in found["input_ids"] if row]
         total, count = np.zeros(self._model.config.hidden_size, np.float64), 0
         for start in range(0, len(rows), _BATCH):
             sums = self._sums(rows[start : start + _BATCH])

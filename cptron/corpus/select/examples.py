@@ -30,7 +30,7 @@ def examples(paths: Sequence[str], text_key: str, what: str) -> Iterator[str]:
     corpus = look_up(CorpusConfig(output="", inputs=(source,)))
     count = 0
     for shard in corpus.shards:
-        for found in read_documents(shard, corpus.sources[shard.source], _MAX_DOCUMENT_BYTES):
+        for found in read_documents(shard, corpus.sources[shard.source], _MAX_DOCUMENT_BYTES, []):
             if isinstance(found, Reject):
                 raise DataError(
                     f"{found.path}:{found.record} is {found.reason} ({found.detail}), examples must be whole; mend it"

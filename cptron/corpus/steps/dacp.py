@@ -60,8 +60,8 @@ class Config:
     """Method, what it measures with, and how much is taken."""
 
     method: Literal["ets", "eta_novelty", "eta_diversity", "eta_com", "ets_com"]
-    """`ets`: likeness to examples of the task; `eta_novelty`: loss under a small language model; `eta_diversity`: entropy
-    of the classes of words; `eta_com`, `ets_com`: mean of the quantile ranks of the last two, of all three."""
+    """`ets`: likeness to examples of the task; `eta_novelty`: loss under a small language model; `eta_diversity`:
+    entropy of the classes of words; `eta_com`, `ets_com`: mean of the quantile ranks of the last two, of all three."""
     task: tuple[str, ...] = ()
     """Files with examples of the task, for `ets` and `ets_com`; as for inputs."""
     task_text_key: str = ""
@@ -161,8 +161,8 @@ class Step(ScoredStep[Config]):
         value = document.meta.get(self.config.novelty_key)
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise DataError(
-                f"step {self.name}: {document.id} has {self.config.novelty_key} {value!r}, must be a number; put a step "
-                "perplexity with sample 1.0 before"
+                f"step {self.name}: {document.id} has {self.config.novelty_key} {value!r}, must be a number; put a "
+                "step perplexity with sample 1.0 before"
             )
         return value
 

@@ -46,8 +46,8 @@ class Config:
     sampling: Literal["hard", "soft"] = "soft"
     """`soft`: drawn without replacement by the weights (Gumbel top-k, as published); `hard`: the largest weights."""
     weight: Literal["sum", "mean"] = "sum"
-    """Log weight of a document: the sum over its n-grams, as published, which favours the extremes among long documents;
-    or their mean, times `mean_ngrams`."""
+    """Log weight of a document: the sum over its n-grams, as published, which favours the extremes among long
+    documents; or their mean, times `mean_ngrams`."""
     mean_ngrams: float = 100.0
     """For `mean`: how much the weights count beside the noise of `soft`, as if documents had so many n-grams."""
     buckets: int = 10_000
