@@ -28,6 +28,12 @@ STEPS = {
         "decontaminate",
         "pii",
         "presidio",
+        "perplexity",
+        "ngram_perplexity",
+        "quantile",
+        "dsir",
+        "dacp",
+        "classifier",
     )
 }
 """Name -> module."""

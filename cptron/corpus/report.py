@@ -7,7 +7,7 @@ alone, as the output does; what differs from run to run is in timing.json.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,9 @@ def write_reports(output: Path, manifest: CorpusManifest, summary: Summary) -> N
         "documents": manifest.documents,
         "text_bytes": manifest.text_bytes,
         "tokens": manifest.tokens,
-        "steps": [_step(step) for step in summary.steps.values()],
+        "steps": [
+            _step(step) | {"figures": summary.figures.get(name, {})} for name, step in summary.steps.items()
+        ],
         "sources": {name: _source(source) for name, source in summary.sources.items()},
     }
     replace_text(output / "report.json", json.dumps(content, indent=2, ensure_ascii=True) + "\n")
@@ -110,12 +112,17 @@ def _page(manifest: CorpusManifest, summary: Summary) -> Iterator[str]:
             ["reason", "records"], [[reason, f"{count:,}"] for reason, count in sorted(rejected.items())]
         )
     for step in summary.steps.values():
-        if step.dropped or step.tally:
-            yield from _step_section(step)
+        figures = summary.figures.get(step.name, {})
+        if step.dropped or step.tally or figures:
+            yield from _step_section(step, figures)
 
 
-def _step_section(step: StepCounts) -> Iterator[str]:
+def _step_section(step: StepCounts, figures: Mapping[str, float]) -> Iterator[str]:
     yield from ("", f"## {step.name}")
+    if figures:
+        rows = [[_cell(name), f"{value:,.6g}" if isinstance(value, float) else f"{value:,}"]
+                for name, value in figures.items()]  # fmt: skip
+        yield from ("", *_table(["figure", "value"], rows))
     if step.dropped:
         rows = [[reason, *_amount(amount)] for reason, amount in _most_first(step)]
         yield from ("", *_table(["dropped for", "documents", "MB"], rows))

@@ -23,6 +23,8 @@ from cptron.errors import DataError
 Tally = Counter[str]
 """Whatever else a step counts, by name (`email` redacted, `language vi` seen); summed over shards for the report."""
 C = TypeVar("C")
+FIGURES = "figures.json"
+"""What `decide` may write beside its decision, for the report: a JSON object of numbers by name."""
 
 
 class Step(ABC, Generic[C]):

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from cptron.corpus.counts import Amount, StepCounts, step_counts
 from cptron.corpus.stages import Stage
+from cptron.corpus.step import FIGURES
 from cptron.corpus.work import Unit, Work
 from cptron.errors import DataError
 from cptron.json_text import parse_json
@@ -45,6 +47,8 @@ class Summary:
     """Records of the last stage's shards, in order."""
     other_cpu_s: float
     """Reading, writing, and whatever is no step's."""
+    figures: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By step: what a decision says of itself, in numbers by name."""
 
     @property
     def records(self) -> int:
@@ -78,6 +82,9 @@ def summarise(work: Work) -> Summary:
                 summary.outputs.append(record)
         if stage.tail is not None:
             _add_features(work, stage, steps[stage.tail.name])
+            figures = work.directory / stage.decided / "decision" / FIGURES
+            if figures.is_file():
+                summary.figures[stage.tail.name] = _read(figures)
     return summary
 
 
@@ -87,7 +94,10 @@ def _records(work: Work, stage: Stage) -> Iterator[dict[str, Any]]:
 
 
 def _record(work: Work, unit: Unit) -> dict[str, Any]:
-    path = work.record_path(unit)
+    return _read(work.record_path(unit))
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         record = parse_json(path.read_bytes())
         if isinstance(record, dict):
