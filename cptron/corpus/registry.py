@@ -26,6 +26,7 @@ STEPS = {
         "exact_dedup",
         "pii",
         "presidio",
+        "synthesise",
     )
 }
 """Name -> module."""
