@@ -50,8 +50,8 @@ class Budget:
                 if most and getattr(spent, unit) > most:
                     raise DataError(
                         f"the budget of {most:,} {unit} is spent (with the next request {getattr(spent, unit):,}); "
-                        f"raise max_{unit} and run the same command again, it goes on, or set cached_only to end with what "
-                        "there is"
+                        f"raise max_{unit} and run the same command again, it goes on, or set cached_only to end "
+                        "with what there is"
                     )
 
     def settle(self, reserved: int, tokens: int) -> None:

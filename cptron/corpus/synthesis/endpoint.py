@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import os
 import random
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
@@ -56,15 +55,15 @@ class Endpoint:
         self._settings = settings
         self._key = _key(settings.api_key_variable) if asks else ""
         self._answer_tokens = answer_tokens
-        self.identity = {"endpoint_model": settings.model}
+        self.identity: Mapping[str, Any] = {"endpoint_model": settings.model}
         sampling = {"temperature": temperature, "top_p": top_p} if temperature >= 0 else {}
-        self.parameters: dict[str, Any] = {
+        self.parameters: Mapping[str, Any] = {
             **sampling, settings.max_tokens_key: answer_tokens, **extra_values(settings)
         }  # fmt: skip
         self.concurrency = settings.concurrency
         self._budget = Budget(cache, settings.max_requests, settings.max_tokens)
         self._locks = cache / LOCKS
-        self._own = threading.local()
+        self._idle: list[Poster] = []
         self._bad_in_a_row = 0
 
     def answers(self, requests: Sequence[Request]) -> list[Answer]:
@@ -127,13 +126,17 @@ class Endpoint:
         return wait_for(self._locks, [_SLOTS + number for number in range(self.concurrency)])
 
     def _post(self, body: bytes) -> Response:
-        poster: Poster | None = getattr(self._own, "poster", None)
-        if poster is None:
-            poster = self._own.poster = Poster(self._settings.url, PATH, self._settings.timeout_s)
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "cptron"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
-        return poster.post(body, headers)
+        try:
+            poster = self._idle.pop()
+        except IndexError:
+            poster = Poster(self._settings.url, PATH, self._settings.timeout_s)
+        try:
+            return poster.post(body, headers)
+        finally:
+            self._idle.append(poster)
 
     def _backoff_s(self, tried: int) -> float:
         most_s = min(self._settings.longest_wait_s, self._settings.first_wait_s * 2.0 ** min(tried, 30))

@@ -12,6 +12,7 @@ from cptron.corpus.words import WORD
 
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]+")
 _NUMBER = regex.compile(r"\p{Nd}+(?:[.,]\p{Nd}+)*")
+_THOUSANDS = regex.compile(r"[.,](?=\p{Nd}{3}(?!\p{Nd}))")
 _SHORT = 3
 """Letters of words that are mostly grammar; they tell nothing while there are others."""
 
@@ -45,4 +46,4 @@ def numbers_of(text: str) -> set[str]:
 
 
 def _plain(number: str) -> str:
-    return regex.sub(r"[.,](?=\p{Nd}{3}(?!\p{Nd}))", "", number)
+    return str(_THOUSANDS.sub("", number))

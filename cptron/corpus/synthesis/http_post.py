@@ -93,6 +93,9 @@ class Poster:
             self._connection.close()
             self._connection = None
 
+    def __del__(self) -> None:
+        self.close()
+
     def _post(self, body: bytes, headers: Mapping[str, str], deadline: float) -> Response:
         try:
             connection = self._opened(deadline)
@@ -140,8 +143,10 @@ def _read(response: http.client.HTTPResponse, wire: socket.socket, deadline: flo
             raise ValueError(f"the answer has more than {MAX_BYTES} bytes")
         if not response.isclosed():
             wire.settimeout(_left_s(deadline))
-    if response.length:
-        raise http.client.IncompleteRead(bytes(content), response.length)
+    left = response.length
+    response.close()  # at its end it is not always closed, and the connection would take no other request
+    if left:
+        raise http.client.IncompleteRead(bytes(content), left)
     return bytes(content)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,10 +53,11 @@ class LocalModel:
         self._settings = settings
         self._answer_tokens = answer_tokens
         self.group_size = settings.batch_size
-        self.identity = {"folder": folder.resolve().name, "sha256": _content_hash(tuple(model_files(folder)))}
-        self.parameters: dict[str, Any] = {"dtype": settings.dtype, "answer_tokens": answer_tokens}
+        self.identity: Mapping[str, Any] = {"folder": folder.resolve().name, "sha256": _content_hash(tuple(model_files(folder)))}
+        parameters: dict[str, Any] = {"dtype": settings.dtype, "answer_tokens": answer_tokens}
         if temperature > 0:
-            self.parameters |= {"temperature": temperature, "top_p": top_p, "seed": seed}
+            parameters |= {"temperature": temperature, "top_p": top_p, "seed": seed}
+        self.parameters: Mapping[str, Any] = parameters
         if asks:
             self._load(folder)
 

@@ -108,6 +108,8 @@ def _first(values: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
 
 def _of_lines(text: str, cut_off: bool) -> list[Pair | Problem]:
     marks = list(_LABEL.finditer(text))
+    if not marks:
+        return []
     stops = [mark.start() for mark in marks[1:]] + [len(text)]
     said = [
         (mark[1] is not None, _clean(text[mark.end() : stop]))
