@@ -50,7 +50,15 @@ class Dropped:
     """For people, about this document: `0.83 of its lines are bullets`; shown with samples of what was dropped."""
 
 
-Result = Document | Dropped | tuple[Document, ...]
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """One of several documents that a step made, which it does not let through: counted and shown as a dropped one."""
+
+    document: Document
+    why: Dropped
+
+
+Result = Document | Dropped | tuple[Document | Rejected, ...]
 """What a step makes of a document: it again (perhaps changed), nothing, or several in its place (never an empty tuple),
 whose ids begin with its own."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -130,9 +131,26 @@ def _check(config: CurateConfig, name: str) -> None:
 
 def settings_of(step: StepConfig) -> dict[str, Any]:
     """A step as YAML has it, with nothing left to defaults."""
+    return _as_yaml(step, plain_values(step.settings))
+
+
+DECIDES = "decides"
+"""In the metadata of a setting's field: False where it changes how the result is come by, and not the result."""
+
+
+def deciding_settings_of(step: StepConfig) -> dict[str, Any]:
+    """Those that decide what the step makes: the fingerprint has them."""
+    return _as_yaml(step, _deciding(step.settings, plain_values(step.settings)))
+
+
+def _as_yaml(step: StepConfig, settings: dict[str, Any]) -> dict[str, Any]:
+    return {"step": step.step, "name": step.name, "sources": list(step.sources), **settings}
+
+
+def _deciding(section: Any, plain: dict[str, Any]) -> dict[str, Any]:
     return {
-        "step": step.step,
-        "name": step.name,
-        "sources": list(step.sources),
-        **plain_values(step.settings),
+        field.name: _deciding(value, plain[field.name]) if is_dataclass(value) else plain[field.name]
+        for field in fields(section)
+        if field.metadata.get(DECIDES, True)
+        for value in (getattr(section, field.name),)
     }

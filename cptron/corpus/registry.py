@@ -34,6 +34,7 @@ STEPS = {
         "dsir",
         "dacp",
         "classifier",
+        "synthesise",
     )
 }
 """Name -> module."""

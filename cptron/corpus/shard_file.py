@@ -25,6 +25,8 @@ from cptron.tokens.manifest import FileRecord
 from cptron.tokens.read_stored import DamagedError, StoredStream
 
 SUFFIX = ".jsonl.zst"
+BESIDE = ("messages", "document_id")
+"""Metadata that stands beside the text, where `preprocess --chat` and `interleave` look for it."""
 
 
 class ShardWriter:
@@ -66,11 +68,15 @@ class ShardWriter:
 
 def to_line(document: Document) -> bytes:
     """One line of JSON with its end."""
+    beside = {key: document.meta[key] for key in BESIDE if key in document.meta}
     record = {
         "text": document.text,
         "id": document.id,
         "source": document.source,
-        "meta": document.meta,
+        **beside,
+        "meta": {key: value for key, value in document.meta.items() if key not in beside}
+        if beside
+        else document.meta,
     }
     try:
         return orjson.dumps(record, default=_as_text) + b"\n"
@@ -101,4 +107,10 @@ def _document(line: bytes) -> Document:
         record = orjson.loads(line)
     except orjson.JSONDecodeError:
         record = json.loads(line)
-    return Document(record["text"], record["id"], record["source"], record["meta"])
+    beside = {key: record[key] for key in BESIDE if key in record}
+    return Document(
+        record["text"],
+        record["id"],
+        record["source"],
+        {**record["meta"], **beside} if beside else record["meta"],
+    )

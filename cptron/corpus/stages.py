@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 import zstandard
 
-from cptron.corpus.load import settings_of
+from cptron.corpus.load import deciding_settings_of
 from cptron.corpus.registry import AnyStep, step_class
 from cptron.corpus.schema import CurateConfig, StepConfig
 from cptron.corpus.shards import Corpus
@@ -126,7 +126,7 @@ def _of_inputs(config: CurateConfig, corpus: Corpus) -> Any:
 def _identity(config: CurateConfig, step: StepConfig) -> dict[str, Any]:
     built = build_step(config, step)
     return {
-        "settings": settings_of(step),
+        "settings": deciding_settings_of(step),
         "version": built.version,
         "unicode": unicodedata.unidata_version,
         "packages": {name: package_version(name, step.name) for name in built.packages},

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from cptron.corpus.counts import StepCounts
-from cptron.corpus.document import Document, Dropped, Result
+from cptron.corpus.document import Document, Dropped, Rejected, Result
 from cptron.corpus.step import MapStep, Tally
 from cptron.errors import CptronError, DataError
 
@@ -70,13 +70,20 @@ def _through(
             made = result if isinstance(result, tuple) else (result,)
             assert made, f"{counts.name} made an empty tuple of {document.id}"
             counts.made += len(made) - 1
-            counts.changed += made[0].text is not document.text and made[0].text != document.text
+            counts.changed += _is_changed(made[0], document)
             for one in made:
+                if isinstance(one, Rejected):
+                    counts.drop(one.document, one.document.num_bytes, one.why)
+                    continue
                 left_bytes = num_bytes if one.text is document.text else one.num_bytes
                 counts.left.add(left_bytes)
                 yield one, left_bytes
         if sum(isinstance(result, Dropped) and result.reason == BROKEN for result in results):
             _require_few(counts)
+
+
+def _is_changed(made: Document | Rejected, document: Document) -> bool:
+    return isinstance(made, Rejected) or (made.text is not document.text and made.text != document.text)
 
 
 def _batches(documents: Iterable[Sized], most: int) -> Iterator[list[Sized]]:
