@@ -146,9 +146,7 @@ class MergeLoop:
         ids = list(word)
         while True:
             ranked = [
-                (self._ranks[pair], place)
-                for place, pair in enumerate(pairwise(ids))
-                if pair in self._ranks
+                (self._ranks[pair], place) for place, pair in enumerate(pairwise(ids)) if pair in self._ranks
             ]
             if not ranked:
                 return ids

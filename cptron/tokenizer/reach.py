@@ -18,7 +18,9 @@ BEFORE = ("", "a", "\n")
 """What a text is tried behind: SentencePiece puts a space before what begins a text."""
 
 
-def unreachable(base: Base, extended: Base, tokens: Mapping[str, int], witness: Mapping[int, Word]) -> list[int]:
+def unreachable(
+    base: Base, extended: Base, tokens: Mapping[str, int], witness: Mapping[int, Word]
+) -> list[int]:
     """Ids of `tokens` that no text tried is encoded into: the token's own text, the word it was learned in, and where
     it is part of a character, characters around it."""
     left = {number: extended.bytes_of(token) for token, number in tokens.items()}
