@@ -9,7 +9,6 @@ bytes per token say more than tokens per word.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,6 @@ from cptron.tokenizer.fragmented import WordCounter
 from cptron.tokenizer.texts import Corpus, Text
 from cptron.tokens.engine import Engine, choose_engine
 from cptron.tokens.lengths import LengthCounts, quantile
-from cptron.tokens.tokenizer import Tokenizer
 
 CONTEXTS = (2048, 4096, 8192, 32768)
 """Tokens; where the model states its own, that one as well."""

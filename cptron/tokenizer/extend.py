@@ -1,7 +1,7 @@
 """A tokenizer with more tokens for a domain: learned, written, checked and reported.
 
-Place in the flow: `cptron tokenizer extend`; afterwards `resize` gives a model rows for the new ids, and every corpus is
-preprocessed anew. Invariant: what is published keeps every old id, and its report counts by real encoding.
+Place in the flow: `cptron tokenizer extend`; afterwards `resize` gives a model rows for the new ids, and every corpus
+is preprocessed anew. Invariant: what is published keeps every old id, and its report counts by real encoding.
 """
 
 from __future__ import annotations

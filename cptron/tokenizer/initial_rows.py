@@ -15,6 +15,7 @@ Shapes: K new tokens, V old tokens, H hidden size, B rows of a block.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,8 @@ def _make(
         return same_KH
     if plan.init == "mvn":
         variance = MVN_VARIANCE / int(trained_V.sum())
-        return same_KH + variance**0.5 * _noise_like_rows(model, name, plan, trained_V, mean_H)
+        noise_KH = _noise_like_rows(model, name, plan, trained_V, mean_H)
+        return same_KH + noise_KH * math.sqrt(variance)
     if plan.vectors is None:
         raise ConversionError(
             "--init focus needs vectors of words or tokens; give --vectors FILE (fastText's text form, .vec)"

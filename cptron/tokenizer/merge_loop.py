@@ -1,7 +1,7 @@
 """Continued BPE: the merges, and the new tokens, that shorten counted words most.
 
-Place in the flow: `extend` gives it the words of `word_counts`, and appends what it learns. Invariant: after every merge
-each word is cut exactly as the tokenizer with the merges so far would cut it, so counts are those of real encoding.
+Place in the flow: `extend` gives it the words of `word_counts`, and appends what it learns. Invariant: after every
+merge each word is cut as the tokenizer with the merges so far would cut it, so counts are those of real encoding.
 
 The greedy loop of byte pair encoding (Gage 1994; Sennrich et al. 2016) goes on where the base stopped: the most
 frequent adjacent pair is merged, at equal counts the one of smaller ids. All new merges rank after the base's. Where a

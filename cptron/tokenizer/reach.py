@@ -6,6 +6,8 @@ encoded by the new tokenizer's own library and the token was in the result.
 
 from __future__ import annotations
 
+import functools
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from itertools import islice
 
@@ -51,27 +53,31 @@ def _completions(raw: bytes) -> Iterator[str]:
     before = 0
     while before < len(raw) and 0x80 <= raw[before] < 0xC0:
         before += 1  # bytes that end a character whose beginning is missing
-    beginnings = [b""] if not before else list(_characters())
-    for first in beginnings:
-        if first[len(first) - before :] != raw[:before]:
+    for first in _characters():
+        if before and not first.endswith(raw[:before]):
             continue
-        start = first[: len(first) - before] + raw
-        text = _decoded(start)
-        if text:
-            yield text
-            continue
+        start = first + raw[before:] if before else raw
         cut = start.decode("utf-8", "ignore").encode()
         rest = start[len(cut) :]
-        for last in _characters():
-            if rest and last.startswith(rest):
-                yield (cut + last).decode()
+        for last in _beginning_with(rest) if rest else [b""]:
+            yield (cut + last).decode()
+        if not before:
+            return
 
 
-def _characters() -> Iterator[bytes]:
-    """UTF-8 of the characters beyond ASCII that text may have, in order."""
-    for point in range(0x80, 0x20000):
-        if not 0xD800 <= point < 0xE000:
-            yield chr(point).encode()
+def _beginning_with(rest: bytes) -> Iterator[bytes]:
+    characters = _characters()
+    for place in range(bisect_left(characters, rest), len(characters)):
+        if not characters[place].startswith(rest):
+            return
+        yield characters[place]
+
+
+@functools.cache
+def _characters() -> list[bytes]:
+    """UTF-8 of the characters beyond ASCII that text may have, in order, which is that of their bytes too."""
+    points = [*range(0x80, 0xD800), *range(0xE000, 0x20000)]
+    return [chr(point).encode() for point in points]
 
 
 def _decoded(raw: bytes) -> str:

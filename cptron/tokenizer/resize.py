@@ -1,7 +1,7 @@
 """A Hugging Face model with rows for an extended tokenizer, written as a directory or imported as a checkpoint.
 
-Place in the flow: `cptron tokenizer resize`, and `cptron convert --tokenizer`; after `extend`. Invariant: a few blocks of
-a tensor and the new rows are in memory, and what is published loads in `transformers` with its tokenizer.
+Place in the flow: `cptron tokenizer resize`, and `cptron convert --tokenizer`; after `extend`. Invariant: a few blocks
+of a tensor and the new rows are in memory, and what is published loads in `transformers` with its tokenizer.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A Hugging Face model as it is with rows for an extended tokenizer's new ids, without writing it.
 
-Place in the flow: `resize` copies it into a directory, `import_resized` into a checkpoint. Invariant: the row of a token
-is at the index of its id, in both matrices, also where a padded matrix had rows there before; all else is the model's
-to the bit.
+Place in the flow: `resize` copies it into a directory, `import_resized` into a checkpoint. Invariant: the row of a
+token is at the index of its id, in both matrices, also where a padded matrix had rows there before; all else is the
+model's to the bit.
 
 Shapes: K new tokens, H hidden size.
 """

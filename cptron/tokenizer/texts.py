@@ -1,7 +1,7 @@
 """Documents of a corpus with their language and source, a block at a time, all of them or a sample.
 
-Place in the flow: `analyze` counts their tokens, `word_counts` their words. Invariant: whether a document is in a sample
-depends on its text alone, so copies of one document are on the same side and a held-out part is one.
+Place in the flow: `analyze` counts their tokens, `word_counts` their words. Invariant: whether a document is in a
+sample depends on its text alone, so copies of one document are on the same side and a held-out part is one.
 """
 
 from __future__ import annotations
