@@ -64,6 +64,9 @@ LIGHT_FILES = (
     "model/architecture.py",
     "regularise/fisher_file.py",
     "regularise/taught_file.py",
+    "tokenizer/analyze.py",
+    "tokenizer/extend.py",
+    "tokenizer/main.py",
     "train/preflight.py",
 )
 HEAVY = ("torch", "megatron", "transformers")

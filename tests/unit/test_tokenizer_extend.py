@@ -81,7 +81,7 @@ def test_any_text_comes_back_and_is_not_longer(kind: str, text: str) -> None:
 @pytest.mark.parametrize("kind", ["gpt2", "llama3", "qwen"])
 def test_words_are_cut_as_the_library_cuts_them(kind: str) -> None:
     """The loop's words after all merges are those of real encoding: its counts were real."""
-    base, new, _, _ = extended(kind)
+    base, _, _, _ = extended(kind)
     counts = count_words(base, blocks(DOMAIN + ENGLISH))
     loop = loop_of(base, counts.words)
     learned = loop.learn(NEW, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -238,7 +239,7 @@ def test_ranges_are_those_of_the_whole(tokenizers: tuple[Path, Path], tmp_path: 
     resized = resized_model(model(tmp_path / "hf", base), new)
     whole = resized.read(OUTPUT)
     cuts = np.linspace(0, OLD + NEW, 12).astype(int).tolist()
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in pairwise(cuts):
         assert torch.equal(resized.read_range(OUTPUT, 0, start, end), whole[start:end])
     assert torch.equal(resized.read_range(OUTPUT, 1, 3, 9), whole[:, 3:9])
     assert OFFERED == INITS
