@@ -21,7 +21,10 @@ DOMAIN = [
     "def height(hours, parts):\n    return sum(amplitude * cos(speed * hours) for amplitude, speed in parts)\n",
     "aaaa aaaaaaa abababab 🔎︎ 🔎︎ thethethe   \n\n\t  mis-installed installed installer",
 ] * 12
-LLAMA3_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 KINDS = ("gpt2", "llama3", "qwen", "llama2")
 
 
