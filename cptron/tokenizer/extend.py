@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,9 @@ def extend(options: ExtendOptions) -> dict[str, Any]:
     domain = options.domain
     held_out = options.held_out
     if held_out is None:
-        domain, held_out = replace(domain, part=(HELD_OUT, 1.0)), replace(domain, part=(0.0, HELD_OUT))
+        share = domain.part[1] * HELD_OUT
+        held_out = replace(domain, part=(0.0, share), rejected=Counter())
+        domain = replace(domain, part=(share, domain.part[1]))
     begun = time.perf_counter()
     counts = count_words(base, domain.blocks())
     counted = time.perf_counter()

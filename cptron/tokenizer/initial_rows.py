@@ -113,11 +113,12 @@ def _make(
             "--init focus needs vectors of words or tokens; give --vectors FILE (fastText's text form, .vec)"
         )
     vectors = read_vectors(plan.vectors, plan.base, plan.extended)
-    mixed, made_KH = mix_of_similar(model.read(name), vectors, list(plan.pieces), trained_V)
+    ids = list(plan.pieces)
+    mixed, made_KH = mix_of_similar(model.read(name), vectors, ids, trained_V)
     # FOCUS's own rule for tokens without a vector: each value from the normal distribution of its column.
     std_H = (_sum_of_squares(model, name, trained_V, mean_H) / int(trained_V.sum())).sqrt()
     for place in np.flatnonzero(~mixed):
-        generator = np.random.default_rng([plan.seed, list(plan.pieces)[place]])
+        generator = np.random.default_rng([plan.seed, ids[place]])
         made_KH[place] = mean_H + std_H * torch.from_numpy(generator.standard_normal(len(mean_H)))
     return made_KH
 

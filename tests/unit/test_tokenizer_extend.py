@@ -16,6 +16,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
 from cptron.errors import DataError
+from cptron.tokenizer import word_counts
 from cptron.tokenizer.base import Base, open_base
 from cptron.tokenizer.extend import ExtendOptions, break_even, extend, learn
 from cptron.tokenizer.extended import extended_content, require_old_ids, write_extended
@@ -135,6 +136,14 @@ def test_a_merge_into_a_token_that_is_there_adds_none(tmp_path: Path) -> None:
     for word, cut in zip(counts.words, loop.words, strict=True):
         token = "".join(base.tokens[number] for number in word)
         assert [piece.id for piece in model.tokenize(token)] == cut
+
+
+def test_long_texts_are_cut_where_words_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that memory is bounded and the counts are the same."""
+    base, _, _, _ = extended("llama3")
+    whole = count_words(base, blocks([" ".join(DOMAIN)]))
+    monkeypatch.setattr(word_counts, "STRETCH", 25)
+    assert count_words(base, blocks([" ".join(DOMAIN)])) == whole
 
 
 def test_order_is_by_count_then_by_id(tmp_path: Path) -> None:
