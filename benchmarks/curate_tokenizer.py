@@ -255,8 +255,8 @@ def _round_trips(base: Path, extended: Path) -> tuple[int, int]:
 
 
 def _loss_rows(settings: Settings, made: Extended, number: int) -> list[Row]:
-    texts = [text[:1200] for text in _texts(made.valid)]
-    chosen = [texts[i] for i in np.random.default_rng(0).permutation(len(texts))[:16]]
+    texts = [text[:600] for text in _texts(made.valid)]
+    chosen = [texts[i] for i in np.random.default_rng(0).permutation(len(texts))[:12]]
     begun = time.perf_counter()
     found = bits_per_byte(settings.model, made.directory, chosen)
     about = f"{len(chosen)} beginnings of held-out documents, {sum(len(t.encode()) for t in chosen)} bytes"

@@ -23,7 +23,7 @@ from cptron.weights.tensors import EMBEDDING, OUTPUT
 RANDOM_STD = 0.02
 """Of a new row, as models are initialised."""
 INITS: tuple[Init, ...] = ("subtoken_mean", "mean", "mvn")
-TOY_STEPS = 400
+TOY_STEPS = 300
 
 
 @torch.no_grad()
