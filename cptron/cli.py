@@ -61,6 +61,10 @@ VERBS = {
     "export": ("cptron.convert.export_main", "checkpoint -> Hugging Face model"),
     "verify": ("cptron.convert.verify_main", "prove that a checkpoint and a Hugging Face model are the same"),
     "inspect": ("cptron.inspect", "what a token file, a checkpoint or a run holds"),
+    "watch": (
+        "cptron.report.watch",
+        "how a run stands now: progress, time left, losses, speed, what is slow",
+    ),
     "doctor": ("cptron.doctor", "device, versions, optional accelerators, and what is used for what"),
 }
 """Verb -> module whose `main(argv)` does it, and what it is for."""

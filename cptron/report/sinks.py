@@ -94,7 +94,7 @@ def scalars(record: Record) -> Iterator[tuple[str, float]]:
     """Name and value of every metric, grouped for display: `train/lr`, `valid/manual/perplexity`."""
     group = {"step": "train"}.get(record["kind"], record["kind"])
     for key, value in record.items():
-        if isinstance(value, int | float) and not isinstance(value, bool) and key != "step":
+        if isinstance(value, int | float) and not isinstance(value, bool) and key not in ("step", "unix_s"):
             yield key if key.startswith("valid/") else f"{group}/{key}", float(value)
 
 

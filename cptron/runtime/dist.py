@@ -42,11 +42,12 @@ def init_process_group(backend: str, ranks: Ranks, timeout_s: int) -> None:
         dist.init_process_group(
             backend, store=kept, rank=ranks.rank, world_size=ranks.world_size, timeout=timeout
         )
-    except (dist.DistNetworkError, dist.DistStoreError) as error:
+    except RuntimeError as error:  # torch.distributed's own are, and gloo's
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise LaunchError(
-            f"the {ranks.world_size} rank(s) do not meet at {place} ({str(error).splitlines()[0]:.200}); see that each "
-            "rank starts, that MASTER_ADDR is rank 0's machine, and that no other program has MASTER_PORT there"
+            f"rank {ranks.rank} of {ranks.world_size} did not meet the others at {place} within {timeout_s} s "
+            f"({str(error).splitlines()[0]:.200}); see that each rank starts, that MASTER_ADDR is rank 0's machine and "
+            "can be reached, and that no other program has MASTER_PORT there"
         ) from error
 
 

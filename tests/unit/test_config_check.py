@@ -269,6 +269,8 @@ def test_stages_agree_with_brute_force(layers: int, pp: int, first: int, last: i
     ("changes", "message"),
     [
         ({"parallel__tp": 0}, "parallel.tp=0 must be at least 1"),
+        ({"runtime__straggler_every_steps": -1}, "runtime.straggler_every_steps=-1 must not be negative"),
+        ({"runtime__straggler_factor": 1.0}, "runtime.straggler_factor=1.0 must be more than 1"),
         ({"parallel__virtual_stages": 2}, "parallel.virtual_stages=2 interleaves .* parallel.pp=1 has one"),
         (
             {"model__backend": "te", "fp8__recipe": "rowwise"},

@@ -60,6 +60,10 @@ LIGHT_FILES = (
     "checkpoint/save_worker.py",
     "checkpoint/space.py",
     "checkpoint/verify.py",
+    "health/checks.py",
+    "health/disks.py",
+    "health/main.py",
+    "health/outliers.py",
     "mixture/main.py",
     "model/architecture.py",
     "regularise/fisher_file.py",
@@ -67,6 +71,7 @@ LIGHT_FILES = (
     "tokenizer/analyze.py",
     "tokenizer/extend.py",
     "tokenizer/main.py",
+    "report/watch.py",
     "train/preflight.py",
 )
 HEAVY = ("torch", "megatron", "transformers")

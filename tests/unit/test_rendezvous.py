@@ -70,7 +70,9 @@ def test_a_port_that_another_program_has_is_one_line(monkeypatch: pytest.MonkeyP
         monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
         monkeypatch.setenv("MASTER_PORT", str(other.getsockname()[1]))
         monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
-        with pytest.raises(LaunchError, match=r"do not meet at 127\.0\.0\.1:\d+ .*MASTER_PORT there"):
+        with pytest.raises(
+            LaunchError, match=r"did not meet the others at 127\.0\.0\.1:\d+ .*MASTER_PORT there"
+        ):
             init_process_group("gloo", Ranks(0, 2, 0, 2, "slurm"), 5)
 
 
