@@ -68,10 +68,10 @@ LIGHT_FILES = (
     "model/architecture.py",
     "regularise/fisher_file.py",
     "regularise/taught_file.py",
+    "report/watch.py",
     "tokenizer/analyze.py",
     "tokenizer/extend.py",
     "tokenizer/main.py",
-    "report/watch.py",
     "train/preflight.py",
 )
 HEAVY = ("torch", "megatron", "transformers")
