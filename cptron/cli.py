@@ -23,6 +23,10 @@ VERBS = {
     "interleave": ("cptron.tokens.interleave", "JSONL documents, each behind the questions about it"),
     "merge": ("cptron.tokens.merge", "several pairs of token files -> one"),
     "split": ("cptron.tokens.split", "one pair of token files -> several, by documents"),
+    "tokenizer": (
+        "cptron.tokenizer.main",
+        "what a tokenizer costs; more tokens for a domain, and rows for them",
+    ),
     "convert": ("cptron.convert.main", "Hugging Face model -> checkpoint"),
     "safetensors": (
         "cptron.convert.pickled",

@@ -71,6 +71,9 @@ LIGHT_FILES = (
     "regularise/taught_file.py",
     "report/watch.py",
     "trace/ledger.py",
+    "tokenizer/analyze.py",
+    "tokenizer/extend.py",
+    "tokenizer/main.py",
     "train/preflight.py",
 )
 HEAVY = ("torch", "megatron", "transformers")

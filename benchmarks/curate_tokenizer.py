@@ -1,0 +1,335 @@
+"""Rows of the tokenizer: a real English model extended for Vietnamese and for Hindi, and first rows for the new tokens.
+
+Usage: python -m benchmarks.curate_tokenizer --texts DIR [--model DIR] [--results FILE]
+
+Place in the flow: a part of `make bench-curate`. Invariant: nothing is learned from what is measured on: texts come in
+`train` and `valid` files; ours and the peer encode the same documents, and losses are over the same bytes.
+
+The peers: the base as it is; the recipe that pushes the domain's most frequent words through `add_tokens`; and other
+first values of the rows. DIR has `libreoffice_help_{vi,hi}.{train,valid}.jsonl.gz`, of which the documents that are
+really in the language are taken: half of these manuals is not translated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import random
+import re
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer as Backend
+
+from benchmarks.curate_tokenizer_loss import bits_per_byte, toy_losses
+from benchmarks.data.measure import ROOT, BenchmarkError
+from benchmarks.data.results import Row, merge, table
+from cptron.tokenizer.extend import ExtendOptions, extend
+from cptron.tokenizer.texts import Corpus
+
+RESULTS = ROOT / "benchmarks" / "results" / "curate.json"
+GENERAL = sorted((ROOT / "examples" / "quickstart" / "data").glob("*.valid.jsonl.gz"))
+LANGUAGES = {
+    "vi": ("Vietnamese", "[\u00c0-\u01b0\u1ea0-\u1ef9]", 0.1),
+    "hi": ("Hindi", "[\u0900-\u097f]", 0.5),
+}
+"""Characters that only the language has (beside other languages of its script), and their least share of the letters
+of a document that is in it."""
+NEW_TOKENS = 3000
+MIN_FREQUENCY = 10
+FUZZED = 20_000
+SEED_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the rows need."""
+
+    texts: Path
+    model: Path
+    work_dir: Path
+    command: str
+
+
+@dataclass(frozen=True)
+class Extended:
+    """What was made for a language."""
+
+    name: str
+    directory: Path
+    report: dict[str, Any]
+    train: Path
+    valid: Path
+
+
+def rows(settings: Settings) -> list[Row]:
+    """All rows; raises BenchmarkError where a text or the model is missing."""
+    if not (settings.model / "tokenizer.json").is_file():
+        raise BenchmarkError(f"{settings.model} holds no model; `make demo` fetches it")
+    found: list[Row] = []
+    for number, language in enumerate(LANGUAGES, start=1):
+        made = _extend(settings, language)
+        found += _encoding_rows(settings, made, number) + _loss_rows(settings, made, number)
+    return [*found, _toy_row(settings, "tokenizer 3")]
+
+
+def _extend(settings: Settings, language: str) -> Extended:
+    name, characters, least = LANGUAGES[language]
+    parts = {}
+    for part in ("train", "valid"):
+        source = settings.texts / f"libreoffice_help_{language}.{part}.jsonl.gz"
+        if not source.is_file():
+            raise BenchmarkError(f"{source} is missing; give --texts the directory that has it")
+        parts[part] = settings.work_dir / f"{language}.{part}.jsonl"
+        _write_translated(source, parts[part], re.compile(characters), least)
+    directory = settings.work_dir / f"tokenizer_{language}"
+    shutil.rmtree(directory, ignore_errors=True)
+    options = ExtendOptions(
+        model=settings.model,
+        output=directory,
+        domain=Corpus(inputs=(str(parts["train"]),)),
+        held_out=Corpus(inputs=(str(parts["valid"]),)),
+        general=Corpus(inputs=tuple(map(str, GENERAL))),
+        num_tokens=NEW_TOKENS,
+        min_count=MIN_FREQUENCY,
+    )
+    return Extended(name, directory, extend(options), parts["train"], parts["valid"])
+
+
+def _write_translated(source: Path, target: Path, characters: re.Pattern[str], least: float) -> None:
+    with target.open("w", encoding="utf-8") as stream:
+        for text in _texts(source):
+            letters = sum(map(str.isalpha, text))
+            if letters and len(characters.findall(text)) / letters >= least:
+                stream.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+
+
+def _texts(path: Path) -> Iterator[str]:
+    raw = path.read_bytes()
+    for line in (gzip.decompress(raw) if path.suffix == ".gz" else raw).splitlines():
+        yield str(json.loads(line)["text"])
+
+
+def _encoding_rows(settings: Settings, made: Extended, number: int) -> list[Row]:
+    report, name = made.report, f"tokenizer {number}"
+    learned = report["learned_from"]
+    domain, general = report["domain"], report["general"]
+    seed_domain, seed_general = _seed_recipe(settings, made)
+    about = f"{made.name}: {domain['documents']} held-out documents, {domain['bytes']} bytes"
+    general_about = f"English: {general['documents']} held-out documents, {general['bytes']} bytes"
+    ours, base = domain["tokens_per_byte_after"], domain["tokens_per_byte_before"]
+    general_ours, general_base = general["tokens_per_byte_after"], general["tokens_per_byte_before"]
+    failed, lost_by_base = _round_trips(settings.model, made.directory)
+    common: dict[str, Any] = {"unit": "tokens/byte", "rounds": 1, "command": settings.command}
+    seed = "add_tokens of frequent words"
+    return [
+        Row(
+            row=f"{name}a",
+            work=f"{report['new_tokens']} tokens for {made.name}: its text",
+            peer="not extended",
+            ours=ours,
+            peer_value=base,
+            ratio=base / ours,
+            input=about,
+            note=f"learned from {learned['documents']} documents, {learned['bytes']} bytes; {report['stopped']}; "
+            f"{domain['new_tokens_unused']} new tokens not in the held-out text",
+            **common,
+        ),
+        Row(
+            row=f"{name}b",
+            work=f"{report['new_tokens']} tokens for {made.name}: English text",
+            peer="not extended",
+            ours=general_ours,
+            peer_value=general_base,
+            ratio=general_base / general_ours,
+            goal="no document longer",
+            met=general["documents_with_more_tokens"] == 0,
+            input=general_about,
+            note=f"{general['documents_cut_otherwise']} documents are cut otherwise",
+            **common,
+        ),
+        Row(
+            row=f"{name}c",
+            work=f"{made.name}: its text",
+            peer=seed,
+            ours=ours,
+            peer_value=seed_domain,
+            ratio=seed_domain / ours,
+            goal="> 1x",
+            met=seed_domain > ours,
+            input=about,
+            **common,
+        ),
+        Row(
+            row=f"{name}d",
+            work=f"{made.name}: English text",
+            peer=seed,
+            ours=general_ours,
+            peer_value=seed_general,
+            ratio=seed_general / general_ours,
+            goal="> 1x",
+            met=seed_general > general_ours,
+            input=general_about,
+            **common,
+        ),
+        Row(
+            row=f"{name}e",
+            work=f"{made.name}: new tokens that no text reaches",
+            goal="0",
+            ours=report["unreachable"],
+            met=report["unreachable"] == 0,
+            input=f"{report['new_tokens']} new tokens, each found in a real encoding",
+            **common | {"unit": "tokens"},
+        ),
+        Row(
+            row=f"{name}f",
+            work=f"{made.name}: texts that come back otherwise than from the base",
+            goal="0",
+            ours=failed,
+            met=failed == 0,
+            input=f"{FUZZED} texts of random Unicode",
+            note=f"{lost_by_base} of them the base itself does not give back: it lacks bytes that text seldom has",
+            **common | {"unit": "texts"},
+        ),
+        Row(
+            row=f"{name}g",
+            work=f"{made.name}: counting words",
+            ours=1 / learned["count_s_per_mb"],
+            input=f"{learned['bytes']} bytes, {learned['distinct_words']} distinct words",
+            note=f"then {learned['learn_s']:.2f} s for {report['new_merges']} merges",
+            **common | {"unit": "MB/s"},
+        ),
+    ]
+
+
+def _seed_recipe(settings: Settings, made: Extended) -> tuple[float, float]:
+    """Tokens per byte of domain and general text after as many frequent words were added as tokens."""
+    backend = Backend.from_file(str(settings.model / "tokenizer.json"))
+    words = Counter(word for text in _texts(made.train) for word in SEED_WORD.findall(text))
+    vocab = backend.get_vocab()
+    ranked = sorted(words, key=lambda word: (-words[word], word))
+    backend.add_tokens([word for word in ranked if word not in vocab][: made.report["new_tokens"]])
+    found = []
+    for paths in ([made.valid], GENERAL):
+        texts = [text for path in paths for text in _texts(path)]
+        tokens = sum(len(e.ids) for e in backend.encode_batch_fast(texts, add_special_tokens=False))
+        found.append(tokens / sum(len(text.encode()) for text in texts))
+    return found[0], found[1]
+
+
+def _round_trips(base: Path, extended: Path) -> tuple[int, int]:
+    """Texts of random Unicode that the extended tokenizer gives back otherwise than the base does, and those that the
+    base does not give back: its vocabulary lacks bytes that text seldom has."""
+    backends = [Backend.from_file(str(path / "tokenizer.json")) for path in (base, extended)]
+    generator = random.Random(0)
+    blocks = [
+        (0x20, 0x7F),
+        (0xA0, 0x250),
+        (0x900, 0x980),
+        (0x1EA0, 0x1F00),
+        (0x4E00, 0x9FFF),
+        (0x1F300, 0x1F700),
+    ]
+    failed = lost_by_base = 0
+    for _ in range(FUZZED):
+        low, high = generator.choice(blocks)
+        text = "".join(
+            chr(generator.randrange(low, high)) if generator.random() < 0.8 else generator.choice(" \n\t'.")
+            for _ in range(generator.randrange(1, 40))
+        )
+        old, new = (
+            backend.decode(backend.encode(text, add_special_tokens=False).ids, skip_special_tokens=False)
+            for backend in backends
+        )
+        failed += new != old
+        lost_by_base += old != text
+    return failed, lost_by_base
+
+
+def _loss_rows(settings: Settings, made: Extended, number: int) -> list[Row]:
+    texts = [text[:600] for text in _texts(made.valid)]
+    chosen = [texts[i] for i in np.random.default_rng(0).permutation(len(texts))[:12]]
+    begun = time.perf_counter()
+    found = bits_per_byte(settings.model, made.directory, chosen)
+    about = f"{len(chosen)} beginnings of held-out documents, {sum(len(t.encode()) for t in chosen)} bytes"
+    note = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+    print(f"{made.name}: {note} ({time.perf_counter() - begun:.0f} s)", file=sys.stderr, flush=True)
+    return [
+        Row(
+            row=f"tokenizer {number}{letter}",
+            work=f"{made.name}: loss at step 0, new rows by subtoken_mean",
+            peer=f"{peer} rows",
+            unit="bits/byte",
+            ours=found["subtoken_mean"],
+            peer_value=found[peer],
+            ratio=found[peer] / found["subtoken_mean"],
+            goal="lower" if peer != "mvn" else "none",
+            met=found["subtoken_mean"] < found[peer] if peer != "mvn" else None,
+            input=about,
+            rounds=1,
+            note=note,
+            command=settings.command,
+        )
+        for letter, peer in (("h", "mean"), ("i", "random"), ("j", "mvn"))
+    ]
+
+
+def _toy_row(settings: Settings, name: str) -> Row:
+    general = [text for path in GENERAL for text in _texts(path)]
+    domain = list(_texts(settings.work_dir / "vi.train.jsonl"))
+    held_out = list(_texts(settings.work_dir / "vi.valid.jsonl"))
+    found = toy_losses(general, domain, held_out, settings.work_dir)
+    return Row(
+        row=name,
+        work="untied toy model: loss at step 0, output rows from the output matrix",
+        peer="output rows copied from the input matrix",
+        unit="bits/byte",
+        ours=found["subtoken_mean"],
+        peer_value=found["output rows from the input"],
+        ratio=found["output rows from the input"] / found["subtoken_mean"],
+        goal="lower",
+        met=found["subtoken_mean"] < found["output rows from the input"],
+        input=f"Vietnamese, {len(held_out)} held-out documents; trained here on English and Vietnamese",
+        rounds=1,
+        note=", ".join(f"{key} {value:.3f}" for key, value in found.items()),
+        command=settings.command,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, record and show."""
+    parser = argparse.ArgumentParser(description="Measure the extension of a tokenizer.")
+    parser.add_argument(
+        "--texts", type=Path, required=True, help="directory of the Vietnamese and Hindi texts"
+    )
+    parser.add_argument("--model", type=Path, default=ROOT / ".cache" / "smollm2-135m")
+    parser.add_argument("--work-dir", type=Path, default=ROOT / ".cache" / "bench-tokenizer")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file to merge into")
+    args = parser.parse_args(argv)
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        found = rows(
+            Settings(
+                args.texts,
+                args.model,
+                args.work_dir,
+                "python -m benchmarks.curate_tokenizer --texts [...]",
+            )
+        )
+    except BenchmarkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table(merge(found, args.results)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
