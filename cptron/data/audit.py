@@ -24,6 +24,7 @@ from cptron.data.replay import Replay
 from cptron.data.source import TokenSource
 from cptron.errors import CheckpointError, DataError
 from cptron.json_text import parse_json
+from cptron.tokens.curated import read_corpora
 
 _AT_ONCE = 1 << 16
 
@@ -71,6 +72,8 @@ class Audit:
     """Numbers of the samples in those batches, by account."""
     lowest_replay_share: float | None
     """Of the tokens, in force after any step, of all sources of role `replay` together; None where there are none."""
+    corpora: Mapping[str, tuple[str, ...]]
+    """Fingerprints of the curated corpora that a source's files were made of, by source; those without are absent."""
 
     def seen(self, name: str) -> Iterator[SeenRange]:
         """Every range of every document that was trained on of a source: epoch by epoch, by document."""
@@ -114,8 +117,23 @@ def audit(run: Path) -> Audit:
         for name in sources
     ]
     return Audit(
-        last.step, skipped_batches, accounts, compared, sources, skipped_samples, replayed.lowest_share
+        last.step,
+        skipped_batches,
+        accounts,
+        compared,
+        sources,
+        skipped_samples,
+        replayed.lowest_share,
+        _corpora(run, {source_of(account) for account in sources}),
     )
+
+
+def _corpora(run: Path, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Of the sources `names` that were drawn."""
+    configured = _configured(run)
+    paths = {name: configured[name].data.sources[0].path for name in sorted(names)}
+    found = {name: tuple(corpus.fingerprint for corpus in read_corpora(path)) for name, path in paths.items()}
+    return {name: fingerprints for name, fingerprints in found.items() if fingerprints}
 
 
 def _drawn_sources(run: Path) -> dict[str, TokenSource]:

@@ -80,6 +80,7 @@ def _ledger(args: argparse.Namespace) -> int:
                     "skipped_batches": found.skipped_batches,
                     "accounts": accounts,
                     "lowest_replay_share": found.lowest_replay_share,
+                    "corpora": found.corpora,
                     "checkpoints": found.compared_with,
                 },
                 indent=2,
@@ -104,6 +105,8 @@ def _ledger(args: argparse.Namespace) -> int:
     for source in sorted({source_of(a.name) for a in found.accounts if source_of(a.name) != a.name}):
         epochs = [a.epochs for a in found.accounts if source_of(a.name) == source]
         print(f"{source}: {math.fsum(epochs):.4f} epochs in {len(epochs)} lengths of samples")
+    for name, corpora in found.corpora.items():
+        print(f"{name} was made of curated corpus {', '.join(corpus[:12] for corpus in corpora)}")
     if found.lowest_replay_share is not None:
         print(f"sources of role replay never had less than {found.lowest_replay_share:.4f} of the tokens")
     if found.skipped_batches:

@@ -181,4 +181,17 @@ def _corpus(sources: Sequence[Facts]) -> list[str]:
     over = [source["name"] for source in sources if source["is_exhausted"]]
     if over:
         lines.append(f"{', '.join(over)}: the run asks for more epochs than max_epochs allows")
-    return lines
+    return lines + [line for source in sources for line in _curated(source)]
+
+
+def _curated(source: Facts) -> list[str]:
+    parts: dict[str, list[str]] = {}
+    for part in source["curated"]:
+        tokens = "" if part["tokens"] is None else f", {part['tokens'] / 1e6:.4g} M tokens"
+        parts.setdefault(part["corpus"], []).append(
+            f"{part['source']} {part['documents']:,} documents, {part['text_bytes'] / 1e6:.4g} MB{tokens}"
+        )
+    return [
+        f"{source['name']} was made of curated corpus {corpus[:12]}: {'; '.join(found)}"
+        for corpus, found in parts.items()
+    ]

@@ -154,9 +154,9 @@ def _write(
         files = writer.finish()
         writer.publish()
     manifest = replace(planned, files=files) if planned else None
+    corpora = {one.fingerprint: one for part in parts if manifest for one in read_corpora(part.prefix)}
+    write_corpora(output_prefix, list(corpora.values()))
     if manifest:
-        corpora = {one.fingerprint: one for part in parts for one in read_corpora(part.prefix)}
-        write_corpora(output_prefix, list(corpora.values()))
         write_manifest(output_prefix, manifest)
     return Merged(writer.num_documents, writer.num_tokens, manifest, tuple(notes))
 

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from cptron.errors import ConfigError, DataError
+from cptron.tokens.curated import read_corpora, write_corpora
 from cptron.tokens.index_layout import Int64Array, bin_path, idx_path
 from cptron.tokens.indexed import TokenArray
 from cptron.tokens.manifest import PARTITION_OF, FileRecord, Manifest, hash_file, write_manifest
@@ -84,6 +85,9 @@ def split(files: TokenFiles, output_prefix: str, plan: Plan, *, overwrite: bool 
             records = [writer.finish() for writer in writers]
             for writer in writers:
                 writer.publish()
+            corpora = read_corpora(files.prefix) if files.manifest else []
+            for writer in writers:
+                write_corpora(writer.prefix, corpora)
             if files.manifest:
                 for number, (writer, record) in enumerate(zip(writers, records, strict=True)):
                     name = Path(files.prefix).name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from cptron.cli import main
 from cptron.corpus.load import load_curation
 from cptron.corpus.shards import look_up
 from cptron.errors import ConfigError, DataError
+from cptron.plan.corpus import curated_parts
 from cptron.tokens.curated import corpus_path, read_corpora
 from cptron.tokens.inputs import expand_inputs
-from cptron.tokens.manifest import load_manifest
+from cptron.tokens.manifest import load_manifest, manifest_path
 
 TEXTS = [text_of(number) for number in range(30)]
 
@@ -206,6 +208,31 @@ def test_preprocessing_reads_the_corpus_and_carries_its_manifest_on(curated: Pat
     both = [str(prefix), str(tmp_path / "b_text_document")]
     assert main(["merge", "--inputs", *both, "--output-prefix", str(tmp_path / "ab_text_document")]) == 0
     assert len(read_corpora(tmp_path / "ab_text_document")) == 1
+
+
+def test_split_files_keep_the_manifests_and_plans_read_them(curated: Path, tmp_path: Path) -> None:
+    """Each output has that of the whole corpus, which a plan counts source by source; files that are put in the place
+    of such ones, and have no manifest, lose it."""
+    whole = tmp_path / "w_text_document"
+    words = ["--tokenizer-model", str(curated), "--output-prefix", str(tmp_path / "w")]
+    assert main(["preprocess", "--input", str(curated / "out"), *words]) == 0
+    words = ["--fractions", "0.5,0.5", "--output-prefix", str(tmp_path / "s")]
+    assert main(["split", "--input-prefix", str(whole), *words]) == 0
+    corpora = read_corpora(whole)
+    assert corpora and read_corpora(tmp_path / "s_train") == corpora == read_corpora(tmp_path / "s_valid")
+    parts = curated_parts(str(tmp_path / "s_valid"))
+    assert [part.source for part in parts] == ["web", "book"]
+    documents = Counter(document["source"] for document in documents_of(curated / "out"))
+    assert {part.source: part.documents for part in parts} == documents
+    sums = (sum(part.text_bytes for part in parts), sum(part.tokens or 0 for part in parts))
+    assert sums == (corpora[0].text_bytes, corpora[0].tokens)
+    manifest_path(whole).unlink()
+    assert main(["split", "--input-prefix", str(whole), *words, "--overwrite"]) == 0
+    assert (
+        main(["merge", "--inputs", str(whole), "--output-prefix", str(tmp_path / "s_train"), "--overwrite"])
+        == 0
+    )
+    assert not read_corpora(tmp_path / "s_train") and not read_corpora(tmp_path / "s_valid")
 
 
 def test_preprocessing_refuses_another_file_than_the_manifests(curated: Path, tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from corpus_world import config_of, lines_of
+from corpus_world import run as curate
 from data_world import SEQ, write_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,6 +38,7 @@ from cptron.data.open import mix_of, open_sources
 from cptron.data.order import Packing
 from cptron.data.stream import SampleStream
 from cptron.errors import CptronError, DataError
+from cptron.tokens.curated import write_corpora
 
 LENGTHS = {"a": [3, 1, 30, 8, 8, 17, 2, 40], "b": [1, 100, 3, 1, 57], "c": [5, 5, 60]}
 SESSION = st.tuples(
@@ -569,3 +572,17 @@ def test_a_batch_that_was_marked_afterwards_is_found(run: FakeRun, change: dict[
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(DataError, match="none may be left out"):
         audit(run.directory)
+
+
+def test_curated_corpora_are_named(run: FakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the sources whose files were made of one, in the table and in JSON."""
+    (tmp_path / "raw.jsonl").write_bytes(lines_of(["a river"]))
+    curated = curate(config_of(tmp_path / "out", {"code": [str(tmp_path / "raw.jsonl")]}, []))
+    write_corpora(run.tokens / "b", [curated])
+    try:
+        assert command.main(["ledger", str(run.directory)]) == 0
+        assert f"\nb was made of curated corpus {curated.fingerprint[:12]}\n" in capsys.readouterr().out
+        assert command.main(["ledger", str(run.directory), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["corpora"] == {"b": [curated.fingerprint]}
+    finally:
+        write_corpora(run.tokens / "b", [])

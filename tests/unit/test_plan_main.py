@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from corpus_world import config_of, lines_of, run
 from plan_cases import LLAMA3_8B, RECIPE, ROOT
 from test_plan_calibrate import HUGGING_FACE_8B
 
@@ -16,6 +17,7 @@ from cptron.config.check import check_config
 from cptron.config.check_engine import check_shape
 from cptron.config.load import load_config
 from cptron.plan.shown import plan_lines
+from cptron.tokens.curated import write_corpora
 
 HEADINGS = (
     "model ",
@@ -119,6 +121,9 @@ def test_corpus_of_token_files(tmp_path: Path, model: str, capsys: pytest.Captur
 
     prefix = tmp_path / "law"
     write_tokens(prefix, [3000] * 10)
+    (tmp_path / "raw.jsonl").write_bytes(lines_of(["a river", "two stones"]))
+    curated = run(config_of(tmp_path / "out", {"code": [str(tmp_path / "raw.jsonl")]}, []))
+    write_corpora(prefix, [curated])
     overrides = [
         f"data.sources.domain.path={prefix}",
         "data.sources.domain.max_epochs=2",
@@ -126,10 +131,23 @@ def test_corpus_of_token_files(tmp_path: Path, model: str, capsys: pytest.Captur
     ]
     arguments = ["plan", str(RECIPE), *overrides, "--gpus", "2", "--gpu", "h200", "--model", model]
     assert cli.main([*arguments, "--tokens", "2097152"]) == 0
-    assert "domain: the run asks for more epochs than max_epochs allows" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "domain: the run asks for more epochs than max_epochs allows" in shown
+    assert (
+        f"domain was made of curated corpus {curated.fingerprint[:12]}: code 2 documents, 1.7e-05 MB\n"
+        in shown + "\n"
+    )
     assert cli.main([*arguments, "--tokens", "2097152", "--json"]) == 0
     source = json.loads(capsys.readouterr().out)["corpus"][0]
     assert source["tokens"] == 30_000
+    (part,) = source["curated"]
+    assert part == {
+        "corpus": curated.fingerprint,
+        "source": "code",
+        "documents": 2,
+        "text_bytes": 17,
+        "tokens": None,
+    }
     assert source["epochs"] == pytest.approx(0.7 * 2097152 / 30_000) and source["is_exhausted"] is True
 
 
