@@ -37,6 +37,8 @@ class Settings:
     """Directory of the peers' packages."""
     corpus: Path
     """JSONL of real documents."""
+    tokenizer: Path
+    """Directory of the tokenizer of the row `whole`."""
     rounds: int
     documents: int
     """Of the large row."""

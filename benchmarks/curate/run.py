@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.curate import rows_dedup, rows_scale, texts
+from benchmarks.curate import rows_dedup, rows_scale, texts, whole
 from benchmarks.curate.rows_dedup import Settings
 from benchmarks.data.measure import ROOT, BenchmarkError, run_process
 from benchmarks.data.results import Row, merge, read, table
@@ -23,6 +23,7 @@ ROWS: dict[str, Callable[[Settings], list[Row]]] = {
     "dedup-peers": rows_dedup.all_peers,
     "dedup-large": rows_dedup.large,
     "dedup-index": rows_scale.index,
+    "whole": whole.whole,
 }
 
 
@@ -38,6 +39,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--scale-documents", type=int, default=10_000_000, help="of dedup-index")
     parser.add_argument(
         "--peers", type=Path, default=ROOT / ".cache" / "bench-curate-peers", help="the peers' packages"
+    )
+    parser.add_argument(
+        "--tokenizer", type=Path, default=ROOT / ".cache" / "smollm2-135m", help="of the row whole"
     )
     parser.add_argument("--work-dir", type=Path, default=texts.CACHE, help="inputs and outputs, up to 6 GB")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file to merge into")
@@ -56,6 +60,7 @@ def settings_of(arguments: argparse.Namespace, words: Sequence[str]) -> Settings
         work_dir=arguments.work_dir.resolve(),
         peers=arguments.peers.resolve(),
         corpus=corpus.resolve(),
+        tokenizer=arguments.tokenizer.resolve(),
         rounds=arguments.rounds,
         documents=arguments.documents,
         few_documents=arguments.few_documents,
