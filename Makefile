@@ -37,7 +37,7 @@ NEWEST_READY := $(NEWEST_DIR)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo experiments test test-more check test-newest-mcore sanitize bench-peers bench-data bench-convert bench-checkpoint bench-engine bench-gpu-peers \
+.PHONY: help env demo experiments test test-more test-slurm slurm check test-newest-mcore sanitize bench-peers bench-data bench-convert bench-checkpoint bench-engine bench-curate bench-curate-peers bench-gpu-peers \
 	bench-gpu bench-fp8-curve faults fuzz test-gpu clean
 
 help: ## list the targets
@@ -56,12 +56,19 @@ check: $(READY) ## lint, format and types
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 
-test: env $(MODEL)/complete.json check ## check, then all tests, then the core multi-rank tests under the newest megatron-core
+test: env $(MODEL)/complete.json check slurm ## check, then all tests, then the core multi-rank tests under the newest megatron-core
 	$(PYTEST) -m "not more"
 	@$(MAKE) --no-print-directory test-newest-mcore
 
 test-more: env $(MODEL)/complete.json ## more cases of what `make test` proves: FP8 and adapters under more layouts
-	$(PYTEST) -m more
+	$(PYTEST) -m "more and not slurm"
+
+test-slurm: $(READY) ## jobs on a real SLURM of two nodes on this machine, installed where it can be (about 10 minutes)
+	$(VENV)/bin/python tests/slurm/slurm_install.py --required
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest $(PYTEST_ARGS) --durations=0 tests/slurm
+
+slurm: $(READY) ## install SLURM for its tests, from the distribution: as root on Debian or Ubuntu
+	@$(VENV)/bin/python tests/slurm/slurm_install.py
 
 test-newest-mcore: $(READY) $(NEWEST_READY) ## the core multi-rank tests under the newest megatron-core
 ifdef NEWEST_READY
@@ -91,6 +98,12 @@ bench-convert: $(READY) ## import and export against a copy of the same bytes: b
 bench-checkpoint: $(READY) ## saves and loads against a copy of the same bytes: benchmarks/results/checkpoint.json
 	$(VENV)/bin/python -m benchmarks.checkpoint.run $(BENCH_ARGS)
 
+bench-curate-peers: $(READY) ## fetch the peers of bench-curate into .cache, beside the environment
+	$(PIP) install --quiet --no-deps --upgrade --target .cache/bench-curate-peers -r benchmarks/curate/requirements-peers.txt
+
+bench-curate: bench-curate-peers ## curation against its peers, 100,000 real documents: benchmarks/results/curate.json
+	$(VENV)/bin/python -m benchmarks.curate.run $(BENCH_ARGS)
+
 bench-engine: $(READY) ## the engine against a transformers loop on the CPU: benchmarks/results/engine_cpu.json
 	$(VENV)/bin/python -m benchmarks.engine.run --device cpu $(BENCH_ARGS)
 
@@ -109,7 +122,7 @@ sanitize: $(READY) ## the kernels' tests under AddressSanitizer and UndefinedBeh
 	CXXFLAGS="$(SANITIZE) -g" LDFLAGS="$(SANITIZE)" $(VENV)/bin/python setup.py --quiet build --build-lib $(SANITIZED) \
 		--build-temp $(SANITIZED)/temp
 	$(SANITIZED_PYTHON) -c 'import cptron._kernels as kernels; assert "sanitized" in kernels.__file__, kernels.__file__'
-	$(SANITIZED_PYTHON) -m pytest -q $(PYTEST_ARGS) $(wildcard tests/unit/test_data_*.py)
+	$(SANITIZED_PYTHON) -m pytest -q $(PYTEST_ARGS) $(wildcard tests/unit/test_data_*.py tests/unit/test_dedup_*.py)
 
 test-gpu: ## the engine on one CUDA device, in the environment of PY: make test-gpu PY=python3
 	$(PY) -m pytest $(PYTEST_ARGS) -m gpu tests/gpu

@@ -92,18 +92,18 @@ def _run(
     while len(_pool) < world_size:
         _pool.append(_Worker())
     workers = _pool[:world_size]
-    for rank, worker in enumerate(workers):
-        env = {
-            "RANK": str(rank),
-            "WORLD_SIZE": str(world_size),
-            "LOCAL_RANK": str(rank),
-            "LOCAL_WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        worker.pipe.send((env, list(sys.path)))  # the path first: unpickling `fn` imports its module
-        worker.pipe.send((fn, args, kwargs))
     try:
+        for rank, worker in enumerate(workers):
+            env = {
+                "RANK": str(rank),
+                "WORLD_SIZE": str(world_size),
+                "LOCAL_RANK": str(rank),
+                "LOCAL_WORLD_SIZE": str(world_size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+            worker.pipe.send((env, list(sys.path)))  # the path first: unpickling `fn` imports its module
+            worker.pipe.send((fn, args, kwargs))
         return _collect(workers, timeout_s)
     except BaseException:
         stop_ranks()

@@ -140,5 +140,7 @@ def _element_position(node: yaml.SequenceNode, wanted: str, override: str) -> in
 
 
 def _name_of(item: yaml.Node) -> str:
+    """A step of a curation is named by what it does unless it has a name."""
     pairs = item.value if isinstance(item, yaml.MappingNode) else []
-    return next((str(value.value) for key, value in pairs if key.value == "name"), "")
+    values = {key.value: str(value.value) for key, value in pairs if key.value in ("name", "step")}
+    return values.get("name") or values.get("step", "")

@@ -236,7 +236,7 @@ def _read(where: str, name: str, given: dict[str, yaml.Node]) -> Gpu:
         raise ConfigError(f"{where} lacks {', '.join(missing)}; add them, or `like:` with a GPU of the table")
     zero = sorted(key for key in NUMBERS - {"fp8_tflop_per_s", "board_w", "server_w"} if values[key] <= 0)
     if zero:
-        raise ConfigError(f"{where} has {', '.join(zero)} of 0, must be more; correct it")
+        raise ConfigError(f"{where}: {', '.join(zero)} of 0 must be above 0; correct it")
     return Gpu(name=name, **values)
 
 

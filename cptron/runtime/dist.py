@@ -12,14 +12,14 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from cptron.errors import CptronError, LaunchError
-from cptron.runtime.launcher import Ranks
+from cptron.runtime.launcher import Ranks, slurm_rendezvous
 from cptron.runtime.rendezvous import fresh_store
 
 T = TypeVar("T")
 
 
 def init_process_group(backend: str, ranks: Ranks, timeout_s: int) -> None:
-    """Join the default process group. Under SLURM, MASTER_ADDR and MASTER_PORT come from the batch script."""
+    """Join the default process group. Under SLURM, MASTER_ADDR and MASTER_PORT are the batch script's, or derived."""
     import torch.distributed as dist
 
     if dist.is_initialized():
@@ -31,6 +31,9 @@ def init_process_group(backend: str, ranks: Ranks, timeout_s: int) -> None:
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
         return
+    if ranks.launcher == "slurm" and (meeting := slurm_rendezvous(os.environ)):
+        os.environ.setdefault("MASTER_ADDR", meeting[0])
+        os.environ.setdefault("MASTER_PORT", str(meeting[1]))
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if name not in os.environ:
             raise LaunchError(

@@ -7,25 +7,27 @@ Invariant: no file is left out without a word and none is read twice; the parts 
 from __future__ import annotations
 
 import glob
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from cptron.corpus.manifest import read_manifest
 from cptron.errors import DataError
 from cptron.json_text import is_file_name, parse_json
 
-Kind = Literal["jsonl", "text", "parquet", "arrow"]
+Kind = Literal["jsonl", "text", "parquet", "arrow", "zip"]
 Compression = Literal["none", "gzip", "zstd"]
 
 _KINDS: dict[str, Kind] = {
     ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".txt": "text", ".md": "text", ".parquet": "parquet",
-    ".arrow": "arrow",
+    ".arrow": "arrow", ".zip": "zip",
 }  # fmt: skip
 _COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
-_ARCHIVES = {".bz2", ".xz", ".lz4", ".zip", ".7z", ".tar", ".tgz"}
+_ARCHIVES = {".bz2", ".xz", ".lz4", ".7z", ".tar", ".tgz"}
 _COMPANIONS = (
     "readme*", "license*", "_success", "*.md5", "*.sha256", "*.crc", "md5sums*", "sha256sums*", "checksums*",
     "dataset_info.json", "dataset_infos.json", "state.json",
@@ -43,33 +45,49 @@ class Input:
     start_byte: int = 0
     stop_byte: int | None = None
     """None: the end of the file."""
+    member: str = ""
+    """Name of the file inside of `path`, which is a ZIP archive; empty where `path` is the file itself."""
+    member_bytes: int = 0
+    """Of the member, compressed."""
+
+    @property
+    def shown(self) -> str:
+        """Where the records are, for people."""
+        return f"{self.path}/{self.member}" if self.member else str(self.path)
 
     @property
     def stored_bytes(self) -> int:
         """Size as stored, of the part if it is one."""
+        if self.member:
+            return self.member_bytes
         stop = self.path.stat().st_size if self.stop_byte is None else self.stop_byte
         return stop - self.start_byte
 
     @property
     def splits(self) -> bool:
         """Whether reading can start anywhere in it."""
-        return self.kind == "jsonl" and self.compression == "none"
+        return self.kind == "jsonl" and self.compression == "none" and not self.member
 
 
-def expand_inputs(patterns: Iterable[str]) -> list[Input]:
+def expand_inputs(patterns: Iterable[str], *, archives: bool = False) -> list[Input]:
     """Inputs that `patterns` name, in the order given: files, globs (sorted), directories (sorted by path, with all
-    below them) and directories of the Hugging Face `datasets` library.
+    below them), curated corpora and directories of the Hugging Face `datasets` library; with `archives` also what is
+    in ZIP files.
 
     A file that is named is read as JSONL if its suffix tells nothing. Raises DataError when a pattern finds nothing,
     a directory holds files of an unknown kind, or a file is named twice.
     """
     found = [source for pattern in patterns for source in _expand(pattern)]
-    real = [source.path.resolve() for source in found]
+    if archives:
+        found = [part for source in found for part in _unpacked(source)]
+    elif packed := [source for source in found if source.kind == "zip"]:
+        raise DataError(f"{packed[0].path} is packed as .zip, must be plain, .gz or .zst; unpack it first")
+    real = [(source.path.resolve(), source.member) for source in found]
     times = Counter(real)
-    for source, path in zip(found, real, strict=True):
-        if times[path] > 1:
+    for source, place in zip(found, real, strict=True):
+        if times[place] > 1:
             raise DataError(
-                f"input {source.path} is named {times[path]} times, must be once; narrow the inputs"
+                f"input {source.shown} is named {times[place]} times, must be once; narrow the inputs"
             )
     return found
 
@@ -132,6 +150,12 @@ def _named(path: Path) -> list[Input]:
 
 
 def _below(directory: Path) -> Iterator[Input]:
+    corpus = read_manifest(directory)
+    if corpus is not None:  # a report and rejected records lie beside its files
+        yield from (
+            Input(directory / file.name, "jsonl", _compression(Path(file.name))) for file in corpus.files
+        )
+        return
     splits = directory / "dataset_dict.json"
     if splits.is_file():
         names = ", ".join(str(name) for name in _read_json(splits, "splits"))
@@ -144,7 +168,7 @@ def _below(directory: Path) -> Iterator[Input]:
             continue
         if path.is_dir():
             yield from _below(path)
-        elif not any(fnmatch(path.name.lower(), companion) for companion in _COMPANIONS):
+        elif not _lies_beside(path.name):
             source = _input(path)
             if source is None:
                 raise DataError(
@@ -167,6 +191,39 @@ def _hugging_face_dataset(directory: Path) -> Iterator[Input]:
         if not is_file_name(name) or not path.is_file():
             raise DataError(f"{state} names the data file {name!r}, must be a file beside it; save it again")
         yield Input(path, "arrow")
+
+
+def _unpacked(source: Input) -> Iterator[Input]:
+    """The members of a ZIP file, sorted by name; any other input as it is."""
+    if source.kind != "zip":
+        yield source
+        return
+    try:
+        with zipfile.ZipFile(source.path) as archive:
+            members = sorted(archive.infolist(), key=lambda member: member.filename)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise DataError(f"{source.path} must be a sound ZIP file ({error}); copy it again") from None
+    for member in members:
+        name = PurePosixPath(member.filename)
+        if member.is_dir() or name.name.startswith(".") or _lies_beside(name.name):
+            continue
+        shown = f"{source.path}/{name}"
+        inner = _input(Path(member.filename))
+        if inner is None or inner.kind not in ("jsonl", "text"):
+            raise DataError(f"{shown} must be JSONL or text inside of a ZIP file; unpack the file first")
+        if member.flag_bits & 1:
+            raise DataError(f"{shown} is encrypted, must not be; unpack the file first")
+        yield Input(
+            source.path,
+            inner.kind,
+            inner.compression,
+            member=member.filename,
+            member_bytes=member.compress_size,
+        )
+
+
+def _lies_beside(name: str) -> bool:
+    return any(fnmatch(name.lower(), companion) for companion in _COMPANIONS)
 
 
 def _read_json(path: Path, *keys: str, default: list[object] | None = None) -> list[object]:
@@ -192,7 +249,7 @@ def _input(path: Path) -> Input | None:
     if suffix in _ARCHIVES:
         raise DataError(f"{path} is packed as {suffix}, must be plain, .gz or .zst; unpack it first")
     kind = _KINDS.get(suffix)
-    if kind in ("parquet", "arrow") and compression != "none":
+    if kind in ("parquet", "arrow", "zip") and compression != "none":
         raise DataError(f"{path} is a {kind} file in {compression}, must be stored plainly; decompress it")
     return None if kind is None else Input(path, kind, compression)
 

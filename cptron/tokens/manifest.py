@@ -13,7 +13,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from cptron.durable import replace_text
 from cptron.errors import DataError
@@ -175,7 +176,7 @@ def _file(prefix: str | Path, kind: str) -> Path:
 def parse_manifest(path: Path, content: Any) -> Manifest:
     """A manifest from the JSON found in `path`. Raises DataError when a field is missing or of another type."""
     try:
-        manifest: Manifest = _build(Manifest, content, "manifest")
+        manifest: Manifest = build_record(Manifest, content, "manifest")
         if {"bin", "idx"} != manifest.files.keys() - {"loss_mask"}:
             raise TypeError(f"files are {sorted(manifest.files)}, must be bin and idx, and loss_mask at most")
     except TypeError as error:
@@ -183,17 +184,21 @@ def parse_manifest(path: Path, content: Any) -> Manifest:
     return manifest
 
 
-def _build(kind: Any, value: Any, name: str) -> Any:
-    """`value`, which came from JSON, as the type `kind` of a record's field. Raises TypeError naming it."""
+def build_record(kind: Any, value: Any, name: str) -> Any:
+    """`value`, which came from JSON, as the type `kind` of a record or of its field. Raises TypeError naming it."""
+    if kind is Any:
+        return value
+    if get_origin(kind) in (Union, UnionType) and isinstance(value, dict):
+        kind = next((choice for choice in get_args(kind) if is_dataclass(choice)), kind)
     if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
         kinds = get_type_hints(kind)
         if kinds.keys() != value.keys():
             raise TypeError(f"{name} has other fields than it must: {sorted(kinds.keys() ^ value.keys())}")
-        return kind(**{field: _build(kinds[field], value[field], field) for field in kinds})
+        return kind(**{field: build_record(kinds[field], value[field], field) for field in kinds})
     if get_origin(kind) is tuple and isinstance(value, list):
-        return tuple(_build(get_args(kind)[0], item, name) for item in value)
+        return tuple(build_record(get_args(kind)[0], item, name) for item in value)
     if get_origin(kind) is Mapping and isinstance(value, dict):
-        return {key: _build(get_args(kind)[1], item, f"{name}.{key}") for key, item in value.items()}
+        return {key: build_record(get_args(kind)[1], item, f"{name}.{key}") for key, item in value.items()}
     choices = (kind,) if get_origin(kind) in (tuple, Mapping) else get_args(kind) or (kind,)
     if type(value) not in choices:  # `type`, because a bool is also an int
         raise TypeError(f"{name} is {value!r:.200}, must be {getattr(kind, '__name__', kind)}")

@@ -18,6 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cptron.errors import ConfigError, DataError
+from cptron.tokens.curated import read_corpora, write_corpora
 from cptron.tokens.index_layout import bin_path, idx_path
 from cptron.tokens.manifest import Manifest, hash_file, write_manifest
 from cptron.tokens.merge_manifest import merge_manifests, require_same_ids
@@ -154,6 +155,8 @@ def _write(
         writer.publish()
     manifest = replace(planned, files=files) if planned else None
     if manifest:
+        corpora = {one.fingerprint: one for part in parts for one in read_corpora(part.prefix)}
+        write_corpora(output_prefix, list(corpora.values()))
         write_manifest(output_prefix, manifest)
     return Merged(writer.num_documents, writer.num_tokens, manifest, tuple(notes))
 

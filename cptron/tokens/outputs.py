@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from cptron.corpus.manifest import CorpusManifest
 from cptron.durable import fsync_path, partial_path
+from cptron.tokens.curated import write_corpora
 from cptron.tokens.encode import Encoded
 from cptron.tokens.indexed_writer import IndexedWriter, discard_partials, publish_partials
 from cptron.tokens.journal import Checkpoint
@@ -100,8 +102,11 @@ class Outputs:
         self.rejects.close()
 
 
-def publish_outputs(names: OutputNames, manifests: Sequence[Manifest]) -> None:
-    """Give all files their names, manifests last. May be called again after it was cut off.
+def publish_outputs(
+    names: OutputNames, manifests: Sequence[Manifest], corpora: Sequence[CorpusManifest]
+) -> None:
+    """Give all files their names, manifests last; `corpora` are those of the curated corpora that were read. May be
+    called again after it was cut off.
 
     Raises DataError when a file is neither at its partial nor at its final place.
     """
@@ -119,6 +124,7 @@ def publish_outputs(names: OutputNames, manifests: Sequence[Manifest]) -> None:
         fsync_path(quarantine.parent)
     partial.unlink(missing_ok=True)
     for prefix, manifest in zip(names.prefixes, manifests, strict=True):
+        write_corpora(prefix, corpora)
         write_manifest(prefix, manifest)
         load_manifest(prefix)
 

@@ -25,6 +25,21 @@ def parse_line(line: bytes, keys: Sequence[str], *, chat: bool) -> tuple[Value, 
     return tuple([_value(content, key, chat) for key in keys])
 
 
+def parse_object(line: bytes) -> dict[str, Any]:
+    """The whole record, in which numbers may have lost what a float does not hold. Raises BadRecordError."""
+    content = _texts(line)
+    if type(content) is not dict:
+        raise BadRecordError("not_an_object", f"the line holds a {_name(content)}, must be a JSON object")
+    return content
+
+
+def text_at(content: dict[str, Any], key: str) -> bytes:
+    """The text at `key` of a record, in UTF-8. Raises BadRecordError."""
+    value = _value(content, key, False)
+    assert isinstance(value, bytes)
+    return value
+
+
 def _texts(line: bytes) -> Any:
     """The line where only its texts count: orjson is fast, but makes floats of integers beyond 64 bits."""
     try:

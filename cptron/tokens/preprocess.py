@@ -11,17 +11,16 @@ import errno
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from cptron import __version__
 from cptron.errors import DataError
+from cptron.interrupts import terminated_like_interrupted
 from cptron.report.console import table
 from cptron.tokens.checkpointer import Checkpointer
+from cptron.tokens.curated import require_sources
 from cptron.tokens.encode import Encoded, encode_blocks
 from cptron.tokens.journal import Checkpoint, Entry, Journal, locked
 from cptron.tokens.manifest import (
@@ -84,7 +83,7 @@ def _run(plan: Plan, journal: Journal, progress: bool) -> list[Manifest]:
         if not plan.options.overwrite:
             refuse_existing_outputs(plan.names)
         manifests = _encode_all(plan, journal, entry.checkpoint if entry else None, progress)
-    publish_outputs(plan.names, manifests)
+    publish_outputs(plan.names, manifests, [curated.manifest for curated in plan.corpora])
     journal.remove()
     return manifests
 
@@ -162,7 +161,9 @@ def _stream(
             num_tokens = sum(len(documents.tokens) for documents in block.outputs)
             bar.update(file, read, block.text_bytes, block.num_records, num_tokens)
         bar.done()
-        return hasher.result()
+        sources = hasher.result()
+    require_sources(plan.corpora, sources)
+    return sources
 
 
 def _reading(block: Encoded) -> tuple[int, int]:
@@ -217,6 +218,11 @@ def _manifests(
                     if plan.chat_template
                     else {}
                 ),
+                **(
+                    {"corpus": ", ".join(curated.manifest.fingerprint for curated in plan.corpora)}
+                    if plan.corpora
+                    else {}
+                ),
                 **({"chat_and_text": "true"} if options.chat_and_text else {}),
             },
             cptron_version=__version__,
@@ -249,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options, notes = parse_options(argv)
         _note(["; ".join(notes)] if notes else [])
-        with _terminated_like_interrupted():
+        with terminated_like_interrupted():
             manifests = preprocess(options)
     except KeyboardInterrupt as error:
         number = error.args[0] if error.args else signal.SIGINT
@@ -257,24 +263,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + int(number)
     print(_table(manifests, output_prefixes(options), time.perf_counter() - started_s))
     return 0
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM, which batch systems send before they kill, ends the run as Ctrl-C does."""
-
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt(number)
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not in the main thread: the program around this one decides
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _table(manifests: Sequence[Manifest], prefixes: Sequence[str], elapsed_s: float) -> str:

@@ -7,13 +7,13 @@ Invariant: no flag of Megatron's tool is ignored in silence: it acts, is named i
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, Literal, get_args
 
 from cptron.errors import ConfigError
+from cptron.tokens.array_task import array_task
 from cptron.tokens.chat_formats import LossMask
 from cptron.tokens.rejects import OnError
 from cptron.tokens.tiktoken_tokenizer import TiktokenConfig, megatron_config
@@ -211,7 +211,7 @@ def _partition(text: str | None, count: int | None) -> tuple[int | None, int]:
     if text is None:
         return None, 1
     if text == "slurm":
-        index, in_array = _array_task()
+        index, in_array = array_task("--partition slurm")
         count = count or in_array
         if count is None:
             raise ConfigError(
@@ -225,19 +225,6 @@ def _partition(text: str | None, count: int | None) -> tuple[int | None, int]:
     if index >= count:
         raise ConfigError(f"--partition {index} must be below --partitions {count}; correct one of them")
     return index, count
-
-
-def _array_task() -> tuple[int, int | None]:
-    """Number of this task, and of all tasks if they are 0 to N-1: some of them, submitted again, are not."""
-    names = ("ID", "MIN", "MAX", "COUNT")
-    values = [os.environ.get(f"SLURM_ARRAY_TASK_{name}", "") for name in names]
-    if not all(value.isdecimal() for value in values):
-        raise ConfigError(
-            f"--partition slurm needs SLURM_ARRAY_TASK_ID, _MIN, _MAX and _COUNT, they are {values}; start it in a "
-            "job array"
-        )
-    index, first, last, count = map(int, values)
-    return index, count if (first, last) == (0, count - 1) else None
 
 
 def _refuse(args: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from cptron import __version__
 from cptron.errors import DataError
 from cptron.tokens.chat_template import ChatTemplate
+from cptron.tokens.curated import Curated, curated_among
 from cptron.tokens.encode import Encoder
 from cptron.tokens.encode_chat import ChatBlocks
 from cptron.tokens.engine import choose_engine
@@ -53,6 +54,8 @@ class Plan:
     """For the manifest: the engine, and how it was checked."""
     identity: Mapping[str, Any]
     """Everything that decides the output, for the journal."""
+    corpora: Sequence[Curated]
+    """Curated corpora that the inputs are files of."""
     partition_of: str
     """Hash of the list of inputs that is cut into parts; empty without parts."""
     chat_template: ChatTemplate | None
@@ -88,6 +91,7 @@ def output_names(options: PreprocessOptions) -> OutputNames:
 def make_plan(options: PreprocessOptions) -> Plan:
     """Look at inputs and tokenizer. Raises DataError when something in them is unusable."""
     inputs: Sequence[Input] = expand_inputs(options.inputs)
+    corpora = curated_among(inputs)
     partition_of = ""
     if options.partition is not None:
         partition_of = _corpus_hash(inputs)
@@ -124,6 +128,7 @@ def make_plan(options: PreprocessOptions) -> Plan:
         engine=name,
         identity=_identity(options, inputs, tokenizer, name, prepend_bos)
         | {"chat_template": chats[1].sha256 if chats else None, "loss_mask": options.loss_mask},
+        corpora=corpora,
         partition_of=partition_of,
         chat_template=chats[1] if chats else None,
         least_bytes=int(_text_bytes(inputs, text_share) / _TEXT_BYTES_PER_TOKEN * dtype.itemsize),

@@ -59,7 +59,7 @@ class LineBlock:
     @property
     def path(self) -> str:
         """File of the lines."""
-        return str(self.source.path)
+        return self.source.shown
 
     @property
     def num_bytes(self) -> int:
@@ -76,7 +76,7 @@ class LineBlock:
         rejects: list[Reject] = []
         for number, line in enumerate(lines, start=self.records_before + 1):
             try:
-                self._check_length(line)
+                self.check_length(line)
                 values.append(parse_line(line, keys, chat=chat))
                 good.append(number)
             except BadRecordError as error:
@@ -88,7 +88,8 @@ class LineBlock:
         text_bytes = sum(len(value) for record in values for value in record if isinstance(value, bytes))
         return Parsed(values, numbers, rejects, len(values) + len(rejects), text_bytes)
 
-    def _check_length(self, line: bytes) -> None:
+    def check_length(self, line: bytes) -> None:
+        """Raise BadRecordError where `line` is longer than a record may be."""
         if len(line) > self.max_record_bytes:
             raise BadRecordError("too_long", _too_long(len(line), self.max_record_bytes))
 
@@ -108,14 +109,15 @@ def read_lines(source: Input, start: Position, max_record_bytes: int) -> Iterato
     if stop is not None and begin >= stop:
         return
     at_line_start = bool(start.byte) or begin == 0
-    with StoredStream(source.path, source.compression, begin if at_line_start else begin - 1) as stream:
+    offset = begin if at_line_start else begin - 1
+    with StoredStream(source.path, source.compression, offset, source.member) as stream:
         lines = _Lines(source, stream, start, max_record_bytes)
         try:
             chunks: Iterator[bytes] = iter(stream)
             if begin == 0:
                 begin, chunks = _after_mark(chunks)
             elif not at_line_start:
-                begin, chunks = _align(chunks, begin - 1)
+                begin, chunks = _align(chunks, begin - 1, stop)
                 if stop is not None and begin >= stop:
                     return
             if stop is not None:
@@ -225,13 +227,16 @@ def _after_mark(chunks: Iterator[bytes]) -> tuple[int, Iterator[bytes]]:
     return len(first) - len(text), _chain(text, chunks)
 
 
-def _align(chunks: Iterator[bytes], byte: int) -> tuple[int, Iterator[bytes]]:
-    """The first line start after the byte at `byte`, where `chunks` begin, and the chunks from there on."""
+def _align(chunks: Iterator[bytes], byte: int, stop: int | None) -> tuple[int, Iterator[bytes]]:
+    """The first line start after the byte at `byte`, where `chunks` begin, and the chunks from there on; not looked for
+    beyond `stop`, or every part of a file that is one line would read all of it."""
     for chunk in chunks:
         newline = chunk.find(b"\n")
         if newline >= 0:
             return byte + newline + 1, _chain(chunk[newline + 1 :], chunks)
         byte += len(chunk)
+        if stop is not None and byte >= stop:
+            break
     return byte, iter(())
 
 

@@ -1,4 +1,5 @@
-"""A stored file as a stream of uncompressed bytes: plain, gzip (any number of members) or zstd (any number of frames).
+"""A stored file as a stream of uncompressed bytes: plain, gzip (any number of members), zstd (any number of frames), or
+a file in a ZIP archive.
 
 Place in the flow: `read_lines` cuts what this yields into records.
 Invariant: all bytes before a damage are yielded before the damage is raised.
@@ -6,14 +7,17 @@ Invariant: all bytes before a damage are yielded before the damage is raised.
 
 from __future__ import annotations
 
+import io
+import lzma
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
 
 import zstandard
 
+from cptron.errors import DataError
 from cptron.tokens.inputs import Compression
 
 CHUNK_BYTES = 1 << 20
@@ -33,8 +37,8 @@ class DamagedError(Exception):
 class StoredStream:
     """Chunks of about 1 MiB from an offset in the uncompressed bytes on; a context manager."""
 
-    def __init__(self, path: Path, compression: Compression, offset: int) -> None:
-        self._file = path.open("rb", buffering=0)
+    def __init__(self, path: Path, compression: Compression, offset: int, member: str = "") -> None:
+        self._file: io.RawIOBase = _Member(path, member) if member else path.open("rb", buffering=0)
         if compression == "none":
             self._file.seek(offset)
             self._chunks = _plain(self._file)
@@ -60,12 +64,40 @@ class StoredStream:
         return self._file.tell()
 
 
-def _plain(file: BinaryIO) -> Iterator[bytes]:
+class _Member(io.RawIOBase):
+    """A file in a ZIP archive."""
+
+    def __init__(self, path: Path, member: str) -> None:
+        super().__init__()
+        try:
+            with zipfile.ZipFile(path) as archive:
+                self._stream = archive.open(member)  # keeps the archive's file open
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, KeyError) as error:
+            raise DataError(f"{path}/{member} cannot be unpacked ({error}); unpack the file first") from None
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._stream.read(size)
+        except (zipfile.BadZipFile, zlib.error, EOFError, lzma.LZMAError, OSError) as error:
+            raise DamagedError(f"the ZIP file is damaged ({error})") from error
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+def _plain(file: io.RawIOBase) -> Iterator[bytes]:
     while chunk := file.read(CHUNK_BYTES):
         yield chunk
 
 
-def _gunzip(file: BinaryIO) -> Iterator[bytes]:
+def _gunzip(file: io.RawIOBase) -> Iterator[bytes]:
     """zlib itself rather than `gzip.GzipFile`, which is slower and loses the bytes read before a damage."""
     data = file.read(_GZIP_STEP_BYTES)
     if not data:
@@ -91,7 +123,7 @@ def _gunzip(file: BinaryIO) -> Iterator[bytes]:
             data = file.read(_GZIP_STEP_BYTES)
 
 
-def _unzstd(file: BinaryIO) -> Iterator[bytes]:
+def _unzstd(file: io.RawIOBase) -> Iterator[bytes]:
     decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_MAX_WINDOW_BYTES)
     frame = decompressor.decompressobj()
     inside = True  # so that an empty file is a damaged one

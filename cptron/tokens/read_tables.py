@@ -284,3 +284,35 @@ def _pyarrow(part: str | None = None) -> ModuleType:
         ) from error
     module: ModuleType = pyarrow if part is None else getattr(pyarrow, part)
     return module
+
+
+def parquet_groups(source: Input) -> list[tuple[int, int]]:
+    """Rows and stored bytes of each row group. Raises DataError for a damaged file."""
+    parquet = _pyarrow("parquet")
+    with _damage_reported(source, "Parquet"), parquet.ParquetFile(source.path, pre_buffer=False) as file:
+        groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+        return [
+            (group.num_rows, sum(group.column(i).total_compressed_size for i in range(group.num_columns)))
+            for group in groups
+        ]
+
+
+def plain_rows(rows: Any, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Columns `names` of a RecordBatch as Python objects, row by row; what cannot be one (bytes that are no UTF-8) is
+    None."""
+    columns = {name: _objects(rows.column(name)) for name in names}
+    return [{name: column[number] for name, column in columns.items()} for number in range(rows.num_rows)]
+
+
+def _objects(column: Any) -> list[Any]:
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:
+        return [_object(value) for value in column]
+
+
+def _object(value: Any) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        return None

@@ -53,7 +53,7 @@ def read_text(source: Input, start: Position, max_record_bytes: int) -> Iterator
     held: list[bytes] = []
     num_bytes = 0
     tail: Tail | None = None
-    with StoredStream(source.path, source.compression, 0) as stream:
+    with StoredStream(source.path, source.compression, 0, source.member) as stream:
         try:
             for chunk in stream:
                 held.append(chunk)
@@ -68,4 +68,4 @@ def read_text(source: Input, start: Position, max_record_bytes: int) -> Iterator
     if tail is not None:
         tail = Tail(tail.reason, tail.detail, data[:MAX_RAW_BYTES])
         data = b""
-    yield TextBlock(str(source.path), data, tail, Position(start.file + 1, 0, 0), source.stored_bytes)
+    yield TextBlock(source.shown, data, tail, Position(start.file + 1, 0, 0), source.stored_bytes)

@@ -23,6 +23,7 @@ Reason = Literal[
     "too_long",
     "bad_chat",
     "truncated",
+    "step_failed",
 ]
 Value = bytes | list[Any] | dict[str, Any]
 """UTF-8 text without a NUL, or what stands at a chat's key."""

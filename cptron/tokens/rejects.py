@@ -61,7 +61,7 @@ class Rejects:
         self._show(rejects)
         self._counts.update(reject.reason for reject in rejects)
         if self._file:
-            self._file.write(b"".join(_line(reject) for reject in rejects))
+            self._file.write(b"".join(to_line(reject) for reject in rejects))
 
     def _show(self, rejects: Sequence[Reject]) -> None:
         """Name the first ones where people look; a corpus can have millions."""
@@ -94,7 +94,7 @@ class Rejects:
             self._file.close()
 
 
-def _line(reject: Reject) -> bytes:
+def to_line(reject: Reject) -> bytes:
     """One JSON object; bytes that are not UTF-8 are written as `\\xNN`, half surrogate pairs as JSON's `\\uNNNN`."""
     content = asdict(reject) | {"raw": reject.raw.decode("utf-8", "backslashreplace")}
     return (json.dumps(content, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")

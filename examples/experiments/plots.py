@@ -12,7 +12,7 @@ from html import escape
 from typing import Any
 
 from cptron.forgetting.bootstrap import Interval
-from cptron.report.page import STYLE
+from cptron.report.page import style
 from cptron.report.svg import HEIGHT, LEFT, WIDTH, Series, line_chart
 from examples.experiments.claims import by_share, change
 
@@ -85,7 +85,7 @@ def standalone(figure: str, labels: Sequence[str]) -> str:
         x += 46 + round(LABEL_WIDTH * len(label))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT + HEAD}" font-family="sans-serif">'
-        f"<style>{STYLE}</style>"
+        f"<style>{style('page')}</style>"
         f'<rect width="{WIDTH}" height="{HEIGHT + HEAD}" style="fill: var(--card)"/>'
         f'<text x="{LEFT}" y="22"><tspan style="fill: var(--ink); font-weight: 600">{title}</tspan>'
         f'<tspan dx="8">{unit}</tspan></text>{"".join(keys)}'

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conversion_calls import convert
 
 from cptron.testing import run_ranks, stop_ranks
 
@@ -66,13 +67,6 @@ def checkpoints(untied: Path, tied: Path, tmp_path_factory: pytest.TempPathFacto
     for name, source in (("untied", untied), ("tied", tied)):
         run_ranks(convert, 1, str(source), str(directory / name))
     return {name: directory / name for name in ("untied", "tied")}
-
-
-def convert(source: str, target: str) -> None:
-    """Import a Hugging Face model; on a rank."""
-    from cptron.convert.hf_import import import_hugging_face
-
-    import_hugging_face(Path(source), Path(target))
 
 
 @pytest.fixture(scope="session")

@@ -110,7 +110,7 @@ def converted(
     references: Callable[..., tuple[Path, Reference]], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[bool, Path]:
     """Checkpoints by tied or not."""
-    from conftest import convert
+    from conversion_calls import convert
 
     root = tmp_path_factory.mktemp("composition")
     for tied in (False, True):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from composition_calls import Batch, assemble
-from conftest import convert
+from conversion_calls import convert
 from family_calls import logits_and_steps, stored_weights
 from family_models import CASES, VOCAB, WIDTH, FamilyCase, make_model
 from rank_calls import command

@@ -10,7 +10,7 @@ from pathlib import Path
 import engine_calls
 import numpy as np
 import pytest
-from conftest import convert
+from conversion_calls import convert
 from test_parity import transformers_logits
 
 from cptron.testing import run_ranks

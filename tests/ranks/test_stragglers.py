@@ -58,7 +58,7 @@ def test_the_slow_rank_is_named(world: World, tmp_path: Path, layout: Layout, ra
     assert [(record["rank"], record["event"]) for record in found] == [(rank, "slow")]
     (record,) = found
     assert record["host"] and record["local_rank"] == rank and record["factor"] > 1.5
-    assert record["own_time_s"] - record["peers_time_s"] > SLEEP_S
+    assert record["own_time_s"] - record["peers_time_s"] > SLEEP_S / 2
     assert f"straggler at step {record['step']}: rank {rank} ({record['host']}, local rank {rank};" in printed
 
 

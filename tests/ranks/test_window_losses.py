@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import convert
+from conversion_calls import convert
 from probe_calls import SEED, losses_by_window, sets_of
 from tokens_world import write_known
 

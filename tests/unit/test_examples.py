@@ -10,10 +10,12 @@ import pytest
 from cptron.config.check import check_config
 from cptron.config.check_engine import check_shape
 from cptron.config.load import load_config, resolved_yaml
+from cptron.corpus.load import load_curation
 from cptron.model.families.llama import read_config
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = sorted((ROOT / "examples").rglob("*.y*ml"))
+CURATIONS = sorted((ROOT / "examples/curate").glob("*.y*ml"))
+EXAMPLES = sorted(set((ROOT / "examples").rglob("*.y*ml")) - set(CURATIONS))
 RANGE_8B = (8, 16, 32, 64, 128, 256, 512)
 """Ranks that the recipe which other pages start from is for; the others are tried on what they are planned for."""
 LLAMA_3_1_8B = {
@@ -68,6 +70,14 @@ def test_example_does_not_depend_on_a_machine(path: Path) -> None:
     assert not [given for given in paths if Path(given).is_absolute() or ".." in Path(given).parts]
     assert config.log.wandb != "online"
     assert config.eval.at_start, "an example measures the baseline"
+
+
+@pytest.mark.parametrize("path", CURATIONS, ids=name_of)
+def test_curation_loads_and_does_not_depend_on_a_machine(path: Path) -> None:
+    """Every step and setting is known; relative paths only."""
+    corpus = load_curation(path).corpus
+    paths = [corpus.output, *(given for source in corpus.inputs for given in source.paths)]
+    assert not [given for given in paths if Path(given).is_absolute() or ".." in Path(given).parts]
 
 
 def test_quickstart_reads_what_its_program_writes() -> None:

@@ -45,7 +45,7 @@ def test_like_another_and_whole(tmp_path: Path) -> None:
         ("a: {like: h100, memory_gib: many}", "memory_gib='many' must be a number"),
         ("a: {like: h100, memory_gib: .nan}", "memory_gib='.nan' must be a number"),
         ("a: {like: h100, memory_gib: 1e400}", "must be a number"),
-        ("a: {like: h100, memory_gib: 0}", "has memory_gib of 0"),
+        ("a: {like: h100, memory_gib: 0}", "memory_gib of 0 must be above 0"),
         ("a: {like: h100, memory_gib: [1]}", "memory_gib is a list"),
         ("a: {like: h100, usd_per_hour: [3, 2]}", "one price or the lowest and the highest"),
         ("a: {like: h100, usd_per_hour: []}", "one price or the lowest and the highest"),

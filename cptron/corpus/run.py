@@ -1,0 +1,183 @@
+"""A curation from beginning to end: one stage after the other, and in each what is still missing.
+
+Place in the flow: `main` calls this; executors do the units, `publish` makes the output of the last stage.
+Invariant: what is there with the right fingerprint is taken as it is, all else is made; so a run that was killed at any
+moment, started again with any number of workers, ends with the bytes of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from cptron.corpus.chain import note_changes
+from cptron.corpus.executor import Executor
+from cptron.corpus.manifest import MANIFEST, CorpusManifest
+from cptron.corpus.publish import publish
+from cptron.corpus.schema import CurateConfig
+from cptron.corpus.shard_file import read_shard
+from cptron.corpus.shards import look_up
+from cptron.corpus.stages import Stage, build_step, cut_into_stages, identities
+from cptron.corpus.step import CorpusStep, ShardFeatures
+from cptron.corpus.token_counter import tokenizer_record
+from cptron.corpus.work import Kind, Unit, Work, features_path, shard_path
+from cptron.durable import begin_directory, make_directory, publish_directory
+from cptron.errors import DataError
+from cptron.json_text import parse_json
+
+WORK_DIR = ".work"
+
+
+def prepare(config: CurateConfig, *, restart: bool = False, alone: bool = True) -> Work:
+    """Look at inputs, steps and what is there; not `alone`: beside other parts of the same run. Raises DataError where
+    something cannot be used."""
+    output = Path(config.corpus.output)
+    directory = output / WORK_DIR
+    if restart:
+        shutil.rmtree(directory, ignore_errors=True)
+    _require_ours(output)
+    corpus = look_up(config.corpus)
+    steps = identities(config)
+    tokenizer = tokenizer_record(config.corpus.tokenizer).fingerprint if config.corpus.tokenizer else ""
+    stages = cut_into_stages(config, corpus, steps, tokenizer)
+    try:
+        for stage in stages:
+            make_directory(directory / stage.name)
+            if stage.decided:
+                make_directory(directory / stage.decided)
+        make_directory(directory / "inputs")
+    except OSError as error:
+        raise DataError(f"{directory} cannot be written ({error.strerror}); choose another output") from error
+    for note in note_changes(directory, config, steps) if alone else ():
+        print(f"note: {note}", file=sys.stderr)
+    return Work(config, corpus, stages, directory)
+
+
+def _require_ours(output: Path) -> None:
+    """Never write between files that something else put there."""
+    if not output.is_dir():
+        return
+    if (output / WORK_DIR).is_dir() or (output / MANIFEST).is_file() or not any(output.iterdir()):
+        return
+    raise DataError(f"{output} holds files and is no curated corpus; choose another output or empty it")
+
+
+def curate(work: Work, executor: Executor, workers: int) -> CorpusManifest:
+    """Do all that is missing and publish. Raises a `CptronError`; the same call then goes on."""
+    with locked(work.directory / "lock", shared=False):
+        do_missing(work, "hash", work.stages[0], executor)
+        for stage in work.stages:
+            do_stage(work, stage, executor)
+            finish_stage(work, stage, workers)
+        return publish(work)
+
+
+def do_part(work: Work, number: int, part: tuple[int, int], executor: Executor) -> None:
+    """Part I of N of a stage, with others at the same time. Raises DataError where the stage before is not finished."""
+    stage = work.stages[number]
+    with locked(work.directory / "lock", shared=True):
+        if number:
+            before = work.stages[number - 1]
+            if not (work.directory / before.decided / "decision").is_dir():
+                raise DataError(
+                    f"{before.shown} is not finished, must be before {stage.shown}; run --finish {number - 1}"
+                )
+        else:
+            do_missing(work, "hash", stage, executor, part)
+        do_stage(work, stage, executor, part)
+
+
+def finish(work: Work, number: int, workers: int) -> CorpusManifest | None:
+    """Finish a stage whose parts are all done; the last one publishes. Raises DataError where parts are missing."""
+    stage = work.stages[number]
+    with locked(work.directory / "lock", shared=False):
+        if number == 0:
+            require_done(work, "hash", stage)
+        finish_stage(work, stage, workers)
+        return None if stage.tail else publish(work)
+
+
+def do_stage(work: Work, stage: Stage, executor: Executor, part: tuple[int, int] = (0, 1)) -> None:
+    """The units of a stage, or of part I of N of it."""
+    do_missing(work, "map", stage, executor, part)
+    if stage.tail:
+        do_missing(work, "features", stage, executor, part)
+
+
+def do_missing(
+    work: Work, kind: Kind, stage: Stage, executor: Executor, part: tuple[int, int] = (0, 1)
+) -> None:
+    """The units of one kind that are not done yet."""
+    index, count = part
+    mine = [unit for unit in work.units(kind, stage) if unit.number % count == index]
+    missing = [unit for unit in mine if not work.is_done(unit)]
+    done_bytes = sum(unit.weight for unit in mine) - sum(unit.weight for unit in missing)
+    executor.run(work, missing, _shown(kind, stage), done_bytes)
+
+
+def _shown(kind: Kind, stage: Stage) -> str:
+    if kind == "hash":
+        return "hashes of the input"
+    return f"{stage.tail.name}: features" if kind == "features" and stage.tail else stage.shown
+
+
+def finish_stage(work: Work, stage: Stage, workers: int) -> None:
+    """Let the corpus step at the end of a stage decide, unless it has. Raises DataError where units are missing."""
+    require_done(work, "map", stage)
+    if stage.tail is None:
+        return
+    require_done(work, "features", stage)
+    decision = work.directory / stage.decided / "decision"
+    if decision.is_dir():
+        return
+    step = build_step(work.config, stage.tail)
+    assert isinstance(step, CorpusStep)
+    step.open()
+    step.decide(features_of(work, stage), begin_directory(decision), workers)
+    publish_directory(decision)
+
+
+def require_done(work: Work, kind: Kind, stage: Stage) -> None:
+    """Raise DataError unless every unit is done."""
+    units = work.units(kind, stage)
+    missing = [unit for unit in units if not work.is_done(unit)]
+    if missing:
+        raise DataError(
+            f"{stage.shown} has {len(missing)} of {len(units)} shards to do ({kind}), such as {missing[0].number}, "
+            "must have none; run its parts first"
+        )
+
+
+def features_of(work: Work, stage: Stage) -> list[ShardFeatures]:
+    """Features of all shards that the tail of `stage` looks at."""
+    found = []
+    for unit in work.units("features", stage):
+        path = shard_path(work.directory / stage.name, unit.number)
+        record = parse_json(work.record_path(Unit("map", stage.number, unit.number, 0)).read_bytes())
+        features = features_path(work.directory / stage.decided, unit.number)
+        found.append(ShardFeatures(unit.number, features, record["documents"], partial(read_shard, path)))
+    return found
+
+
+@contextmanager
+def locked(path: Path, *, shared: bool) -> Iterator[None]:
+    """Keep other runs off: one run alone, or the parts of one. The lock ends with the process, however it ends."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(
+                f"{path} is locked by another process that writes this output; wait for it to end"
+            ) from None
+        except OSError:
+            pass  # some parallel file systems are mounted without locks; then there is only the user's care
+        yield
+    finally:
+        os.close(descriptor)

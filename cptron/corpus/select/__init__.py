@@ -1,0 +1,1 @@
+"""What the steps that select documents are made of: features of words, budgets, language models, classifiers."""

@@ -1,0 +1,45 @@
+"""Requests to answers, by way of the cache.
+
+Place in the flow: `steps/synthesise` asks here. Invariant: which requests are cached as one depends on their order
+alone, so a run that was killed and one that was not get the same answers.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from cptron.corpus.synthesis.answer import Answer, Model, Request
+from cptron.corpus.synthesis.cache import Cache, key_of
+
+
+class Asker:
+    """Asks one model. Raises a `CptronError` where there is no use in going on; what was answered is kept."""
+
+    def __init__(self, model: Model, cache: Cache, *, cached_only: bool) -> None:
+        self._model, self._cache, self._cached_only = model, cache, cached_only
+
+    def ask(self, requests: Sequence[Request]) -> list[Answer | None]:
+        """The answers, in order; None where there is none in the cache and nothing may be asked."""
+        groups = list(_groups(requests, self._model.group_size))
+        if min(self._model.concurrency, len(groups)) <= 1:
+            return list(itertools.chain.from_iterable(map(self._group, groups)))
+        with ThreadPoolExecutor(min(self._model.concurrency, len(groups)), "ask") as pool:
+            waiting = [pool.submit(self._group, group) for group in groups]
+            try:
+                return [answer for future in waiting for answer in future.result()]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _group(self, group: Sequence[Request]) -> Sequence[Answer | None]:
+        key = key_of(self._model, group)
+        if self._cached_only:
+            return self._cache.read(key) or [None] * len(group)
+        return self._cache.read_or_ask(key, lambda: self._model.answers(group))
+
+
+def _groups(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
+    for start in range(0, len(requests), size):
+        yield requests[start : start + size]

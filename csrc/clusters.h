@@ -1,0 +1,217 @@
+// Clusters of near-duplicates: candidates that share a band are compared by the exact Jaccard index of their sets, and joined where
+// it reaches the threshold. Sets are read from their files when they are needed, so memory holds 4 bytes a document and one bucket.
+//
+// Documents are numbered through all files. Where no limit cut comparisons short the clusters are the connected components of
+// "candidates, and similar", whatever the order in which bands and buckets come.
+
+#pragma once
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+namespace cptron {
+
+// Where a file keeps its sets: document i has the hashes starts[i] to starts[i + 1].
+struct SetFile {
+  int descriptor;
+  uint64_t documents;
+  uint64_t starts_at;  // bytes from the beginning of the file; [documents + 1] of 8 bytes
+  uint64_t hashes_at;  // of 4 bytes each
+};
+
+inline void read_at(int descriptor, void* out, uint64_t bytes, uint64_t at) {
+  auto* next = static_cast<char*>(out);
+  while (bytes > 0) {
+    const ssize_t got = pread(descriptor, next, bytes, static_cast<off_t>(at));
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) throw std::runtime_error(got < 0 ? std::strerror(errno) : "the file of sets ends too early");
+    next += got;
+    at += static_cast<uint64_t>(got);
+    bytes -= static_cast<uint64_t>(got);
+  }
+}
+
+inline uint64_t shared_hashes(const std::vector<uint32_t>& left, const std::vector<uint32_t>& right) {
+  uint64_t shared = 0;
+  size_t i = 0, j = 0;
+  while (i < left.size() && j < right.size()) {
+    const uint32_t a = left[i], b = right[j];
+    shared += a == b;
+    i += a <= b;
+    j += b <= a;
+  }
+  return shared;
+}
+
+struct Edge {  // of two documents that were found similar
+  uint64_t left, right, shared, together;
+};
+
+struct JoinCounts {
+  uint64_t candidates = 0;   // documents in buckets of two or more
+  uint64_t comparisons = 0;  // sets compared
+  uint64_t similar = 0;      // of those, at or over the threshold
+  uint64_t cut = 0;          // documents that were not compared with all others of their bucket
+};
+
+class Clusters {
+ public:
+  // `fixed` documents at the beginning are never compared with each other. The threshold is in millionths.
+  Clusters(std::vector<SetFile> files, uint64_t fixed, uint64_t threshold_ppm, uint64_t most_comparisons)
+      : files_(std::move(files)), fixed_(fixed), threshold_ppm_(threshold_ppm), most_comparisons_(most_comparisons) {
+    uint64_t total = 0;
+    for (const SetFile& file : files_) {
+      first_.push_back(total);
+      total += file.documents;
+    }
+    if (total > UINT32_MAX) throw std::invalid_argument("more than 2^32 - 1 documents");
+    parents_.resize(total);
+    for (uint64_t i = 0; i < total; ++i) parents_[i] = static_cast<uint32_t>(i);
+  }
+
+  uint64_t size() const { return parents_.size(); }
+
+  // The smallest document of the cluster.
+  uint64_t find(uint64_t document) {
+    while (parents_[document] != document) document = parents_[document] = parents_[parents_[document]];
+    return document;
+  }
+
+  // One band, or a part of it: `keys` are sorted, equal ones are candidates.
+  JoinCounts join(const uint64_t* keys, const uint32_t* documents, size_t n, std::vector<Edge>& edges) {
+    JoinCounts counts;
+    for (size_t begin = 0, end; begin < n; begin = end) {
+      for (end = begin + 1; end < n && keys[end] == keys[begin];) ++end;
+      if (end - begin > 1) bucket(documents + begin, end - begin, counts, edges);
+    }
+    return counts;
+  }
+
+ private:
+  static constexpr uint64_t kMostCached = uint64_t{1} << 24;  // hashes of one bucket in memory: 64 MiB
+  using Set = std::shared_ptr<const std::vector<uint32_t>>;
+
+  struct Member {
+    uint64_t size, document;
+  };
+
+  std::pair<uint64_t, uint64_t> extent(uint64_t document, const SetFile*& file) const {
+    const auto after = std::upper_bound(first_.begin(), first_.end(), document);
+    const auto number = static_cast<size_t>(after - first_.begin()) - 1;
+    file = &files_[number];
+    uint64_t bounds[2];
+    read_at(file->descriptor, bounds, sizeof bounds, file->starts_at + 8 * (document - first_[number]));
+    if (bounds[1] < bounds[0]) throw std::runtime_error("the file of sets is damaged");
+    return {bounds[0], bounds[1] - bounds[0]};
+  }
+
+  Set set_of(uint64_t document) {
+    const auto found = cache_.find(document);
+    if (found != cache_.end()) return found->second;
+    const SetFile* file = nullptr;
+    const auto [start, size] = extent(document, file);
+    auto hashes = std::make_shared<std::vector<uint32_t>>(size);
+    read_at(file->descriptor, hashes->data(), 4 * size, file->hashes_at + 4 * start);
+    if (cached_ + size > kMostCached) clear_cache();
+    cached_ += size;
+    cache_[document] = hashes;
+    return hashes;
+  }
+
+  void clear_cache() {
+    cache_.clear();
+    cached_ = 0;
+  }
+
+  bool similar(uint64_t shared, uint64_t together) const { return shared * 1000000 >= threshold_ppm_ * together; }
+
+  void bucket(const uint32_t* documents, size_t n, JoinCounts& counts, std::vector<Edge>& edges) {
+    counts.candidates += n;
+    if (all_joined(documents, n)) return;
+    std::vector<Member> members(n);
+    for (size_t i = 0; i < n; ++i) {
+      const SetFile* file = nullptr;
+      members[i] = {extent(documents[i], file).second, documents[i]};
+    }
+    std::sort(members.begin(), members.end(), [](const Member& a, const Member& b) {
+      return a.size != b.size ? a.size < b.size : a.document < b.document;
+    });
+    std::vector<std::vector<Member>> groups;  // members so far, by cluster
+    for (const Member& member : members) place(member, groups, counts, edges);
+    clear_cache();
+  }
+
+  bool all_joined(const uint32_t* documents, size_t n) {
+    for (size_t i = 1; i < n; ++i) {
+      if (find(documents[i]) != find(documents[0])) return false;
+    }
+    return true;
+  }
+
+  // Compares a member with groups that it is not in yet, the nearest in size first, until one of each is similar; joins those.
+  void place(const Member& member, std::vector<std::vector<Member>>& groups, JoinCounts& counts, std::vector<Edge>& edges) {
+    std::vector<Member> own;
+    uint64_t left = most_comparisons_;
+    for (size_t g = groups.size(); g-- > 0;) {
+      std::vector<Member>& group = groups[g];
+      if (find(group.front().document) == find(member.document) || reaches(member, group, left, counts, edges)) {
+        if (own.size() < group.size()) own.swap(group);
+        own.insert(own.end(), group.begin(), group.end());
+        group.swap(groups.back());
+        groups.pop_back();
+      } else if (left == 0) {
+        ++counts.cut;
+        break;
+      }
+    }
+    own.push_back(member);
+    groups.push_back(std::move(own));
+  }
+
+  bool reaches(const Member& member, const std::vector<Member>& group, uint64_t& left, JoinCounts& counts,
+               std::vector<Edge>& edges) {
+    for (auto other = group.rbegin(); other != group.rend(); ++other) {
+      if (!similar(other->size, member.size)) continue;  // the larger set alone keeps them apart
+      if (other->document < fixed_ && member.document < fixed_) continue;
+      if (left == 0) return false;
+      ++counts.comparisons;
+      const uint64_t shared = shared_hashes(*set_of(other->document), *set_of(member.document));
+      const uint64_t together = other->size + member.size - shared;
+      if (similar(shared, together)) {
+        ++counts.similar;
+        unite(other->document, member.document);
+        edges.push_back({std::min(other->document, member.document), std::max(other->document, member.document), shared,
+                         together});
+        return true;
+      }
+      --left;
+    }
+    return false;
+  }
+
+  void unite(uint64_t a, uint64_t b) {
+    a = find(a);
+    b = find(b);
+    if (a > b) std::swap(a, b);
+    parents_[b] = static_cast<uint32_t>(a);
+  }
+
+  std::vector<SetFile> files_;
+  uint64_t fixed_, threshold_ppm_, most_comparisons_;
+  std::vector<uint64_t> first_;
+  std::vector<uint32_t> parents_;
+  std::unordered_map<uint64_t, Set> cache_;
+  uint64_t cached_ = 0;
+};
+
+}  // namespace cptron

@@ -1,0 +1,7 @@
+// What module.cpp takes from corpus_module.cpp.
+
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+void bind_corpus(pybind11::module_& m);

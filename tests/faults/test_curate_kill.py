@@ -1,0 +1,119 @@
+"""A curation that is killed at any moment goes on with the same command, to the bytes of an undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from commands import call, cptron, started
+from corpus_world import STEPS, config_of, files_of, lines_of, run, text_of
+
+NUM_DOCUMENTS = 4000
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """A few hundred KB with damaged lines and duplicates."""
+    root = tmp_path_factory.mktemp("raw")
+    lines = lines_of([text_of(number % 3000) for number in range(NUM_DOCUMENTS)])
+    (root / "a.jsonl").write_bytes(lines.replace(b'"text"', b'"txet"', 3))
+    return {"web": [str(root / "a.jsonl")]}
+
+
+@pytest.fixture(scope="module")
+def whole(raw: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of an undisturbed run."""
+    output = tmp_path_factory.mktemp("whole") / "out"
+    run(settings_of(output, raw))
+    return files_of(output)
+
+
+def settings_of(output: Path, raw: dict[str, list[str]]) -> dict[str, object]:
+    """About forty shards."""
+    return config_of(output, raw, STEPS[:4], shard_bytes=25_000) | {
+        "steps": [STEPS[0], STEPS[1], STEPS[3], STEPS[4]]
+    }
+
+
+def num_done(output: Path) -> int:
+    """Shards that are done with some stage: those are many, so they are done by workers."""
+    return len(list(output.glob(".work/[0-9]-*/*.json")))
+
+
+def alive(text: str) -> list[int]:
+    """Processes whose command line holds `text`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if text.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Poll."""
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.more) for seed in (1, 2, 3))])
+def test_sigkill_at_any_moment(
+    seed: int, raw: dict[str, list[str]], whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    """The parent alone is killed, at random moments; its workers end by themselves, and the next run goes on."""
+    output, mark = tmp_path / "out", f"mark-{tmp_path.name}-{seed}"
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings_of(output, raw)))
+    words = cptron("curate", tmp_path / "c.yaml", "--workers", "2")
+    draw = random.Random(seed)
+    kills = 0
+    for _ in range(3):
+        before = num_done(output)
+        with started(words, CURATE_MARK=mark) as process:
+            wait_until(
+                lambda before=before: num_done(output) > before or process.poll() is not None, "no unit"
+            )  # type: ignore[misc]
+            time.sleep(draw.random() * 0.05)
+            if process.poll() is not None:
+                break
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait(timeout=120)
+            wait_until(lambda: not alive(mark), "workers outlive their parent")
+        kills += 1
+    assert kills >= 2, "the run was too short to be killed"
+    done = call(words, 240)
+    assert done.returncode == 0, done.stderr
+    assert files_of(output) == whole
+
+
+def test_a_killed_worker_ends_the_run_with_one_line(
+    raw: dict[str, list[str]], whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    """As when memory runs out; the same command then goes on. A polite signal ends it in one line too."""
+    output, mark = tmp_path / "out", f"mark-{tmp_path.name}"
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings_of(output, raw)))
+    words = cptron("curate", tmp_path / "c.yaml", "--workers", "2")
+    with started(words, CURATE_MARK=mark) as process:
+        wait_until(lambda: num_done(output) > 0, "no unit")
+        worker = max(number for number in alive(mark) if number != process.pid)
+        os.kill(worker, signal.SIGKILL)
+        _, stderr = process.communicate(timeout=240)
+    assert process.returncode == 2 and "a worker was killed" in stderr and "Traceback" not in stderr
+    with started(words, CURATE_MARK=mark) as process:
+        before = num_done(output)
+        wait_until(lambda: num_done(output) > before, "no unit")
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=240)
+    assert process.returncode == 143
+    assert stderr.splitlines()[-1] == "stopped: run the same command again to go on"
+    assert call(words, 240).returncode == 0
+    assert files_of(output) == whole

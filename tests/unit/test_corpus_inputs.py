@@ -1,0 +1,279 @@
+"""What a curation reads, how it is cut, what it refuses, and that preprocessing proves what came out."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import yaml
+from corpus_world import config_of, documents_of, lines_of, run, text_of, write_inputs
+from tokens_world import save_byte_tokenizer
+
+from cptron.cli import main
+from cptron.corpus.load import load_curation
+from cptron.corpus.shards import look_up
+from cptron.errors import ConfigError, DataError
+from cptron.tokens.curated import corpus_path, read_corpora
+from cptron.tokens.inputs import expand_inputs
+from cptron.tokens.manifest import load_manifest
+
+TEXTS = [text_of(number) for number in range(30)]
+
+
+def curated_texts(root: Path, path: Path, **source: Any) -> list[str]:
+    """Texts of a curation without steps."""
+    config = config_of(root / "out", {}, [])
+    run({**config, "inputs": [{"name": "x", "paths": [str(path)], **source}]}, restart=True)
+    return [document["text"] for document in documents_of(root / "out")]
+
+
+def test_parquet_is_cut_between_row_groups(tmp_path: Path) -> None:
+    """Rows in order, ids by row, columns as metadata, whatever can be JSON; a null text is put aside."""
+    table = pyarrow.table({
+        "body": [*TEXTS, None],
+        "day": pyarrow.array([0] * 31, pyarrow.date32()),
+        "raw": [b"\xff"] * 31,
+        "n": list(range(31)),
+    })  # fmt: skip
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet", row_group_size=4)
+    assert curated_texts(tmp_path, tmp_path / "x.parquet") == TEXTS
+    documents = documents_of(tmp_path / "out")
+    assert [document["id"] for document in documents] == [f"x/x.parquet#{row}" for row in range(1, 31)]
+    assert documents[3]["meta"] == {"day": "1970-01-01", "raw": "ff", "n": 3}
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["records_rejected"] == {"not_a_string": 1} and len(manifest["files"]) > 1
+
+
+def test_hugging_face_dataset(tmp_path: Path) -> None:
+    """As `datasets` saves it."""
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"content": TEXTS, "n": list(range(30))}).save_to_disk(tmp_path / "set")
+    assert curated_texts(tmp_path, tmp_path / "set", meta_keys=["n"]) == TEXTS
+
+
+@pytest.mark.parametrize(
+    ("record", "key"),
+    [
+        ({"text": "a", "content": "much longer than a"}, "text"),
+        ({"content": "a b", "url": "https://example.org/much/longer"}, "content"),
+        ({"story": "a long story of many words and more", "id": "7"}, "story"),
+        ({"only": "x"}, "only"),
+    ],
+)
+def test_key_of_the_text_is_found(record: dict[str, str], key: str, tmp_path: Path) -> None:
+    """By name, then by length."""
+    (tmp_path / "x.jsonl").write_text(json.dumps(record) + "\n")
+    assert curated_texts(tmp_path, tmp_path / "x.jsonl") == [record[key]]
+
+
+def test_key_is_not_guessed(tmp_path: Path) -> None:
+    """Two alike are a question; under strict only `text` will do, or what is named."""
+    (tmp_path / "x.jsonl").write_text(json.dumps({"one": "some words", "two": "more words"}) + "\n")
+    with pytest.raises(DataError, match="keys one, two, none of which is clearly"):
+        curated_texts(tmp_path, tmp_path / "x.jsonl")
+    assert curated_texts(tmp_path, tmp_path / "x.jsonl", text_key="two") == ["more words"]
+    (tmp_path / "x.jsonl").write_text(json.dumps({"content": "words"}) + "\n")
+    manifest = run({**config_of(tmp_path / "out", {"x": [str(tmp_path / "x.jsonl")]}, []), "strict": True})
+    assert manifest.records_rejected == {"missing_key": 1} and manifest.documents == 0
+
+
+def test_odd_records(tmp_path: Path) -> None:
+    """Huge numbers and half surrogates in metadata are kept or put aside; a line beyond the limit is not held."""
+    lines = [
+        b'{"text": "a", "n": 123456789012345678901234567890, "h": "\\ud800", "x": NaN}',
+        b'{"text": "\\ud800"}',
+        b'{"text": "deep", "m": ' + b"[" * 400 + b"]" * 400 + b"}",
+        b'{"text": "' + b"z" * 5000 + b'"}',
+        b'{"text": "nul\\u0000"}',
+        b'{"text": "last"}',
+    ]
+    (tmp_path / "x.jsonl").write_bytes(b"\n".join(lines))
+    config = config_of(tmp_path / "out", {"x": [str(tmp_path / "x.jsonl")]}, [{"step": "exact_dedup"}])
+    manifest = run({**config, "max_document_bytes": 3000})
+    assert [document["text"] for document in documents_of(tmp_path / "out")] in (
+        ["a", "deep", "last"],
+        ["a", "last"],
+    )
+    rejected = dict(manifest.records_rejected)
+    assert rejected.pop("bad_json", 0) + manifest.documents == 3
+    assert rejected == {"bad_utf8": 1, "nul": 1, "too_long": 1}
+
+
+def test_damaged_zip_and_locked_zip(tmp_path: Path) -> None:
+    """A member that is cut is reported where it is damaged; what cannot be read is refused by name."""
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.jsonl", lines_of(TEXTS))
+    content = bytearray((tmp_path / "x.zip").read_bytes())
+    content[300:310] = bytes(10)
+    (tmp_path / "x.zip").write_bytes(content)
+    manifest = run(config_of(tmp_path / "out", {"x": [str(tmp_path / "x.zip")]}, []))
+    assert sum(manifest.records_rejected.values()) >= 1 and manifest.records_read >= 1
+    (tmp_path / "y.zip").write_bytes(b"PK no archive")
+    with pytest.raises(DataError, match="must be a sound ZIP file"):
+        run(config_of(tmp_path / "out2", {"x": [str(tmp_path / "y.zip")]}, []))
+    with pytest.raises(DataError, match=r"packed as \.zip"):
+        expand_inputs([str(tmp_path / "x.zip")])
+
+
+def test_cut_depends_on_sizes_alone(tmp_path: Path) -> None:
+    """Shards are of one source, near the size asked for, and cover every byte once."""
+    inputs = write_inputs(tmp_path / "raw")
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config_of(tmp_path / "out", inputs, [])))
+    corpus = look_up(load_curation(tmp_path / "c.yaml").corpus)
+    of_a = [
+        (piece.input.start_byte, piece.input.stop_byte)
+        for shard in corpus.shards for piece in shard.pieces if piece.name == "web/a.jsonl"
+    ]  # fmt: skip
+    assert len(of_a) > 3 and of_a[0][0] == 0 and of_a[-1][1] == Path(inputs["web"][0]).stat().st_size
+    assert all(one[1] == two[0] for one, two in itertools.pairwise(of_a))
+    assert [shard.source for shard in corpus.shards] == sorted(shard.source for shard in corpus.shards)
+    assert len(corpus.shards[-1].pieces) == 5, "small files are joined"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": [{"step": "lenght"}]}, "steps.0.step is lenght, must be one of"),
+        ({"steps": [{"step": "length", "min_wrods": 3}]}, "unknown key steps.0.min_wrods; did you mean"),
+        ({"steps": [{"step": "length", "min_words": "x"}]}, "min_words"),
+        ({"steps": [{"step": "length", "min_words": 9, "max_words": 3}]}, "min_words 9 and max_words 3"),
+        ({"steps": [{"step": "length"}, {"step": "length"}]}, "length is there twice"),
+        ({"steps": [{"step": "length", "sources": ["no"]}]}, "for the source no, must be one of x"),
+        ({"inputs": []}, "inputs has 0 elements"),
+        ({"inputs": [{"name": "../x", "paths": ["a"]}]}, "must be of letters"),
+        ({"shard_bytes": 1}, "shard_bytes 1"),
+        ({"compression_level": 99}, "compression_level 99"),
+        ({"outptu": "x"}, "unknown key outptu"),
+    ],
+)
+def test_wrong_files_are_refused_in_one_line(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """With file and line where there is one."""
+    config = {**config_of(tmp_path / "out", {"x": ["a.jsonl"]}, []), **change}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ConfigError) as caught:
+        load_curation(tmp_path / "c.yaml")
+    assert message in str(caught.value) and "c.yaml" in str(caught.value)
+
+
+def test_overrides_name_steps(tmp_path: Path) -> None:
+    """By place, by name, or by what the step is called."""
+    steps = [{"step": "length"}, {"step": "length", "name": "second"}]
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config_of(tmp_path / "out", {"x": ["a"]}, steps)))
+    config = load_curation(
+        tmp_path / "c.yaml", ["steps.0.min_words=3", "steps.second.min_words=4", "steps.length.max_words=9"]
+    )
+    first, second = (step.settings for step in config.steps)
+    assert (first.min_words, first.max_words, second.min_words) == (3, 9, 4)
+
+
+@pytest.fixture(scope="module")
+def curated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A curated corpus with token counts, and a tokenizer beside it."""
+    root = tmp_path_factory.mktemp("curated")
+    save_byte_tokenizer(root, ["</s>"], eos_token="</s>")
+    config = config_of(
+        root / "out", write_inputs(root / "raw"), [{"step": "exact_dedup"}], tokenizer=str(root)
+    )
+    run(config)
+    return root
+
+
+def test_preprocessing_reads_the_corpus_and_carries_its_manifest_on(curated: Path, tmp_path: Path) -> None:
+    """The directory is enough; tokens are those that were counted; merged token files keep the manifest."""
+    for name, pattern in (("a", str(curated / "out")), ("b", str(curated / "out/web-*.zst"))):
+        words = [
+            "preprocess",
+            "--input",
+            pattern,
+            "--tokenizer-model",
+            str(curated),
+            "--output-prefix",
+            str(tmp_path / name),
+        ]
+        assert main(words) == 0
+    manifest = json.loads((curated / "out/manifest.json").read_text())
+    prefix = tmp_path / "a_text_document"
+    tokens = load_manifest(prefix)
+    assert (tokens.tokens, tokens.documents) == (manifest["tokens"], manifest["documents"])
+    assert tokens.options["corpus"] == manifest["fingerprint"]
+    assert [corpus.fingerprint for corpus in read_corpora(prefix)] == [manifest["fingerprint"]]
+    both = [str(prefix), str(tmp_path / "b_text_document")]
+    assert main(["merge", "--inputs", *both, "--output-prefix", str(tmp_path / "ab_text_document")]) == 0
+    assert len(read_corpora(tmp_path / "ab_text_document")) == 1
+
+
+def test_preprocessing_refuses_another_file_than_the_manifests(curated: Path, tmp_path: Path) -> None:
+    """Another size at once, other bytes of the same size at the end; nothing is published."""
+    directory = tmp_path / "corpus"
+    directory.mkdir()
+    for path in (curated / "out").iterdir():
+        if path.is_file():
+            (directory / path.name).write_bytes(path.read_bytes())
+    other = directory / json.loads((directory / "manifest.json").read_text())["files"][0]["name"]
+    words = ["preprocess", "--input", str(directory), "--tokenizer-model", str(curated)]
+    words += ["--output-prefix", str(tmp_path / "x"), "--on-error", "skip"]
+    content = other.read_bytes()
+    other.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # in the checksum of the last frame
+    assert main(words) == 2
+    other.write_bytes(content + b"x")
+    assert main(words) == 2
+    assert not corpus_path(tmp_path / "x_text_document").exists() and not list(tmp_path.glob("*.bin"))
+    other.write_bytes(content)
+    assert main([*words, "--restart"]) == 0
+
+
+def test_jobs_of_a_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each stage is an array behind the end of the stage before; the jobs' own commands make the corpus."""
+    bin_dir = tmp_path / "bin"
+    bin_dir.mkdir()
+    (bin_dir / "sbatch").write_text(
+        f'#!/bin/sh\nprintf "%s\\n" "$*" >> {tmp_path}/jobs\nexec wc -l < {tmp_path}/jobs\n'
+    )
+    (bin_dir / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin_dir}:/usr/bin:/bin")
+    config = config_of(tmp_path / "out", write_inputs(tmp_path / "raw"), [{"step": "exact_dedup"}])
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    assert main(["curate", str(tmp_path / "c.yaml"), "--executor", "slurm", "--parts", "2", "seed=3"]) == 0
+    assert "submitted 4 jobs, 1 to 4" in capsys.readouterr().out
+    jobs = [line.split() for line in (tmp_path / "jobs").read_text().splitlines()]
+    array = "--array=0-1"
+    options = [[word for word in job if word.startswith(("--dep", "--array"))] for job in jobs]
+    after = [f"--dependency=afterok:{number}" for number in range(4)]
+    assert options == [[array], [after[1]], [array, after[2]], [after[3]]]
+    for job in jobs:
+        arguments = job[job.index("launch/curate.sbatch") + 1 :]
+        is_array = "--array=0-1" in job
+        for task in range(2 if is_array else 1):
+            for name, value in (("ID", task), ("MIN", 0), ("MAX", 1), ("COUNT", 2)):
+                monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+            part = ["--part", "slurm"] if is_array else []
+            assert main(["curate", *arguments, *part, "--workers", "1"]) == 0
+    assert (tmp_path / "out/manifest.json").is_file()
+
+
+def test_datatrove_runs_the_units(tmp_path: Path) -> None:
+    """Its local executor, which is used as Ray's is, gives what ours gives."""
+    local = pytest.importorskip("datatrove.executor.local")
+    from corpus_world import files_of
+
+    from cptron.corpus.datatrove_executor import DatatroveExecutor
+    from cptron.corpus.run import curate, prepare
+
+    def make(pipeline: list[Any], tasks: int, logs: str) -> Any:
+        return local.LocalPipelineExecutor(
+            pipeline=pipeline, tasks=tasks, workers=1, logging_dir=logs, skip_completed=False
+        )
+
+    config = config_of(tmp_path / "out", write_inputs(tmp_path / "raw"), [{"step": "exact_dedup"}])
+    run({**config, "output": str(tmp_path / "ours")})
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    curate(prepare(load_curation(tmp_path / "c.yaml")), DatatroveExecutor(make), 1)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "ours")
