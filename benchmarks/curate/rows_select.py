@@ -1,6 +1,6 @@
-"""Rows of selection: what DSIR and a classifier find of a domain in a mix of real text, and how fast losses are measured.
+"""Rows of selection: what DSIR and a classifier find of a domain in a mix of real text; speed of measuring losses.
 
-Usage: python -m benchmarks.curate.rows_select --domains DIRECTORY [--model DIRECTORY] [--show]
+Usage: python -m benchmarks.curate.rows_select --domains DIRECTORY [--model DIRECTORY]
 
 Place in the flow: beside the other rows of curation, in the same file of results. Invariant: targets and examples are
 documents that are not in the mix; every domain is the target once.

@@ -46,8 +46,8 @@ class Config:
     sampling: Literal["hard", "soft"] = "soft"
     """`soft`: drawn without replacement by the weights (Gumbel top-k, as published); `hard`: the largest weights."""
     weight: Literal["mean", "sum"] = "mean"
-    """Log weight of a document: the mean over its n-grams, times `mean_ngrams`; or their sum, as published for pieces of
-    equal length, which among whole documents favours long ones."""
+    """Log weight of a document: the mean over its n-grams, times `mean_ngrams`; or their sum, as published for pieces
+    of equal length, which among whole documents favours long ones."""
     mean_ngrams: float = 100.0
     """For `mean`: how much the weights count beside the noise of `soft`, as if documents had so many n-grams."""
     buckets: int = 10_000
