@@ -100,7 +100,9 @@ def test_dsir_finds_the_target(sampling: str, weight: str, tmp_path: Path) -> No
 def test_dsir_weights_are_those_of_the_formula(tmp_path: Path) -> None:
     """Sum of log ratios of smoothed shares, over words; hash collisions apart."""
     target = write_texts(tmp_path / "t.jsonl", ["a a b"])
-    step = made("dsir", target=(target,), longest=1, buckets=1000, sampling="hard", budget_share=1.0)
+    step = made(
+        "dsir", target=(target,), longest=1, buckets=1000, weight="sum", sampling="hard", budget_share=1.0
+    )
     _, results, _ = decided(step, [documents(["a b", "c c c c", ""])], tmp_path)
     p = {"a": 3 / 1003, "b": 2 / 1003, "c": 1 / 1003}
     q = {"a": 2 / 1006, "b": 2 / 1006, "c": 5 / 1006}

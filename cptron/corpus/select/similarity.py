@@ -47,7 +47,7 @@ def cosines(
     weights = _weights(rows, inverse)
     norms = np.sqrt(rows.row_sums(weights**2)) * np.sqrt((direction**2).sum())
     dots = rows.row_sums(weights * direction[rows.buckets])
-    return np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
+    return np.asarray(np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0))
 
 
 def vector_cosines(vectors: NDArray[np.float32], direction: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -55,7 +55,7 @@ def vector_cosines(vectors: NDArray[np.float32], direction: NDArray[np.float64])
     exact = vectors.astype(np.float64)
     norms = np.sqrt((exact**2).sum(axis=1)) * np.sqrt((direction**2).sum())
     dots = (exact * direction).sum(axis=1)
-    return np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
+    return np.asarray(np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0))
 
 
 def _weights(rows: SparseRows, inverse: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -179,7 +179,7 @@ class Step(ScoredStep[Config]):
         codes, budget = choose(keys, sizes, self.config)
         self.write_decision(shards, decided, codes, scores)
         kept = codes == 0
-        figures = {
+        figures: dict[str, float | int] = {
             f"budget_{self.config.unit}": budget,
             f"selected_{self.config.unit}": int(sizes[kept].sum()),
         }

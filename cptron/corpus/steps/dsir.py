@@ -45,9 +45,9 @@ class Config:
     """Directory or file of the tokenizer, for the unit `tokens`."""
     sampling: Literal["hard", "soft"] = "soft"
     """`soft`: drawn without replacement by the weights (Gumbel top-k, as published); `hard`: the largest weights."""
-    weight: Literal["sum", "mean"] = "sum"
-    """Log weight of a document: the sum over its n-grams, as published, which favours the extremes among long
-    documents; or their mean, times `mean_ngrams`."""
+    weight: Literal["mean", "sum"] = "mean"
+    """Log weight of a document: the mean over its n-grams, times `mean_ngrams`; or their sum, as published for pieces
+    of equal length, which among whole documents favours long ones."""
     mean_ngrams: float = 100.0
     """For `mean`: how much the weights count beside the noise of `soft`, as if documents had so many n-grams."""
     buckets: int = 10_000
@@ -121,7 +121,7 @@ class Step(ScoredStep[Config]):
 
     def _smooth(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
         smoothed = counts + self.config.smoothing
-        return smoothed / smoothed.sum()
+        return np.asarray(smoothed / smoothed.sum())
 
     def _scores(
         self, shards: Sequence[ShardFeatures], ratios: NDArray[np.int64]
