@@ -203,7 +203,7 @@ def test_what_cannot_be_used_is_counted_and_shown(tmp_path: Path) -> None:
     with serving(reply) as server:
         run(synthesis(tmp_path, server.url, documents=8))
     assert dropped(tmp_path) == {
-        "unreadable": 1, "cut_off": 1, "refusal": 1, "no_pair": 1, "not_grounded": 1, "endpoint_refused": 2, "repeated": 1,
+        "unreadable": 1, "cut_off": 1, "refusal": 1, "no_pair": 1, "not_grounded": 1, "model_refused": 2, "repeated": 1,
         "unknown_number": 1,
     }  # fmt: skip
     assert [one["document_id"] for one in documents_of(tmp_path / "out")] == ["d2", "d6", "d7"]
@@ -237,7 +237,7 @@ def test_failed_endpoint_stops_or_drops(tmp_path: Path) -> None:
             run(synthesis(tmp_path, server.url, **settings))
         settings["endpoint"] = {"retries": 1, "on_failure": "drop"}
         run(synthesis(tmp_path, server.url, **settings))
-        assert dropped(tmp_path) == {"endpoint_failed": 1}
+        assert dropped(tmp_path) == {"model_failed": 1}
         server.reply = lambda prompt, before: (400, {}, b"")
         with pytest.raises(DataError, match="none of 20 questions in a row"):
             run(synthesis(tmp_path / "b", server.url, documents=30))

@@ -53,7 +53,10 @@ class LocalModel:
         self._settings = settings
         self._answer_tokens = answer_tokens
         self.group_size = settings.batch_size
-        self.identity: Mapping[str, Any] = {"folder": folder.resolve().name, "sha256": _content_hash(tuple(model_files(folder)))}
+        self.identity: Mapping[str, Any] = {
+            "folder": folder.resolve().name,
+            "sha256": _content_hash(tuple(model_files(folder))),
+        }
         parameters: dict[str, Any] = {"dtype": settings.dtype, "answer_tokens": answer_tokens}
         if temperature > 0:
             parameters |= {"temperature": temperature, "top_p": top_p, "seed": seed}
