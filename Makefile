@@ -37,7 +37,7 @@ NEWEST_READY := $(NEWEST_DIR)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo experiments test test-more check test-newest-mcore sanitize bench-peers bench-data bench-convert bench-checkpoint bench-engine bench-gpu-peers \
+.PHONY: help env demo experiments test test-more test-slurm slurm check test-newest-mcore sanitize bench-peers bench-data bench-convert bench-checkpoint bench-engine bench-gpu-peers \
 	bench-gpu bench-fp8-curve faults fuzz test-gpu clean
 
 help: ## list the targets
@@ -56,12 +56,19 @@ check: $(READY) ## lint, format and types
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 
-test: env $(MODEL)/complete.json check ## check, then all tests, then the core multi-rank tests under the newest megatron-core
+test: env $(MODEL)/complete.json check slurm ## check, then all tests, then the core multi-rank tests under the newest megatron-core
 	$(PYTEST) -m "not more"
 	@$(MAKE) --no-print-directory test-newest-mcore
 
 test-more: env $(MODEL)/complete.json ## more cases of what `make test` proves: FP8 and adapters under more layouts
-	$(PYTEST) -m more
+	$(PYTEST) -m "more and not slurm"
+
+test-slurm: $(READY) ## jobs on a real SLURM of two nodes on this machine, installed where it can be (about 10 minutes)
+	$(VENV)/bin/python tests/slurm/slurm_install.py --required
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest $(PYTEST_ARGS) --durations=0 tests/slurm
+
+slurm: $(READY) ## install SLURM for its tests, from the distribution: as root on Debian or Ubuntu
+	@$(VENV)/bin/python tests/slurm/slurm_install.py
 
 test-newest-mcore: $(READY) $(NEWEST_READY) ## the core multi-rank tests under the newest megatron-core
 ifdef NEWEST_READY

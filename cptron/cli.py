@@ -31,6 +31,10 @@ VERBS = {
     "data": ("cptron.data.main", "prepare a run's index files; prove from a run's log what it has seen"),
     "advise": ("cptron.advise.main", "corpora, base, budget -> a commented configuration, with its evidence"),
     "plan": ("cptron.plan.main", "whether a run fits a cluster, how long it takes, what it costs"),
+    "submit": ("cptron.launch.submit", "a recipe or another command -> a job of SLURM's"),
+    "status": ("cptron.launch.status", "submitted jobs: waiting, running or ended, and how far the run is"),
+    "logs": ("cptron.launch.logs", "what a submitted job has printed"),
+    "cancel": ("cptron.launch.cancel", "end submitted jobs; training saves first"),
     "train": ("cptron.train.main", "continue pretraining, on one rank or many"),
     "anneal": ("cptron.train.anneal", "branch a run from its constant phase and decay the learning rate"),
     "schedule": ("cptron.report.rates", "the learning rates of a run, before it is trained"),
@@ -54,10 +58,15 @@ VERBS = {
         "cptron.regularise.teach",
         "a model's most likely next tokens, beside token files (for distillation)",
     ),
+    "report": ("cptron.report.main", "a run, or several beside each other, as one HTML file"),
     "select": ("cptron.selection.main", "which checkpoint to keep, by old and new data; why is written down"),
     "export": ("cptron.convert.export_main", "checkpoint -> Hugging Face model"),
     "verify": ("cptron.convert.verify_main", "prove that a checkpoint and a Hugging Face model are the same"),
     "inspect": ("cptron.inspect", "what a token file, a checkpoint or a run holds"),
+    "watch": (
+        "cptron.report.watch",
+        "how a run stands now: progress, time left, losses, speed, what is slow",
+    ),
     "doctor": ("cptron.doctor", "device, versions, optional accelerators, and what is used for what"),
 }
 """Verb -> module whose `main(argv)` does it, and what it is for."""

@@ -69,11 +69,19 @@ class Finding:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the findings; returns 0, or `EXIT_CODE` when something required is missing."""
+    """Print the findings; returns 0, or `EXIT_CODE` when something required is missing. With `--cluster` all ranks of
+    a job look at their machines together (`health`)."""
+    if "--cluster" in argv:
+        from cptron.health.main import main as examine_cluster
+
+        return examine_cluster(argv)
     parser = argparse.ArgumentParser(
         prog="cptron doctor", description=__doc__.splitlines()[0] if __doc__ else ""
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    parser.add_argument(
+        "--cluster", action="store_true", help="look at all machines of a job; see its own --help"
+    )
     as_json = parser.parse_args(argv).json
     required, optional = required_findings(), optional_findings()
     devices = device_facts()

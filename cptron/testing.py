@@ -11,11 +11,12 @@ import atexit
 import contextlib
 import multiprocessing
 import os
+import random
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
@@ -24,6 +25,8 @@ import psutil
 from cptron.runtime.host_isa import leave_amx_alone
 
 T = TypeVar("T")
+
+PORTS = range(20000, 32000)
 
 
 class RankFailure(AssertionError):
@@ -62,12 +65,33 @@ def run_ranks(
     `fn` is a module-level function; it finds RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set as torchrun
     sets them. Raises `RankFailure` with the traceback of the first rank that failed, or after `timeout_s`.
     """
+    with claimed_port() as port:
+        return _run(fn, world_size, port, args, kwargs, timeout_s)
+
+
+@contextlib.contextmanager
+def claimed_port() -> Iterator[int]:
+    """A TCP port of this machine that is free, and that nobody else takes meanwhile: it is below those that the
+    kernel gives to connections, and another caller of this function sees its UDP port taken."""
+    for port in random.Random(f"{os.getpid()} {time.monotonic_ns()}").sample(PORTS, len(PORTS)):
+        with socket.socket(type=socket.SOCK_DGRAM) as claim, socket.socket() as probe:
+            try:
+                claim.bind(("127.0.0.1", port))
+                probe.bind(("", port))
+            except OSError:
+                continue
+            probe.close()
+            yield port
+            return
+    raise RankFailure(f"no port from {PORTS.start} to {PORTS.stop - 1} is free; stop what listens there")
+
+
+def _run(
+    fn: Callable[..., T], world_size: int, port: int, args: Any, kwargs: Any, timeout_s: float
+) -> list[T]:
     while len(_pool) < world_size:
         _pool.append(_Worker())
     workers = _pool[:world_size]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     for rank, worker in enumerate(workers):
         env = {
             "RANK": str(rank),

@@ -20,7 +20,7 @@ leave_amx_alone()  # before the first matrix product of this process
 __all__ = ["forgetting_world", "whole_runs", "world"]
 
 TESTS_DIR = Path(__file__).parent
-MARKED_FOLDERS = ("ranks", "e2e", "faults", "fuzz")
+MARKED_FOLDERS = ("ranks", "e2e", "faults", "fuzz", "slurm")
 
 # a loaded machine is no reason to fail
 settings.register_profile("cptron", deadline=None)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import rank_calls
 from guard_world import ARCHITECTURE
+from shared_directory import shared_directory
 from tiny_world import ONE, Layout
 from tokens_world import write_known
 
@@ -126,4 +127,4 @@ def make_forgetting_world(root: Path) -> ForgettingWorld:
 @pytest.fixture(scope="session")
 def forgetting_world(tmp_path_factory: pytest.TempPathFactory) -> ForgettingWorld:
     """The world. Nobody changes it."""
-    return make_forgetting_world(tmp_path_factory.mktemp("forgetting"))
+    return ForgettingWorld(shared_directory(tmp_path_factory, "forgetting", make_forgetting_world))

@@ -13,7 +13,7 @@ from cptron.plan.cluster import Cluster
 from cptron.plan.gpus import GPUS
 
 ROOT = Path(__file__).parents[1]
-RECIPE = ROOT / "examples/cluster/llama3_8b_h100.yaml"
+RECIPE = ROOT / "examples/recipes/llama3_8b_h100.yaml"
 
 
 def llama(**sizes: Any) -> Architecture:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import rank_calls
+from shared_directory import shared_directory
 
 from cptron.testing import run_ranks
 from cptron.tokens.preprocess import main as preprocess
@@ -223,11 +224,25 @@ def make_world(root: Path) -> World:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """The tiny world. Nobody changes it: tests that damage something copy it first."""
-    return make_world(tmp_path_factory.mktemp("world"))
+    return World(shared_directory(tmp_path_factory, "world", make_world))
+
+
+class WholeRuns(dict[Layout, Path]):
+    """Each is trained when it is asked for."""
+
+    def __init__(self, world: World, factory: pytest.TempPathFactory) -> None:
+        self._world, self._factory = world, factory
+
+    def __missing__(self, layout: Layout) -> Path:
+        def train(directory: Path) -> None:
+            self._world.trained(directory / "run", layout)
+
+        self[layout] = shared_directory(self._factory, f"whole_{layout}", train) / "run"
+        return self[layout]
 
 
 @pytest.fixture(scope="session")
 def whole_runs(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[Layout, Path]:
-    """Uninterrupted runs of 20 steps by layout, with checkpoints and evaluations at steps 10 and 20."""
-    root = tmp_path_factory.mktemp("whole")
-    return {layout: world.trained(root / str(layout), layout) for layout in LAYOUTS}
+    """Uninterrupted runs of 20 steps by layout, with checkpoints and evaluations at steps 10 and 20. Nobody changes
+    them."""
+    return WholeRuns(world, tmp_path_factory)

@@ -17,7 +17,7 @@ from cptron.errors import ConfigError, DataError
 from cptron.inspect_run import num_parameters
 from cptron.json_text import parse_json
 from cptron.model.architecture import Architecture
-from cptron.model.families import family_of
+from cptron.model.families import architecture_of
 from cptron.model.flops import attention_flops, matmul_flops_per_token
 
 State = Literal["decayed", "constant_phase", "unknown"]
@@ -90,7 +90,7 @@ def _from_hugging_face(directory: Path, declared: Declared) -> tuple[Base, str]:
     path = directory / "config.json"
     try:
         config = parse_json(path.read_text(encoding="utf-8"))
-        arch = family_of(str(config.get("model_type"))).read_config(config)
+        arch = architecture_of(config)
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise ConfigError(
             f"--base {path} is no configuration of a model ({error}); download it again"

@@ -86,6 +86,7 @@ def _check_counts(config: Config) -> None:
         "runtime.stop_margin_s": config.runtime.stop_margin_s,
         "runtime.stop_grace_s": config.runtime.stop_grace_s,
         "runtime.max_restarts": config.runtime.max_restarts,
+        "runtime.straggler_every_steps": config.runtime.straggler_every_steps,
     }
     for key, value in at_least_one.items():
         if value < 1:
@@ -97,6 +98,11 @@ def _check_counts(config: Config) -> None:
         raise ConfigError(
             f"runtime.hang_factor={config.runtime.hang_factor} must be more than 1, or a usual step would be a hang; "
             "use e.g. 20, or 0 to turn the watch off"
+        )
+    if not 1 < config.runtime.straggler_factor < math.inf:
+        raise ConfigError(
+            f"runtime.straggler_factor={config.runtime.straggler_factor} must be more than 1, or a usual rank would be "
+            "slow; use e.g. 1.2"
         )
     if not config.run.dir:
         raise ConfigError("run.dir='' must name the output directory; set it, as run.dir=runs/my-run")

@@ -55,11 +55,6 @@ def _check_weights(config: Config) -> None:
             f"adapter.kind={config.adapter.kind} belongs to a checkpoint, but start.hugging_face="
             f"{start.hugging_face} is none; `cptron convert` makes one for start.checkpoint"
         )
-    if start.mode != "random" and architecture:
-        raise ConfigError(
-            f"model.architecture={architecture} is only for start.mode=random; "
-            "remove it, the shape comes from start.checkpoint"
-        )
     if start.mode == "random" and not architecture:
         raise ConfigError(
             "model.architecture='' but start.mode=random has no checkpoint to take the shape from; "

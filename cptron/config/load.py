@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -23,6 +23,7 @@ from cptron.config.schema import Config
 from cptron.errors import ConfigError
 
 DEFAULT = "default"
+T = TypeVar("T")
 MAX_INT_DIGITS = 20
 
 _KNOWN_TAGS = {
@@ -76,6 +77,15 @@ def _load(root: yaml.Node | None, name: str, overrides: Sequence[str]) -> Loaded
     return Loaded(apply_preset(config, builder.provenance, DEFAULT), builder.provenance)
 
 
+def load_as(cls: type[T], path: Path) -> T:
+    """A dataclass that is no `Config`, from a YAML file of its own, by the same rules. Raises `ConfigError`."""
+    name = str(path)
+    root = compose(read_text(path), name)
+    if root is None or root.tag == TAG + "null":
+        root = empty_section(no_mark(name))
+    return cast(T, _Builder(cls).build(cls, root, ""))
+
+
 def config_to_dict(config: Config) -> dict[str, Any]:
     """Every section and value as dicts, lists and scalars, ready for JSON or YAML."""
     return plain_values(config)
@@ -119,8 +129,9 @@ def _plain(value: Any) -> Any:
 class _Builder:
     """Turns nodes into the dataclasses of the schema, following their type hints."""
 
-    def __init__(self) -> None:
+    def __init__(self, document: type = Config) -> None:
         self.provenance: dict[str, str] = {}
+        self._document = document
 
     def build(self, hint: Any, node: yaml.Node, key: str) -> Any:
         if node.tag not in _KNOWN_TAGS:
@@ -168,7 +179,9 @@ class _Builder:
             name = _key_name(key_node)
             full = f"{key}.{name}" if key else name
             if name not in names:
-                raise ConfigError(f"{where(key_node)}: unknown key {full}; {_hint_for(full, key, names)}")
+                raise ConfigError(
+                    f"{where(key_node)}: unknown key {full}; {_hint_for(full, key, names, self._document)}"
+                )
         return _once(node, key)
 
     def _mapping(self, hint: Any, node: yaml.Node, key: str) -> dict[str, Any]:
@@ -237,11 +250,11 @@ def _wrong(node: yaml.Node, key: str, rule: str, remedy: str) -> ConfigError:
     return ConfigError(f"{where(node)}: {key}={shown(node)} {rule}; {remedy}")
 
 
-def _hint_for(full: str, section: str, names: list[str]) -> str:
+def _hint_for(full: str, section: str, names: list[str], document: type) -> str:
     """Which valid key an unknown one most likely stands for: the same name elsewhere, else the nearest."""
     prefix = section + "." if section else ""
     last = full.rpartition(".")[2]
-    leaves = _leaf_keys(Config)
+    leaves = _leaf_keys(document)
     elsewhere = [leaf for leaf in leaves if leaf.rpartition(".")[2] == last]
     neighbours = [prefix + name for name in difflib.get_close_matches(last, names, 1)]
     similar = difflib.get_close_matches(full, leaves, 1)

@@ -89,10 +89,11 @@ class StartConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """How the model is built. Its shape comes from the starting checkpoint, or from `model.architecture`."""
+    """How the model is built. Its shape is that of the weights it starts from."""
 
     architecture: str = ""
-    """JSON file in Hugging Face `config.json` form; only for `start.mode: random`, else the checkpoint's is used."""
+    """JSON file in Hugging Face `config.json` form: what `start.mode: random` builds. Else the weights that the run
+    starts from must have exactly this shape, and plans read it where those are not on the machine; empty: any shape."""
     backend: Literal["native", "te"] = "native"
     """Layer implementation: `native` (torch alone) or `te` (Transformer Engine, which must be installed)."""
 

@@ -90,3 +90,8 @@ class RuntimeConfig:
     hang_phase_s: int = 3600
     """The start (with the first step), an evaluation or a save may take so many seconds, or `runtime.hang_factor` times
     the longest one before, until it is a hang."""
+    straggler_every_steps: int = 10
+    """With more than one rank: measure every so many steps what each rank does by itself, without waiting for others,
+    and name those that are slow; five measurements are needed. 0 turns this off. See [health](health.md)."""
+    straggler_factor: float = 1.2
+    """A rank is slow when it takes more than so many times what the ranks with the same work take."""

@@ -31,7 +31,7 @@ from cptron.convert.weight_map import check_shapes, hugging_face_names, layers_o
 from cptron.durable import free_bytes, must_be_new, require_space, resumable_directory
 from cptron.errors import ConversionError
 from cptron.model.architecture import Architecture
-from cptron.model.families import family_of
+from cptron.model.families import dense_family_of, family_of
 from cptron.model.families.family import Family
 from cptron.model.vocab import padded_vocab_size
 from cptron.versions import installed_versions
@@ -96,7 +96,7 @@ def plan_import(source: Path, target: Path) -> dict[str, Any]:
 
 def describe(reader: ModelReader) -> tuple[Family, Architecture]:
     """Family and architecture of a model directory, after proof that its tensors are exactly those."""
-    family = family_of(str(reader.config.get("model_type")))
+    family = dense_family_of(reader.config)
     arch = family.read_config(reader.config)
     check_names(family, arch, reader.names)
     for rule in family.rules_for(arch):

@@ -22,7 +22,7 @@ from cptron.convert.source import ShardSource
 from cptron.durable import must_be_new, new_directory, require_space
 from cptron.errors import ConversionError
 from cptron.model.architecture import Architecture
-from cptron.model.families import family_of
+from cptron.model.families import dense_family_of, family_of
 from cptron.model.vocab import padded_vocab_size
 
 MOST_DIGITS = 18
@@ -51,7 +51,7 @@ def find_shards(directory: Path) -> Path:
 def import_megatron(directory: Path, hugging_face: Path, target: Path) -> layout.Manifest:
     """Convert the model in `directory` into a new checkpoint `target`; `hugging_face` has its config and tokenizer."""
     config = read_json(hugging_face / "config.json")
-    family = family_of(str(config.get("model_type")))
+    family = dense_family_of(config)
     arch = family.read_config(config)
     shards = find_shards(directory)
     source = ShardSource(TorchDistReader(shards), family, arch)

@@ -14,6 +14,8 @@ from cptron.corpus.document import Document, Dropped, Result
 from cptron.corpus.optional import optional_module
 from cptron.corpus.step import MapStep, Tally
 
+LONGEST = 2_000_000
+"""Characters by which a document is judged: the rules hold lists of all its n-grams in memory."""
 Words = Literal["fast", "datatrove"]
 """Who cuts a text into words and sentences."""
 C = TypeVar("C")
@@ -23,6 +25,8 @@ class FilterStep(MapStep[C]):
     """Makes its filter in `open`."""
 
     packages = ("datatrove", "regex")
+    rewrites: ClassVar[bool] = False
+    """Whether the filter changes texts, line by line."""
 
     @abstractmethod
     def make_filter(self, filters: Any, words: Any) -> tuple[type, dict[str, Any]]:
@@ -50,11 +54,13 @@ class FilterStep(MapStep[C]):
         """See `MapStep`. A text without words is dropped here: the filters divide by their number."""
         if not document.text.strip():
             return Dropped("empty")
-        theirs = self._document(document.text, document.id)
+        theirs = self._document(document.text if self.rewrites else document.text[:LONGEST], document.id)
         self._filter.tally = tally
         result = self._filter.filter(theirs)
         kept, reason = result if isinstance(result, tuple) else (result, self.name)
-        return document.with_text(theirs.text) if kept else Dropped(_snake(reason))
+        if not kept:
+            return Dropped(_snake(reason))
+        return document.with_text(theirs.text) if self.rewrites else document
 
 
 def _snake(reason: str) -> str:

@@ -25,6 +25,7 @@ from cptron.corpus.manifest import (
     fingerprint,
     write_manifest,
 )
+from cptron.corpus.quarantine import QUARANTINE, publish_quarantine
 from cptron.corpus.report import REPORTS, write_reports
 from cptron.corpus.shard_file import SUFFIX
 from cptron.corpus.stages import identities
@@ -36,8 +37,6 @@ from cptron.errors import DataError
 from cptron.json_text import parse_json
 from cptron.tokens.source_hash import file_identity
 
-QUARANTINE = "quarantine.jsonl"
-
 
 def publish(work: Work) -> CorpusManifest:
     """Everything that is missing must have been done. Raises DataError where inputs have changed meanwhile."""
@@ -48,7 +47,8 @@ def publish(work: Work) -> CorpusManifest:
         (output / MANIFEST).unlink(missing_ok=True)
         _remove_old(output)
         files = _publish_files(work, summary, output)
-        _publish_quarantine(work, output)
+        directories = [work.directory / stage.name for stage in work.stages]
+        publish_quarantine(directories, work.corpus.shards, summary.inputs, output)
         manifest = _manifest(work, summary, files)
         write_reports(output, manifest, summary)
         fsync_path(output)
@@ -106,25 +106,6 @@ def _place(made: Path, final: Path) -> None:
         shutil.copyfile(made, partial)
         fsync_path(partial)
         partial.replace(final)
-
-
-def _publish_quarantine(work: Work, output: Path) -> None:
-    """Damaged records of all stages and shards, in order; no file without any."""
-    parts = [
-        path
-        for stage in work.stages
-        for shard in work.corpus.shards
-        if (path := work.directory / stage.name / f"{shard.number:05d}.{QUARANTINE}").is_file()
-    ]
-    if not parts:
-        return
-    partial = partial_path(output / QUARANTINE)
-    with partial.open("wb") as stream:
-        for path in parts:
-            with path.open("rb") as part:
-                shutil.copyfileobj(part, stream)
-    fsync_path(partial)
-    partial.replace(output / QUARANTINE)
 
 
 def _manifest(work: Work, summary: Summary, files: list[OutputFile]) -> CorpusManifest:

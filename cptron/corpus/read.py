@@ -24,21 +24,37 @@ _PLAIN_DEPTH = 64
 """Brackets in a line from which its metadata is tried before it is believed: it may be too deep to be written."""
 
 
-def read_documents(shard: Shard, source: Source, max_document_bytes: int) -> Iterator[Document | Reject]:
-    """Records in order. Raises DataError where a table is damaged or lacks the text's column."""
+def read_documents(
+    shard: Shard, source: Source, max_document_bytes: int, records: list[int]
+) -> Iterator[Document | Reject]:
+    """Records in order, counted by piece in `records`. Rejects of line files have their line in the piece, not in the
+    file: whoever knows the pieces before can add their lines, and nobody has to count them again.
+
+    Raises DataError where a table is damaged or lacks the text's column.
+    """
     wanted = source.config.meta_keys
     for piece in shard.pieces:
+        records.append(0)
         columns = None if "*" in wanted else list(dict.fromkeys((source.text_key, *wanted)))
         start = Position(0, piece.first_row, 0)
         for block in read_blocks([piece.input], start, max_record_bytes=max_document_bytes, keys=columns):
-            if isinstance(block, LineBlock):
-                yield from _of_lines(block, piece, source)
-            elif isinstance(block, TableBlock):
-                if piece.stop_row is not None and block.rows_before >= piece.stop_row:
-                    break
-                yield from _of_rows(_until(block, piece.stop_row), piece, source)
-            else:
-                yield from _of_text(block, piece, source)
+            if (
+                isinstance(block, TableBlock)
+                and piece.stop_row is not None
+                and block.rows_before >= piece.stop_row
+            ):
+                break
+            for found in _of_block(block, piece, source):
+                records[-1] += 1
+                yield found
+
+
+def _of_block(block: RawBlock, piece: Piece, source: Source) -> Iterator[Document | Reject]:
+    if isinstance(block, LineBlock):
+        return _of_lines(block, piece, source)
+    if isinstance(block, TableBlock):
+        return _of_rows(_until(block, piece.stop_row), piece, source)
+    return _of_text(block, piece, source)
 
 
 def _until(block: TableBlock, stop_row: int | None) -> TableBlock:
@@ -51,7 +67,6 @@ def _until(block: TableBlock, stop_row: int | None) -> TableBlock:
 
 
 def _of_lines(block: LineBlock, piece: Piece, source: Source) -> Iterator[Document | Reject]:
-    bad = block.parse((source.text_key,), chat=False).rejects if block.tail is not None else []
     place = block.end.byte - len(block.data)
     lines = block.data.split(b"\n")
     if not lines[-1]:
@@ -61,9 +76,11 @@ def _of_lines(block: LineBlock, piece: Piece, source: Source) -> Iterator[Docume
             block.check_length(line)
             yield _from_object(line, f"{piece.name}#{place}", source)
         except BadRecordError as error:
-            yield block.reject(number, error.reason, error.detail, line)
+            yield Reject(block.path, number, error.reason, error.detail, line[:MAX_RAW_BYTES])
         place += len(line) + 1
-    yield from bad  # the tail: a block has lines or a tail
+    if (tail := block.tail) is not None:
+        number = block.records_before + len(lines) + 1
+        yield Reject(block.path, number, tail.reason, tail.detail, tail.raw[:MAX_RAW_BYTES])
 
 
 def _from_object(line: bytes, name: str, source: Source) -> Document:

@@ -39,6 +39,8 @@ class Summary:
     sources: dict[str, SourceSums]
     steps: dict[str, StepCounts]
     """Over all sources, in the pipeline's order."""
+    inputs: list[dict[str, Any]]
+    """Records of the first stage's shards, in order."""
     outputs: list[dict[str, Any]]
     """Records of the last stage's shards, in order."""
     other_cpu_s: float
@@ -59,7 +61,7 @@ def summarise(work: Work) -> Summary:
     """Add up all units, which must be done. Raises DataError where their counts do not fit together."""
     sources = {source.config.name: SourceSums() for source in work.corpus.sources}
     steps = {step.name: StepCounts(step.name) for step in work.config.steps}
-    summary = Summary(sources, steps, [], 0.0)
+    summary = Summary(sources, steps, [], [], 0.0)
     for stage in work.stages:
         for record in _records(work, stage):
             source = sources[record["source"]]
@@ -69,6 +71,7 @@ def summarise(work: Work) -> Summary:
             _check(record, counts, stage)
             if stage.number == 0:
                 _add_read(source, record, counts)
+                summary.inputs.append(record)
             if stage.tail is None:
                 source.written.add(record["text_bytes"], record["documents"])
                 source.tokens += record["tokens"] or 0

@@ -8,7 +8,6 @@ last, by a rename, so that a unit is done, or is not.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import Any, Literal
 
 from cptron.corpus.counts import StepCounts
 from cptron.corpus.document import Document, Dropped
+from cptron.corpus.quarantine import Quarantine
 from cptron.corpus.read import raw_of, read_documents
 from cptron.corpus.registry import AnyStep
 from cptron.corpus.schema import CurateConfig, StepConfig
@@ -31,7 +31,6 @@ from cptron.durable import fsync_path, partial_path, replace_text
 from cptron.errors import DataError
 from cptron.tokens.manifest import hash_file
 from cptron.tokens.records import Reject
-from cptron.tokens.rejects import to_line as reject_line
 
 Kind = Literal["map", "features", "hash"]
 
@@ -117,7 +116,7 @@ class Work:
         level = STAGE_LEVEL if stage.tail else self.config.corpus.compression_level
         started_s = time.process_time()
         with (
-            _Quarantine(directory / f"{unit.number:05d}.quarantine.jsonl") as quarantine,
+            Quarantine(directory, unit.number) as quarantine,
             ShardWriter(shard_path(directory, unit.number), level) as writer,
         ):
             steps: list[StepCounts] = []
@@ -134,9 +133,9 @@ class Work:
             file = writer.publish()
         self._publish(unit, {
             "source": self.source_name(shard),
-            "records": quarantine.records,
+            "records": sum(quarantine.records),
+            "records_of_pieces": quarantine.records,
             "rejected": dict(sorted(quarantine.rejected.items())),
-            "quarantined_bytes": quarantine.num_bytes,
             "steps": [counts.as_json() for counts in steps],
             "documents": num_documents,
             "text_bytes": text_bytes,
@@ -146,13 +145,13 @@ class Work:
         })  # fmt: skip
 
     def _through(
-        self, stage: Stage, shard: Shard, steps: list[StepCounts], quarantine: _Quarantine
+        self, stage: Stage, shard: Shard, steps: list[StepCounts], quarantine: Quarantine
     ) -> Iterator[Sized]:
         """The shard's documents behind all steps of the stage; `steps` gets their counts, one by one."""
         source = self.source_name(shard)
 
         def broken(document: Document, why: Dropped) -> None:
-            quarantine.add(Reject(document.id, 0, "step_failed", f"{why.detail}", raw_of(document)))
+            quarantine.add(Reject(document.id, 0, "step_failed", why.detail, raw_of(document)), None)
 
         documents = self._sized(stage, shard, quarantine)
         if stage.head and concerns(stage.head, source):
@@ -169,18 +168,18 @@ class Work:
                 documents = through_step(step, steps[-1], documents, broken)
         return documents
 
-    def _sized(self, stage: Stage, shard: Shard, quarantine: _Quarantine) -> Iterator[Sized]:
+    def _sized(self, stage: Stage, shard: Shard, quarantine: Quarantine) -> Iterator[Sized]:
         if stage.number:
             before = self.directory / self.stages[stage.number - 1].name
             for document in read_shard(shard_path(before, shard.number)):
                 yield document, document.num_bytes
             return
         source = self.corpus.sources[shard.source]
-        for found in read_documents(shard, source, self.config.corpus.max_document_bytes):
-            quarantine.records += 1
+        limit = self.config.corpus.max_document_bytes
+        for found in read_documents(shard, source, limit, quarantine.records):
             if isinstance(found, Reject):
                 quarantine.rejected[found.reason] += 1
-                quarantine.add(found)
+                quarantine.add(found, len(quarantine.records) - 1)
             else:
                 yield found, found.num_bytes
 
@@ -221,39 +220,6 @@ class Work:
         if self._counter is None:
             self._counter = TokenCounter(self.config.corpus.tokenizer)
         return self._counter
-
-
-class _Quarantine:
-    """Damaged records of one shard; there is a file only if there are any."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        path.unlink(missing_ok=True)
-        self._file: Any = None
-        self.records = self.num_bytes = 0
-        self.rejected: Counter[str] = Counter()
-
-    def __enter__(self) -> _Quarantine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file:
-            self._file.close()
-
-    def add(self, reject: Reject) -> None:
-        """Write it down."""
-        if self._file is None:
-            self._file = partial_path(self._path).open("wb")
-        line = reject_line(reject)
-        self._file.write(line)
-        self.num_bytes += len(line)
-
-    def publish(self) -> None:
-        """Force the file to disk under its name."""
-        if self._file:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            partial_path(self._path).replace(self._path)
 
 
 def concerns(step: StepConfig | None, source: str) -> bool:

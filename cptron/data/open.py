@@ -49,12 +49,17 @@ def mix_of(config: Config, factors: Mapping[str, float] | None = None, replay_fa
         tuple(source.token_share for source in sources),
         tuple(source.max_epochs for source in sources),
         config.data.on_max_epochs,
-        tuple(_stage(config, stage, number) for number, stage in enumerate(config.data.stages)),
+        stages_of(config),
         floors_of(config),
         tuple((factors or {}).get(source.name, 1.0) for source in sources) if factors else (),
         tuple(source.role == "replay" for source in sources),
         replay_factor,
     )
+
+
+def stages_of(config: Config) -> tuple[Stage, ...]:
+    """The stages as the loader has them; none where the run has none. Raises ConfigError."""
+    return tuple(_stage(config, stage, number) for number, stage in enumerate(config.data.stages))
 
 
 def floors_of(config: Config) -> Floors:

@@ -120,7 +120,9 @@ class _WeightedLosses(torch.autograd.Function):
                 if grad_hidden_TH is not None:
                     torch.matmul(grad_CV, weight_VH, out=grad_hidden_TH[part])
                 if need_weight:
-                    grad_weight_VH = _accumulate(grad_weight_VH, grad_CV.t() @ hidden_CH)
+                    part_VH = grad_CV.t() @ hidden_CH
+                    grad_weight_VH = _accumulate(grad_weight_VH, part_VH, alone=chunk >= len(labels_T))
+                    del part_VH
         if grad_weight_VH is not None:
             grad_weight_VH = grad_weight_VH.to(weight_VH.dtype)
         ctx.save_for_backward(grad_hidden_TH, grad_weight_VH)
@@ -139,9 +141,12 @@ class _WeightedLosses(torch.autograd.Function):
         return grad_hidden_TH, grad_weight_VH, None, None, None, None, None, None
 
 
-def _accumulate(total: torch.Tensor | None, part: torch.Tensor) -> torch.Tensor:
-    """The first chunk's own tensor, from the second on an fp32 sum: bf16 would lose small parts."""
-    return part if total is None else total.float().add_(part)
+def _accumulate(total: torch.Tensor | None, part: torch.Tensor, *, alone: bool = False) -> torch.Tensor:
+    """An only chunk's own tensor, else an fp32 sum: bf16 would lose small parts. The sum is fp32 from the first chunk
+    on: to change it at the second would keep both beside that one's part."""
+    if total is None:
+        return part if alone else part.float()
+    return total.add_(part)
 
 
 def _exponentials_and_loss(

@@ -49,6 +49,12 @@ def write_fit(path: Path, fit: Fit) -> None:
         raise ConfigError(f"--write-fit {path} cannot be written ({error}); choose another file") from None
 
 
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"it has {value!r:.40} in the place of a number")
+    return float(value)
+
+
 def read_fit(path: Path, gpu: str) -> Efficiency:
     """The fitted efficiency. Raises `DataError` where the file is damaged, or of another GPU."""
     try:
@@ -56,13 +62,13 @@ def read_fit(path: Path, gpu: str) -> Efficiency:
         if record["format"] != FORMAT:
             raise ValueError(f"its format is {record['format']}, not {FORMAT}")
         values = record["efficiency"]
-        numbers = {name: float(values[name]) for name in ("low", "expected", "high", "memory_factor")}
+        numbers = {name: _number(values[name]) for name in ("low", "expected", "high", "memory_factor")}
         if not 0 < numbers["low"] <= numbers["expected"] <= numbers["high"] < math.inf:
             raise ValueError("its parts of the peak are not in order")
         if not 0 < numbers["memory_factor"] < math.inf:
             raise ValueError("its memory factor is not above 0")
         found = Efficiency(**numbers, source=str(values["source"]), is_measured=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise DataError(f"--fit {path} cannot be read ({error!s:.200}); fit again with --calibrate") from None
     if record.get("gpu") != gpu:
         raise DataError(

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from cptron.config.nodes import read_text
+from cptron.config.nodes import compose, read_text
 from cptron.errors import ConfigError, either
 
 GIB = 2**30
@@ -176,6 +176,7 @@ _TABLE = (
         source=f"{_FROM_MEMORY}; links: PCIe 4 through the host",
     ),
 )
+NUMBERS = {field.name for field in fields(Gpu)} - {"name", "usd_per_hour", "source"}
 GPUS: Mapping[str, Gpu] = {gpu.name: gpu for gpu in _TABLE}
 """Name -> GPU."""
 
@@ -193,38 +194,74 @@ def gpu_named(name: str, described: Path | None = None) -> Gpu:
 def read_gpus(path: Path) -> dict[str, Gpu]:
     """GPUs that a user has measured or rents: a YAML mapping of names to the fields of `Gpu`; what is left out is
     that of the GPU named by `like`. Raises `ConfigError`."""
-    try:
-        values = yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"--gpu-file {path} is no YAML ({' '.join(str(error).split())}); mend it") from None
-    if not isinstance(values, dict) or not all(isinstance(item, dict) for item in values.values()):
-        raise ConfigError(f"--gpu-file {path} must hold a section for each GPU, as `mine: {{like: h100}}`")
-    return {str(name): _read(path, str(name), item) for name, item in values.items()}
+    where = f"--gpu-file {path}"
+    root = compose(read_text(path), where)
+    found: dict[str, Gpu] = {}
+    for name, node in _entries(root, where):
+        if name in found or not name:
+            raise ConfigError(f"{where} names the GPU {name!r:.60} twice, or not at all; give each one name")
+        found[name] = _read(f"{where}: {name:.60}", name, dict(_entries(node, f"{where}: {name:.60}")))
+    return found
 
 
-def _read(path: Path, name: str, given: dict[str, Any]) -> Gpu:
-    where = f"--gpu-file {path}: {name}"
-    like = str(given.pop("like", ""))
-    if like and like not in GPUS:
-        raise ConfigError(f"{where}.like={like} is not in the table; use {either(sorted(GPUS))}")
+def _entries(node: yaml.Node | None, where: str) -> list[tuple[str, yaml.Node]]:
+    """Keys and values of a section."""
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f"{where} must hold a section for each GPU, as `mine: {{like: h100}}`")
+    keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+    if len(keys) < len(node.value):
+        raise ConfigError(f"{where} has a key that is no name; write `mine: {{like: h100}}`")
+    return list(zip(keys, (value for _, value in node.value), strict=True))
+
+
+def _read(where: str, name: str, given: dict[str, yaml.Node]) -> Gpu:
     known = {field.name for field in fields(Gpu)} - {"name"}
-    unknown = sorted(set(map(str, given)) - known)
+    unknown = sorted(set(given) - known - {"like"})
     if unknown:
-        raise ConfigError(f"{where} has {', '.join(unknown)}, which no GPU has; use {either(sorted(known))}")
+        listed = ", ".join(f"{key:.60}" for key in unknown[:5])
+        raise ConfigError(f"{where} has {listed}, which no GPU has; use {either(sorted(known))}")
+    texts = {key: _text(node, f"{where}.{key}") for key, node in given.items() if key in ("like", "source")}
+    like = texts.get("like", "")
+    if like and like not in GPUS:
+        raise ConfigError(f"{where}.like={like:.60} is not in the table; use {either(sorted(GPUS))}")
     base = {key: getattr(GPUS[like], key) for key in known} if like else {"fp8_tflop_per_s": 0.0}
-    values = {**base, "source": f"{path}, like {like or 'nothing'}", **given}
+    numbers = {key: _number(node, f"{where}.{key}") for key, node in given.items() if key in NUMBERS}
+    values: dict[str, Any] = {**base, "source": f"{where}, like {like or 'nothing'}", **numbers}
+    if "source" in texts:
+        values["source"] = texts["source"]
+    if "usd_per_hour" in given:
+        values["usd_per_hour"] = _price(given["usd_per_hour"], f"{where}.usd_per_hour")
     missing = sorted(known - set(values))
     if missing:
         raise ConfigError(f"{where} lacks {', '.join(missing)}; add them, or `like:` with a GPU of the table")
-    price = values["usd_per_hour"]
-    values["usd_per_hour"] = tuple(price) if isinstance(price, list | tuple) else (price, price)
-    numbers = [*values["usd_per_hour"], *(values[key] for key in known - {"usd_per_hour", "source"})]
-    for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < 1e9:
-            raise ConfigError(f"{where} has {number!r}, must be a number from 0; correct it")
-    needed = known - {"usd_per_hour", "source", "fp8_tflop_per_s", "board_w", "server_w"}
-    if len(values["usd_per_hour"]) != 2 or not all(values[key] > 0 for key in needed):
-        raise ConfigError(
-            f"{where} needs {', '.join(sorted(needed))} above 0, and one price or two; correct it"
-        )
+    zero = sorted(key for key in NUMBERS - {"fp8_tflop_per_s", "board_w", "server_w"} if values[key] <= 0)
+    if zero:
+        raise ConfigError(f"{where}: {', '.join(zero)} of 0 must be above 0; correct it")
     return Gpu(name=name, **values)
+
+
+def _text(node: yaml.Node, where: str) -> str:
+    if not isinstance(node, yaml.ScalarNode):
+        kind = "list" if isinstance(node, yaml.SequenceNode) else "section"
+        raise ConfigError(f"{where} is a {kind}, must be a single value; write one")
+    return str(node.value)
+
+
+def _number(node: yaml.Node, where: str) -> float:
+    text = _text(node, where)
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < 1e9:
+        raise ConfigError(f"{where}={text!r:.40} must be a number from 0 to below 1e9; correct it")
+    return found
+
+
+def _price(node: yaml.Node, where: str) -> tuple[float, float]:
+    """One number, or the lowest and the highest."""
+    parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    found = [_number(part, where) for part in parts[:3]]
+    if len(found) not in (1, 2) or found[0] > found[-1]:
+        raise ConfigError(f"{where} must be one price or the lowest and the highest; use e.g. [2, 3]")
+    return found[0], found[-1]

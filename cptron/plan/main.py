@@ -19,6 +19,8 @@ from cptron.model.architecture import Architecture
 from cptron.plan.calibrate import fit
 from cptron.plan.cluster import INTERCONNECTS, Cluster, network_of
 from cptron.plan.corpus import corpus_of
+from cptron.plan.dry_run import Wanted, dry_run
+from cptron.plan.dry_run_shown import dry_run_lines
 from cptron.plan.efficiency import Efficiency, assumed
 from cptron.plan.fit_file import FILE, read_fit, write_fit
 from cptron.plan.gpus import GPUS, gpu_named
@@ -36,6 +38,13 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_intermixed_args(argv)
     config = load_config(args.recipe, args.overrides).config
     arch = model_of(config, args.model)
+    if args.dry_run:
+        return _dry_run(args, config, arch)
+    if args.gpu is None:
+        raise ConfigError(f"--gpu must say which GPUs; use one of {', '.join(GPUS)}")
+    for name, given in (("--rank", args.rank is not None), ("--all-stages", args.all_stages)):
+        if given:
+            raise ConfigError(f"{name} is for --dry-run; add it, or leave {name} out")
     gpu = gpu_named(args.gpu, args.gpu_file)
     if args.price is not None:
         gpu = replace(gpu, usd_per_hour=_prices(args.price))
@@ -58,6 +67,20 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _dry_run(args: argparse.Namespace, config: Config, arch: Architecture) -> int:
+    for name in ("tokens", "price", "calibrate", "calibrate_gpus", "write_fit", "fit"):
+        if getattr(args, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(
+                f"{option} is of the plan, and --dry-run looks at memory alone; leave one of them out"
+            )
+    gpu = gpu_named(args.gpu, args.gpu_file) if args.gpu else None
+    wanted = Wanted(world_size=args.gpus, rank=args.rank, all_stages=args.all_stages, gpu=gpu)
+    record = dry_run(config, arch, wanted)
+    print(json.dumps(record, indent=2) if args.json else "\n".join(dry_run_lines(record)))
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cptron plan", description="Memory, time and cost of a run on a cluster, before renting it."
@@ -65,8 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("recipe", type=Path, metavar="RECIPE", help="YAML file of the run")
     add("overrides", nargs="*", metavar="section.key=value", help="as for cptron train")
-    add("--gpus", type=int, required=True, metavar="N", help="how many")
-    add("--gpu", required=True, metavar="TYPE", help=f"one of {', '.join(GPUS)}, or one of --gpu-file")
+    add("--gpus", "--world-size", type=int, required=True, metavar="N", help="how many")
+    add("--gpu", metavar="TYPE", help=f"one of {', '.join(GPUS)}, or one of --gpu-file")
     add("--gpu-file", type=Path, metavar="YAML", help="GPUs of your own: sections of a name and its numbers")
     add("--gpus-per-node", type=int, default=8, metavar="N", help="default 8")
     add(
@@ -88,6 +111,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--write-fit", type=Path, metavar="FILE", help=f"where the fit goes; default {FILE} beside the log")
     add("--fit", type=Path, metavar="FILE", help="use an earlier fit")
     add("--top", type=int, default=5, metavar="N", help="layouts to show; default 5")
+    add("--dry-run", action="store_true", help="trace a step of the real engine, and compare its memory")
+    add("--rank", type=int, metavar="R", help="with --dry-run: this rank; default: of the stages that matter")
+    add("--all-stages", action="store_true", help="with --dry-run: a rank of every pipeline stage")
     add("--json", action="store_true", help="one JSON object with everything")
     return parser
 

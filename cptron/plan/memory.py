@@ -126,7 +126,14 @@ def _activations(config: Config, arch: Architecture, layout: Layout, stage: int,
     of_chunk = (per_chunk - recomputed) * whole.on_rank(layout) + recomputed * short.on_rank(layout)
     if stage < layout.pp - 1 or layout.virtual_stages > 1:
         of_chunk += short.on_rank(layout)
+    of_chunk += _rotary_tables(config, arch)
     return chunks_in_flight(layout, stage, micro_batches) * tokens * of_chunk
+
+
+def _rotary_tables(config: Config, arch: Architecture) -> float:
+    """Cosines and sines, a token: those of its positions, which each part of the model looks up anew."""
+    e = 4 if arch.rotation_in_fp32 else BYTES[config.train.precision]
+    return e * arch.rotated_channels * (1 if arch.rope_local_theta is None else 2)
 
 
 def _recomputed(config: Config, per_chunk: int) -> int:
@@ -146,10 +153,9 @@ def _working(config: Config, arch: Architecture, layout: Layout, stage: int) -> 
 
 
 def _backward_of_layer(config: Config, arch: Architecture, layout: Layout, tokens: int) -> float:
-    """Gradients of the MLP's inner tensors and of the hidden states, of its widest matrix before it is added up, and
-    all that a recomputed layer, or the recomputed part of one, keeps."""
-    e, h, f = BYTES[config.train.precision], arch.hidden_size, arch.ffn_hidden_size
-    gradients = tokens * e * (3 * f / layout.tp + 2 * h) + e * 2 * f * h / layout.tp
+    """The fullest moment of the MLP's backward pass, and all that a recomputed layer, or the recomputed part of one,
+    keeps."""
+    gradients = _backward_of_mlp(config, arch, layout, tokens)
     if config.memory.recompute == "none":
         return gradients
     nothing = MemoryConfig(offload_modules=config.memory.offload_modules)
@@ -158,6 +164,16 @@ def _backward_of_layer(config: Config, arch: Architecture, layout: Layout, token
         input_of_layer(config, arch) if config.memory.recompute == "full" else kept_by_layer(config, arch)
     )
     return gradients + tokens * (again - already.on_rank(layout))
+
+
+def _backward_of_mlp(config: Config, arch: Architecture, layout: Layout, tokens: int) -> float:
+    """At the down projection: the gradient of its output, gathered, that of its input, and its own. At the first
+    product: the gradients of both sides of it, and its own, less what the layer has let go by then."""
+    e, h, f = BYTES[config.train.precision], arch.hidden_size, arch.ffn_hidden_size / layout.tp
+    sent_on = tokens * e * h / (layout.tp if layout.sequence_parallel else 1)
+    at_second = tokens * e * (h + f) + e * f * h
+    at_first = tokens * e * (h - f) + 2 * e * f * h
+    return max(at_second, at_first) + sent_on
 
 
 def _loss(config: Config, arch: Architecture, layout: Layout, tokens: int) -> float:

@@ -55,6 +55,12 @@ def _held(
     return Held(total, trained)
 
 
+def names_of_model(config: Config, arch: Architecture) -> set[str]:
+    """Names of the parameters of all stages, without adapters'."""
+    layout = Layout.of(config.parallel)
+    return {name for stage in range(layout.pp) for name, _ in _of_stage(arch, layout, stage)}
+
+
 def _of_stage(arch: Architecture, layout: Layout, stage: int) -> Iterator[tuple[str, int]]:
     """Names in the whole model, and sizes on a tensor rank, of what a stage holds."""
     first, last = stage == 0, stage == layout.pp - 1

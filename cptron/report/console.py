@@ -1,31 +1,28 @@
 """What rank 0 prints while it trains.
 
-Place in the flow: the loop hands it the records it also hands to the sinks. A terminal gets a progress bar,
-a log file one line a record; both show loss, tokens/s and the time left. Invariant: prints, computes
+Place in the flow: the loop hands it the records it also hands to the sinks. A terminal gets the live block
+(`live`), a log file one line a record; both show loss, tokens/s and the time left. Invariant: prints, computes
 nothing that is kept.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
-BAR_FORMAT = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix}"
+if TYPE_CHECKING:
+    from cptron.report.live import Live
 
 
 class Console:
     """Progress of steps `start_step + 1` to `total_steps`. Not `enabled` (ranks other than 0): prints
-    nothing.
+    nothing. With a live view, steps and notes go through it.
 
     `step` in a record is the number of optimizer steps done.
     """
 
-    def __init__(self, total_steps: int, start_step: int, enabled: bool) -> None:
+    def __init__(self, total_steps: int, enabled: bool, live: Live | None = None) -> None:
         self.total_steps = total_steps
         self.enabled = enabled
         self._first: tuple[int, float] | None = (
@@ -34,29 +31,21 @@ class Console:
         self._baseline: dict[
             str, tuple[int, float]
         ] = {}  # validation set -> step and loss when first evaluated
-        self._bar: tqdm | None = None
-        if enabled and _is_screen():
-            self._bar = tqdm(
-                total=total_steps,
-                initial=start_step,
-                file=sys.stdout,
-                dynamic_ncols=True,
-                bar_format=BAR_FORMAT,
-                mininterval=0,
-            )
+        self._live = live
+
+    def take(self, record: dict[str, Any]) -> None:
+        """Show in the live view what any record changes; nothing without one."""
+        if self._live is not None:
+            self._live.take(record)
 
     def step(self, record: Mapping[str, Any]) -> None:
         """Show a step: loss, learning rate, gradient norm, tokens/s, seconds a step, time left."""
-        if not self.enabled:
+        if not self.enabled or self._live is not None:
             return
         step = int(record["step"])
         left = f"ETA {duration(self._time_left_s(step, record['step_time_s']))}"
         loss, lr = f"loss {record['loss_nats_per_token']:.4f}", f"lr {record['lr']:.2e}"
         speed = f"{compact(record['tokens_per_s'])} tok/s"
-        if self._bar is not None:
-            self._bar.set_postfix_str("  ".join((loss, lr, speed, left)), refresh=False)
-            self._bar.update(step - self._bar.n)
-            return
         width = len(str(self.total_steps))
         place = f"step {step:>{width}}/{self.total_steps} {step / self.total_steps:5.1%}"
         norm, pace = f"grad_norm {record['grad_norm']:.3f}", f"{record['step_time_s']:.2f} s/step"
@@ -79,16 +68,16 @@ class Console:
             self.note(f"eval at step {step}  {line}")
 
     def note(self, text: str) -> None:
-        """Print a line of its own, above the bar where there is one."""
-        if self._bar is not None:
-            self._bar.write(text, file=sys.stdout)
+        """Print a line of its own, above the live view where there is one."""
+        if self._live is not None:
+            self._live.note(text)
         elif self.enabled:
             print(text, flush=True)
 
     def close(self) -> None:
-        """Leave the last state of the bar on the screen."""
-        if self._bar is not None:
-            self._bar.close()
+        """Leave the last state of the live view on the screen."""
+        if self._live is not None:
+            self._live.close()
 
     def _time_left_s(self, step: int, step_time_s: float) -> float:
         """Remaining steps at the mean pace so far, evaluations and saves included."""
@@ -166,10 +155,13 @@ def mix_line(record: Mapping[str, Any]) -> str:
     return f"mix after batch {record['batch']}: {shares}{refused}"
 
 
-def _is_screen() -> bool:
-    """A terminal that has a size; some job consoles claim to be terminals of 0 lines, on which no bar can
-    be drawn."""
-    return sys.stdout.isatty() and os.get_terminal_size(sys.stdout.fileno()).lines > 0
+def straggler_line(record: Mapping[str, Any]) -> str:
+    """A slow rank with its machine, or that it is slow no more, in one line."""
+    who = f"rank {record['rank']} ({record['host']}, local rank {record['local_rank']}; {record['place']})"
+    how = f"{record['own_time_s']:.3f} s of its own in a step, {record['factor']:.2f} times its peers' "
+    how += f"{record['peers_time_s']:.3f} s"
+    found = "straggler" if record["event"] == "slow" else "no straggler any more"
+    return f"{found} at step {record['step']}: {who}: {how}"
 
 
 def valid_sets(record: Mapping[str, Any]) -> list[str]:

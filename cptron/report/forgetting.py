@@ -1,53 +1,48 @@
 """The part of a report about forgetting: how old and new data have changed, how sure that is, and what was done.
 
-Place in the flow: between `html` and `svg`; from the evaluations of the metrics and from the monitor's journal, which
+Place in the flow: `view` -> here -> `figure`; from the evaluations of the metrics and from the monitor's journal, which
 also has what a rollback has left behind. Invariant: nothing is drawn for a run without suites and probes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 
 from cptron.config.schema import Config
 from cptron.forgetting.journal import Verdict
 from cptron.forgetting.settings import rules_of
-from cptron.report.charts import points_of
 from cptron.report.console import FINDINGS, compact
-from cptron.report.sinks import Record
-from cptron.report.svg import Series, line_chart
+from cptron.report.spec import Chart, Line, Values
+from cptron.report.view import View
 
 OLD_COLOR, NEW_COLOR, CONTROL_COLOR = 2, 3, 1
 _UNIT = "nats per token against the base; shaded: interval"
 
 
-def forgetting_charts(config: Config, evals: Sequence[Record], verdicts: Sequence[Verdict]) -> list[str]:
-    """Change of the suites with their intervals, epsilon and actions; and what the probes show."""
-    marks = [(verdict.tokens_total, action_text(verdict)) for verdict in verdicts if verdict.action != "none"]
-    levels = [(config.forgetting.epsilon_nats, f"epsilon {config.forgetting.epsilon_nats:g}")]
+def forgetting_charts(view: View) -> list[Chart]:
+    """Change of the suites with their intervals and epsilon; and what the probes show."""
+    epsilon = view.log.config.forgetting.epsilon_nats
     charts = []
-    for title, key, color, level in (
-        ("Old data: forgetting", "forgetting/old", OLD_COLOR, levels),
+    for title, key, color, levels in (
+        ("Old data: forgetting", "forgetting/old", OLD_COLOR, [(epsilon, f"epsilon {epsilon:g}")]),
         ("New data: learning", "learning/new", NEW_COLOR, []),
     ):
-        lines = [_with_band("against the base", evals, f"{key}/change", color)]
-        if control := points_of(evals, "tokens_total", f"{key}/control_change_nats"):
-            lines.append(Series("against the control run", control, CONTROL_COLOR))
-        if lines[0].points and key == "forgetting/old":
-            lines += _left_behind(verdicts)
+        lines = [view.interval("against the base", f"{key}/change", color)]
+        if key == "forgetting/old" and _has_points(lines[0]):
+            lines += _left_behind(view)
+        lines.append(view.evaluated("against the control run", f"{key}/control_change_nats", CONTROL_COLOR))
         charts.append(
-            line_chart(title, "tokens trained on", _UNIT, lines, zero=True, marks=marks, levels=level)
+            Chart(title=title, unit=_UNIT, lines=list(filter(_has_points, lines)), zero=True, levels=levels)
         )
-    names = [key.split("/")[1] for key in (evals[-1] if evals else {}) if key.endswith("/score_nats")]
+    names = [key.split("/")[1] for key in view.evals.names if key.endswith("/score_nats")]
     probes = [
-        Series(name, points_of(evals, "tokens_total", f"probe/{name}/score_nats"), color)
-        for color, name in enumerate(names, start=1)
+        view.evaluated(name, f"probe/{name}/score_nats", color) for color, name in enumerate(names, start=1)
     ]
     unit = "nats per token that the context tells, minus others; a rise is a loss of the ability"
-    charts.append(
-        line_chart("Probes of what the context is used for", "tokens trained on", unit, probes, zero=True)
-    )
-    return [chart for chart in charts if chart]
+    charts.append(Chart(title="Probes of what the context is used for", unit=unit, lines=probes, zero=True))
+    return [chart for chart in charts if not chart.is_empty]
 
 
 def verdict_rows(verdicts: Sequence[Verdict]) -> list[list[str]]:
@@ -96,23 +91,18 @@ def action_text(verdict: Verdict) -> str:
     return f"{text}: {verdict.action.replace('_', ' ')}{f' ({verdict.why})' if verdict.why else ''}"
 
 
-def _with_band(label: str, evals: Sequence[Record], prefix: str, color: int) -> Series:
-    # ends that are not finite are stored as text
-    high_at = dict(points_of(evals, "tokens_total", f"{prefix}_high"))
-    lows = points_of(evals, "tokens_total", f"{prefix}_low")
-    band = [(x, low, high_at[x]) for x, low in lows if x in high_at]
-    return Series(label, points_of(evals, "tokens_total", f"{prefix}_nats"), color, band=band)
+def _has_points(line: Line) -> bool:
+    return any(value is not None for value in line.values.y)
 
 
-def _left_behind(verdicts: Sequence[Verdict]) -> list[Series]:
+def _left_behind(view: View) -> list[Line]:
     """The change of old data in passes that a rollback has ended, faintly."""
-    last = max((verdict.attempt for verdict in verdicts), default=0)
-    return [
-        Series(
-            "",
-            [(v.tokens_total, v.old.estimate) for v in verdicts if v.attempt == attempt and v.old],
-            OLD_COLOR,
-            faint=True,
-        )
-        for attempt in range(last)
-    ]
+    verdicts = view.log.verdicts
+    lines = []
+    for attempt in range(max((verdict.attempt for verdict in verdicts), default=0)):
+        of_pass = [v for v in verdicts if v.attempt == attempt and v.old and math.isfinite(v.old.estimate)]
+        values = Values([v.old.estimate for v in of_pass if v.old])
+        grid = view.places.grid([v.step for v in of_pass])
+        label = f"pass {attempt + 1}, rolled back"
+        lines.append(Line(label=label, grid=grid, values=values, color=OLD_COLOR, faint=True, dots=True))
+    return lines

@@ -6,6 +6,7 @@ actions stay equal.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,14 +14,21 @@ from typing import TYPE_CHECKING
 from cptron.checkpoint.layout import saved_step
 from cptron.config.load import config_to_dict
 from cptron.data.log import DATA_LOG, log_record
-from cptron.report.console import Console, guard_line, mix_line
+from cptron.report.console import Console, guard_line, mix_line, straggler_line
 from cptron.report.html import write_report
+from cptron.report.live import open_live
 from cptron.report.sinks import METRICS_FILE, JsonlSink, open_sinks, read_records
+from cptron.report.status import Status
+from cptron.runtime.device import device_name
 from cptron.train.hooks import Action, Hook, Record
 from cptron.versions import installed_versions
 
 if TYPE_CHECKING:
     from cptron.train.setup import Run
+
+
+TIMED = ("start", "step", "save", "stop")
+"""Kinds of records that say when they were made."""
 
 
 def report_hooks(run: Run) -> Sequence[Hook]:
@@ -38,7 +46,10 @@ class ReportHook(Hook):
         self._data_log = JsonlSink(run.directory / DATA_LOG, run.state.batches_drawn, key="batch")
         self._evaluated_step = _last_evaluated(run.directory)
         self._shares: dict[str, float] = {}
-        self._console = Console(config.train.steps, run.state.step, enabled=True)
+        status = Status.of(config, str(run.directory), run.state.step)
+        if run.plan.resume_from is not None:
+            status.saved_step = run.state.step
+        self._console = Console(config.train.steps, enabled=True, live=open_live(status))
 
     def on_start(self, run: Run) -> None:
         """Say what runs, on what, from where."""
@@ -58,13 +69,15 @@ class ReportHook(Hook):
             self._console.note(
                 f"step-0 gate passed: probe loss {run.base.probe.loss_nats_per_token:.4f} nats per token"
             )
-        self._metrics.write(
+        self._write(
             {
                 "kind": "start",
                 "step": run.state.step,
                 "layout": session.topology.describe(),
                 "world_size": session.ranks.world_size,
                 "device": session.device.kind,
+                "device_name": device_name(session.device),
+                "precision": run.config.train.precision,
                 **{f"version/{name}": version for name, version in installed_versions().items()},
             }
         )
@@ -73,9 +86,16 @@ class ReportHook(Hook):
         """Every step is counted; every `log.every_steps`-th is written; what was drawn is always written."""
         self._drawn(run, skipped=False)
         if run.state.step % self._every_steps == 0:
-            self._metrics.write(record)
+            self._write(record)
             self._console.step(record)
         return Action.CONTINUE
+
+    def _write(self, record: Record) -> None:
+        """Keep a record, with the time of day where what happened between two of them is asked for, and show it."""
+        if record["kind"] in TIMED:
+            record = {**record, "unix_s": round(time.time(), 3)}
+        self._metrics.write(record)
+        self._console.take(record)
 
     def on_drop(self, run: Run) -> None:
         """What was drawn is always written."""
@@ -85,7 +105,7 @@ class ReportHook(Hook):
         """Always written; after a rollback the steps that were lost are cut off, as a resume does."""
         if record["event"] == "rollback":
             self._rewind(run)
-        self._metrics.write(record)
+        self._write(record)
         self._console.note(guard_line(record))
 
     def on_rewind(self, run: Run, why: str) -> None:
@@ -102,8 +122,13 @@ class ReportHook(Hook):
 
     def on_mix(self, run: Run, record: Record) -> None:
         """Always written."""
-        self._metrics.write(record)
+        self._write(record)
         self._console.note(mix_line(record))
+
+    def on_straggler(self, run: Run, record: Record) -> None:
+        """Always written."""
+        self._write(record)
+        self._console.note(straggler_line(record))
 
     def _drawn(self, run: Run, *, skipped: bool) -> None:
         state = run.state
@@ -118,18 +143,18 @@ class ReportHook(Hook):
     def on_eval(self, run: Run, record: Record) -> Action:
         """Always written; once, where a run is started again from a step at which it owes the evaluation."""
         if record["step"] != self._evaluated_step:
-            self._metrics.write(record)
+            self._write(record)
         self._console.eval(record)
         return Action.CONTINUE
 
     def on_save(self, run: Run, directory: Path) -> None:
         """Name the checkpoint."""
-        self._metrics.write({"kind": "save", "step": saved_step(directory), "checkpoint": str(directory)})
+        self._write({"kind": "save", "step": saved_step(directory), "checkpoint": str(directory)})
         self._console.note(f"saved {directory}")
 
     def on_stop(self, run: Run, reason: str) -> None:
         """Write the report and say where it is."""
-        self._metrics.write({"kind": "stop", "step": run.state.step, "reason": reason})
+        self._write({"kind": "stop", "step": run.state.step, "reason": reason})
         self._console.note(f"{reason}; report: {write_report(run.directory)}")
 
     def close(self) -> None:

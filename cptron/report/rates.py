@@ -1,19 +1,24 @@
 """`cptron schedule CONFIG`: the learning rates of a run, as a table and as a picture, before anything is trained.
 
 Place in the flow: any time; `cptron anneal` prints the table, the report draws the curve. Imports no torch. Invariant:
-what is shown is what the loop would ask for: the same function, for the same configuration.
+what is shown is what the loop would ask for: the same function, for the same configuration, times the stage's scale.
 """
 
 from __future__ import annotations
 
 import argparse
+import bisect
+import math
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from cptron.config.check_schedule import check_schedule
 from cptron.config.load import load_config
 from cptron.config.presets import preset_note
 from cptron.config.schema import Config
+from cptron.data.open import stages_of
+from cptron.data.stages import Stage, stage_steps
 from cptron.durable import replace_text
 from cptron.errors import ConfigError
 from cptron.optim.phases import describe_schedule, phase_at, phases
@@ -46,32 +51,71 @@ def main(argv: Sequence[str]) -> int:
 
 
 def rate_table(config: Config, first_step: int = 0, rows: int = ROWS) -> str:
-    """Steps from `first_step` on with their phase and rate; tokens count whole batches before the step."""
-    tokens_per_step = config.train.global_batch_size * config.data.seq_length
-    optim, steps = config.optim, config.train.steps
+    """Steps from `first_step` on with their phase, rate and stage; tokens count whole batches before the step."""
+    optim, steps, plan = config.optim, config.train.steps, StagePlan(config)
     shown = [
         [
             str(step),
-            f"{step * tokens_per_step:,}",
+            f"{plan.tokens_before(step):,.0f}",
             phase_at(optim, step, steps).name,
-            f"{learning_rate(optim, step, steps):.6e}",
+            f"{learning_rate(optim, step, steps) * plan.lr_scale(step):.6e}",
+            *([str(plan.stage(step))] if plan.has_stages else []),
         ]
         for step in _steps(config, first_step, rows)
     ]
-    return table(["step", "tokens before", "phase", "learning rate"], shown)
+    return table(
+        ["step", "tokens before", "phase", "learning rate", *(["stage"] if plan.has_stages else [])], shown
+    )
 
 
 def planned_curve(config: Config) -> list[tuple[float, float]]:
     """(step, rate) of the whole run as metrics show them: a step's number is that of steps done with it."""
-    optim, steps = config.optim, config.train.steps
-    return [(step + 1.0, learning_rate(optim, step, steps)) for step in _steps(config, 0, POINTS)]
+    optim, steps, plan = config.optim, config.train.steps, StagePlan(config)
+    return [
+        (step + 1.0, learning_rate(optim, step, steps) * plan.lr_scale(step))
+        for step in _steps(config, 0, POINTS)
+    ]
+
+
+class StagePlan:
+    """Which stage each step belongs to, counted by whole batches: a batch of packed documents that holds a little less
+    can move the end of a stage by a step."""
+
+    def __init__(self, config: Config) -> None:
+        self.stages = stages_of(config) or (Stage((), global_batch_size=config.train.global_batch_size),)
+        self.has_stages = bool(config.data.stages)
+        self._per_batch = [
+            float(stage.global_batch_size * (stage.seq_length or config.data.seq_length))
+            for stage in self.stages
+        ]
+        lengths = stage_steps(self.stages, self._per_batch)
+        self.firsts = [int(first) for first in accumulate(lengths[:-1], initial=0.0) if first < math.inf]
+        """First step of each stage that there is, from 0."""
+
+    def stage(self, step: int) -> int:
+        """Number of the stage, from 1, as metrics have it."""
+        return bisect.bisect_right(self.firsts, step)
+
+    def lr_scale(self, step: int) -> float:
+        """What the schedule's rate is multiplied by."""
+        return self.stages[self.stage(step) - 1].lr_scale
+
+    def tokens_before(self, step: int) -> float:
+        """Of whole batches."""
+        ends = [*self.firsts[1:], step]
+        return math.fsum(
+            per_batch * max(0, min(step, end) - first)
+            for first, end, per_batch in zip(self.firsts, ends, self._per_batch, strict=False)
+        )
 
 
 def _steps(config: Config, first: int, count: int) -> list[int]:
-    """About `count` steps evenly spaced, the last, and both sides of every border between phases."""
+    """About `count` steps evenly spaced, the last, and both sides of every border between phases or stages."""
     last = max(first, config.train.steps - 1)
     even = {first + round(n * (last - first) / max(1, count - 1)) for n in range(max(1, count))}
-    borders = {phase.first for phase in phases(config.optim, config.train.steps)}
+    borders = {phase.first for phase in phases(config.optim, config.train.steps)} | {
+        *StagePlan(config).firsts
+    }
     near = {step for border in borders for step in (border - 1, border)}
     return sorted({step for step in even | near | {last} if first <= step <= last})
 

@@ -76,25 +76,31 @@ def open_sinks(config: Config, run_dir: Path, resume_step: int, config_dict: dic
 
 def read_records(path: Path) -> list[Record]:
     """All whole records of a JSONL file; a last line cut off by a crash is left out. Raises `DataError`."""
-    records = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        try:
-            record = parse_json(line)
-            if not isinstance(record["kind"], str) or type(record["step"]) is not int:
-                raise TypeError("its kind must be a text, its step a whole number")
-        except (ValueError, TypeError, KeyError):
-            raise DataError(
-                f"{path}:{number}: not a metrics record; remove the line or restore the file"
-            ) from None
-        records.append(record)
-    return records
+    return list(each_record(path))
+
+
+def each_record(path: Path) -> Iterator[Record]:
+    """As `read_records`, one at a time: a log of a million steps is not held in memory."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                record = parse_json(line)
+                if not isinstance(record["kind"], str) or type(record["step"]) is not int:
+                    raise TypeError("its kind must be a text, its step a whole number")
+            except (ValueError, TypeError, KeyError):
+                raise DataError(
+                    f"{path}:{number}: not a metrics record; remove the line or restore the file"
+                ) from None
+            yield record
 
 
 def scalars(record: Record) -> Iterator[tuple[str, float]]:
     """Name and value of every metric, grouped for display: `train/lr`, `valid/manual/perplexity`."""
     group = {"step": "train"}.get(record["kind"], record["kind"])
     for key, value in record.items():
-        if isinstance(value, int | float) and not isinstance(value, bool) and key != "step":
+        if isinstance(value, int | float) and not isinstance(value, bool) and key not in ("step", "unix_s"):
             yield key if key.startswith("valid/") else f"{group}/{key}", float(value)
 
 

@@ -34,6 +34,11 @@ class Device:
         return pinned
 
 
+def device_name(device: Device) -> str:
+    """What the driver calls the GPU; `cpu` without one."""
+    return torch.cuda.get_device_name(device.torch_device) if device.kind == "cuda" else "cpu"
+
+
 def select_device(wanted: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -> Device:
     """Pick the device of this rank.
 

@@ -8,44 +8,50 @@ from __future__ import annotations
 
 import datetime
 import os
-import socket
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from cptron.errors import CptronError, LaunchError
-from cptron.runtime.launcher import Ranks
+from cptron.runtime.launcher import Ranks, slurm_rendezvous
 from cptron.runtime.rendezvous import fresh_store
 
 T = TypeVar("T")
 
 
 def init_process_group(backend: str, ranks: Ranks, timeout_s: int) -> None:
-    """Join the default process group. Under SLURM, MASTER_ADDR and MASTER_PORT come from the batch script."""
+    """Join the default process group. Under SLURM, MASTER_ADDR and MASTER_PORT are the batch script's, or derived."""
     import torch.distributed as dist
 
     if dist.is_initialized():
         raise LaunchError(
             f"a process group of {dist.get_world_size()} rank(s) already exists; destroy it first"
         )
-    if ranks.launcher == "single":
-        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = "127.0.0.1", str(_free_port())
+    timeout = datetime.timedelta(seconds=timeout_s)
+    if ranks.launcher == "single":  # meets nobody: no port, which another process could take first
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+        return
+    if ranks.launcher == "slurm" and (meeting := slurm_rendezvous(os.environ)):
+        os.environ.setdefault("MASTER_ADDR", meeting[0])
+        os.environ.setdefault("MASTER_PORT", str(meeting[1]))
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if name not in os.environ:
             raise LaunchError(
                 f"{name} is not set for {ranks.world_size} ranks; export it in the batch script"
             )
-    timeout = datetime.timedelta(seconds=timeout_s)
     of_the_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = fresh_store(ranks, timeout) if of_the_agent else None  # else made anew by rank 0
-    dist.init_process_group(
-        backend, store=store, rank=ranks.rank, world_size=ranks.world_size, timeout=timeout
-    )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    try:
+        kept = fresh_store(ranks, timeout) if of_the_agent else None  # else made anew by rank 0
+        dist.init_process_group(
+            backend, store=kept, rank=ranks.rank, world_size=ranks.world_size, timeout=timeout
+        )
+    except RuntimeError as error:  # torch.distributed's own are, and gloo's
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise LaunchError(
+            f"rank {ranks.rank} of {ranks.world_size} did not meet the others at {place} within {timeout_s} s "
+            f"({str(error).splitlines()[0]:.200}); see that each rank starts, that MASTER_ADDR is rank 0's machine and "
+            "can be reached, and that no other program has MASTER_PORT there"
+        ) from error
 
 
 def agree(action: Callable[[], T]) -> T:

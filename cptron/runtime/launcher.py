@@ -7,7 +7,12 @@ no torch. Invariant: reads the environment only, never changes it.
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+FIRST_PORT, NUM_PORTS = 20000, 12000
+"""Of rendezvous under SLURM; above what services use, below what the kernel gives out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +54,16 @@ def launched_ranks(environ: dict[str, str] | None = None) -> Ranks | None:
             "slurm",
         )
     return None
+
+
+def slurm_rendezvous(environ: Mapping[str, str]) -> tuple[str, int] | None:
+    """Host and port where the ranks of one `srun` meet: the first of its nodes, where rank 0 is unless tasks are
+    distributed otherwise, and a port that follows from job and step, so that two do not meet. None where SLURM does
+    not say."""
+    nodes, job = environ.get("SLURM_STEP_NODELIST", ""), environ.get("SLURM_JOB_ID", "")
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
+    if first is None or not job.isdecimal():
+        return None
+    step = environ.get("SLURM_STEP_ID", "")
+    number = int(job) + 977 * (int(step) if step.isdecimal() else 0)
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", first[0]), FIRST_PORT + number % NUM_PORTS

@@ -126,8 +126,8 @@ def write_selection(run: Path, record: Mapping[str, Any]) -> Path:
 
 
 def read_selection(run: Path) -> Record | None:
-    """What was chosen last, for people: `reasons`, `tables` and `time`; None where nothing was. Raises `DataError`
-    where the file is damaged."""
+    """What was chosen last, for people: `reasons`, `tables`, `time` and `chosen_paths`; None where nothing was. Raises
+    `DataError` where the file is damaged."""
     path = run / SELECTION
     if not path.exists():
         return None
@@ -140,7 +140,13 @@ def read_selection(run: Path) -> Record | None:
         if not all(type(text) is str for text in (*reasons, record["time"])):
             raise ValueError("reason and time must be texts")
         shown_tables = [table_of(part["candidates"]) for part in parts]
-        return {"reasons": reasons, "time": record["time"], "tables": shown_tables}
+        chosen = [str(row["path"]) for row in record["candidates"] if row["is_chosen"] and "path" in row]
+        return {
+            "reasons": reasons,
+            "time": record["time"],
+            "tables": shown_tables,
+            "chosen_paths": chosen,
+        }
     except (OSError, ArithmeticError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} is none that cptron select has written ({error!r:.100}); choose again, or remove it"

@@ -80,10 +80,10 @@ class LineBlock:
                 values.append(parse_line(line, keys, chat=chat))
                 good.append(number)
             except BadRecordError as error:
-                rejects.append(self.reject(number, error.reason, error.detail, line))
+                rejects.append(self._reject(number, error.reason, error.detail, line))
         if self.tail is not None:
             number = self.records_before + len(lines) + 1
-            rejects.append(self.reject(number, self.tail.reason, self.tail.detail, self.tail.raw))
+            rejects.append(self._reject(number, self.tail.reason, self.tail.detail, self.tail.raw))
         numbers = Numbers(good, self._lines_before_part) if self.source.start_byte else good
         text_bytes = sum(len(value) for record in values for value in record if isinstance(value, bytes))
         return Parsed(values, numbers, rejects, len(values) + len(rejects), text_bytes)
@@ -93,8 +93,7 @@ class LineBlock:
         if len(line) > self.max_record_bytes:
             raise BadRecordError("too_long", _too_long(len(line), self.max_record_bytes))
 
-    def reject(self, number: int, reason: Reason, detail: str, raw: bytes) -> Reject:
-        """Line `number` of the input or its part, as a reject that says its line in the file."""
+    def _reject(self, number: int, reason: Reason, detail: str, raw: bytes) -> Reject:
         return Reject(self.path, number + self._lines_before_part(), reason, detail, raw[:MAX_RAW_BYTES])
 
     def _lines_before_part(self) -> int:
@@ -118,7 +117,7 @@ def read_lines(source: Input, start: Position, max_record_bytes: int) -> Iterato
             if begin == 0:
                 begin, chunks = _after_mark(chunks)
             elif not at_line_start:
-                begin, chunks = _align(chunks, begin - 1)
+                begin, chunks = _align(chunks, begin - 1, stop)
                 if stop is not None and begin >= stop:
                     return
             if stop is not None:
@@ -228,13 +227,16 @@ def _after_mark(chunks: Iterator[bytes]) -> tuple[int, Iterator[bytes]]:
     return len(first) - len(text), _chain(text, chunks)
 
 
-def _align(chunks: Iterator[bytes], byte: int) -> tuple[int, Iterator[bytes]]:
-    """The first line start after the byte at `byte`, where `chunks` begin, and the chunks from there on."""
+def _align(chunks: Iterator[bytes], byte: int, stop: int | None) -> tuple[int, Iterator[bytes]]:
+    """The first line start after the byte at `byte`, where `chunks` begin, and the chunks from there on; not looked for
+    beyond `stop`, or every part of a file that is one line would read all of it."""
     for chunk in chunks:
         newline = chunk.find(b"\n")
         if newline >= 0:
             return byte + newline + 1, _chain(chunk[newline + 1 :], chunks)
         byte += len(chunk)
+        if stop is not None and byte >= stop:
+            break
     return byte, iter(())
 
 

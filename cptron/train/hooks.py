@@ -44,6 +44,9 @@ class Hook:
     def on_mix(self, run: Run, record: Record) -> None:
         """After an online mixer has set new shares."""
 
+    def on_straggler(self, run: Run, record: Record) -> None:
+        """After a rank was found to be slower than those that do the same work, or no longer is."""
+
     def on_eval(self, run: Run, record: Record) -> Action:
         """After the validation sets were evaluated."""
         return Action.CONTINUE

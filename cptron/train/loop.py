@@ -25,6 +25,7 @@ from cptron.train.save import Saver
 from cptron.train.setup import Run
 from cptron.train.step import train_step
 from cptron.train.stop import Stop
+from cptron.train.stragglers import Stragglers
 
 
 def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
@@ -45,7 +46,8 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
             return Guards(run, hooks, finish_saves, before_draw=Mixing(run, hooks).before_draw)
 
         monitor, proxy = Monitor(run, hooks, finish_saves), Proxy(run)
-        hooks.append(monitor)
+        stragglers = Stragglers(run, hooks)
+        hooks[:] = [stragglers, *hooks, monitor]  # the same list: they tell each other
         guards = make_guards()
         for hook in hooks:
             hook.on_start(run)
@@ -71,7 +73,7 @@ def train(run: Run, hooks: Sequence[Hook], stop: Stop) -> int:
                 break
 
             # 1. this rank's part of the global batch; the ledger moves on by the whole batch, on every rank alike
-            start_s = time.perf_counter()
+            start_s = stragglers.begin(run)
             batches = guards.next_batches()
             if not batches:
                 reason = f"stopped after step {run.state.step}: {'; '.join(run.loader.notes)}"

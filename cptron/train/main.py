@@ -46,9 +46,10 @@ def main(argv: Sequence[str]) -> int:
         return supervise(words, num_ranks, config.runtime)
     if ranks is not None and ranks.launcher == "torchrun":
         stop_with_parent()
-    code = run(config, ranks or Ranks(0, 1, 0, 1, "single"))
-    ignore_stop_signals()
-    return code
+    try:
+        return run(config, ranks or Ranks(0, 1, 0, 1, "single"))
+    finally:
+        ignore_stop_signals()  # srun ends the others when one has failed: each still exits with its own code
 
 
 def run(config: Config, ranks: Ranks) -> int:

@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from cptron.checkpoint import layout
 from cptron.config.schema import Config
 from cptron.errors import ConfigError
-from cptron.json_text import parse_json
 from cptron.model.architecture import Architecture
-from cptron.model.families import family_of
+from cptron.model.declared import read_architecture, require_declared
 from cptron.train.resume import Found
 
 
@@ -45,6 +43,9 @@ def origin_of(config: Config, found: Found | None, tell: Callable[[str], None]) 
     """What `start` names; `found` is the run in `run.dir`, and `tell` is told what was passed over.
     Raises a `CptronError` where it does not serve."""
     origin = _origin(config, found, tell)
+    if config.start.mode != "random":
+        named = config.start.hugging_face or config.start.checkpoint
+        require_declared(config.model.architecture, origin.arch, named)
     if not config.regularise.knows_base:
         return origin
     return replace(origin, held_to=_held_to(config.regularise.base, origin, tell))
@@ -122,24 +123,4 @@ def _branch(checkpoint: Path, found: Found | None, tell: Callable[[str], None]) 
 
 
 def _random(path: Path) -> Origin:
-    if not path.is_file():
-        raise ConfigError(f"model.architecture={path} does not exist; give a Hugging Face config.json")
-    values = _read_architecture(path)
-    arch = family_of(str(values.get("model_type"))).read_config(values)
-    return Origin(arch=arch, weights="random", tokenizer="")
-
-
-def _read_architecture(path: Path) -> dict[str, Any]:
-    """Values of a Hugging Face config."""
-    try:
-        values = parse_json(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"model.architecture={path} is no JSON file ({error}); give a Hugging Face config.json"
-        ) from None
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"model.architecture={path} holds a {type(values).__name__}, not an object; "
-            "give a Hugging Face config.json"
-        )
-    return values
+    return Origin(arch=read_architecture(path, "model.architecture"), weights="random", tokenizer="")

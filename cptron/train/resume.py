@@ -25,6 +25,7 @@ from cptron.errors import CheckpointError, ConfigError
 from cptron.forgetting.journal import JOURNAL, read_verdicts
 from cptron.forgetting.left import is_left
 from cptron.json_text import parse_json
+from cptron.launch.record import JOBS
 from cptron.model.architecture import Architecture
 from cptron.optim.schedule import learning_rate
 
@@ -66,7 +67,11 @@ def find_run(directory: Path, on_damage: Literal["previous", "stop"] = "previous
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"run.dir={directory} is a file; choose another run.dir")
     path = directory / RUN_FILE
-    if not directory.exists() or set(directory.iterdir()) <= {partial_path(path), directory / LOCK}:
+    if not directory.exists() or set(directory.iterdir()) <= {
+        partial_path(path),
+        directory / LOCK,
+        directory / JOBS,
+    }:
         return None
     if not path.is_file():
         raise ConfigError(f"run.dir={directory} is not empty and holds no run; choose another run.dir")

@@ -22,12 +22,11 @@ from cptron.data.batch import MicroBatch
 from cptron.data.loader import TrainLoader
 from cptron.data.windows import WindowSet
 from cptron.errors import CheckpointError, ConfigError, TrainingError
-from cptron.model.adapters import freeze_base, init_adapters, init_magnitudes
-from cptron.model.build import build_chunks
+from cptron.model.adapters import init_magnitudes
 from cptron.model.fp8 import hardware_has_fp8, resolve_fp8
 from cptron.model.linear_fp8 import without_fp8
 from cptron.model.options import ModelOptions
-from cptron.optim.optimizer import build_optimizer, finish_param_gather, freeze, wrap_chunks
+from cptron.optim.optimizer import finish_param_gather
 from cptron.regularise.open import open_regulariser
 from cptron.regularise.regulariser import Regulariser
 from cptron.runtime.dist import agree
@@ -35,6 +34,7 @@ from cptron.runtime.pipeline import evaluate
 from cptron.runtime.session import Session
 from cptron.train.claim import record_start
 from cptron.train.data import open_data
+from cptron.train.engine import build_engine
 from cptron.train.hooks import Record
 from cptron.train.preflight import Plan, settled
 from cptron.train.proof import proven_plan
@@ -89,17 +89,8 @@ def prepare(config: Config, plan: Plan, session: Session) -> Run:
     options = ModelOptions.of(config)
     proven = proven_plan(agree(lambda: _with_fp8_note(plan, options)), config)
     plan = agree(lambda: settled(proven, config))
-    on_gpu = session.device.kind == "cuda"
-    bare = build_chunks(arch, session.topology.layout, options)
-    if options.adapter.kind == "none":
-        freeze(bare, config.optim.frozen)
-    else:
-        init_adapters(bare, config.run.seed)
-        freeze_base(bare)
-    # adapters are small, and their parameters are read without the module calls that gathering waits for
-    overlap = on_gpu and config.parallel.overlap and options.adapter.kind == "none"
-    chunks = wrap_chunks(bare, overlap, optimizer=config.optim.name)
-    optimizer = build_optimizer(config.optim, chunks, config.train.precision)
+    engine = build_engine(config, arch, on_gpu=session.device.kind == "cuda")
+    bare, chunks, optimizer = engine.bare, engine.chunks, engine.optimizer
     base, hugging_face = _load(plan, session, bare, optimizer)
     _refuse_another_start(config, plan)
     regulariser = open_regulariser(config, plan.held_to, bare, optimizer, session)

@@ -13,7 +13,7 @@ from typing import Any
 
 from cptron.convert.small_files import find_tokenizer
 from cptron.errors import ConversionError
-from cptron.model.families import family_of
+from cptron.model.families import architecture_of
 from cptron.tokens.tokenizer import Tokenizer
 from cptron.weights.tensors import TensorInfo, WeightStream
 
@@ -88,7 +88,7 @@ def _architecture(config: dict[str, Any]) -> Mapping[str, Any]:
     """What decides the computation: as the family reads it, so that spellings of two transformers versions are equal;
     else every field but those that do not matter."""
     try:
-        return family_of(str(config.get("model_type"))).read_config(config).to_dict()
+        return architecture_of(config).to_dict()
     except ConversionError:
         return _fields(config)
 

@@ -145,6 +145,7 @@ def test_eval_of_an_adapter(kind: str, world: World, runs: dict[str, Path], merg
         )
 
 
+@pytest.mark.more
 def test_in_bf16(world: World, tmp_path: Path) -> None:
     """Masters go on to the bit, and what is exported is in bf16 and the same model."""
     words = [*settings("dora"), "train.precision=bf16"]

@@ -42,6 +42,8 @@ def test_train_with_two_ranks_and_trackers(
     assert list((run / "tensorboard").glob("events.out.tfevents.*"))
     assert list((run / "wandb").glob("offline-run-*/*.wandb"))
     assert (run / "report.html").stat().st_size > 0
+    both = call(cptron("report", run, whole_runs[ONE], "--output", tmp_path / "both.html"), 60)
+    assert (both.returncode, both.stdout) == (0, f"{tmp_path / 'both.html'}\n"), both.stderr
     assert load_config(run / "config.yaml").config == load_config(world.config, overrides).config
 
 

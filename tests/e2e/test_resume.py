@@ -82,7 +82,7 @@ PAIRS = [(number, (number + 1) % len(matrix.LAYOUTS)) for number in range(len(ma
     (5, 6),
     (6, 1),
 ]
-"""Numbers of layouts: each is left and taken up once, and three more; 12 of the 81 pairs of `make faults`, five of them
+"""Numbers of layouts: each is left and taken up once, and three more: 12 of the 81 of `make faults`, three of them
 in `make test`."""
 
 
@@ -92,7 +92,7 @@ in `make test`."""
         pytest.param(
             matrix.LAYOUTS[before],
             matrix.LAYOUTS[after],
-            marks=[pytest.mark.more] * (number > len(matrix.LAYOUTS) // 2),
+            marks=[pytest.mark.more] * (number > 2),
         )
         for number, (before, after) in enumerate(PAIRS)
     ],

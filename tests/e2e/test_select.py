@@ -90,6 +90,7 @@ def test_interpolations(run: Path, forgetting_world: ForgettingWorld, tmp_path: 
     assert "already exists" in command(*again).error
 
 
+@pytest.mark.more
 def test_interpolations_of_an_adapter(world: World, tmp_path: Path) -> None:
     """Merged into its base, which is a converted model with a tokenizer."""
     words = [*SHORT, "data.valid.domain.suite=new", "data.valid.general.suite=old", "adapter.kind=lora"]

@@ -12,7 +12,9 @@ from commands import assert_close, records, steps
 from tiny_world import ONE, SHORT, Layout, World, interrupted
 
 from cptron.cli import main
+from cptron.config.load import load_config
 from cptron.data.audit import audit
+from cptron.report.rates import planned_curve
 
 STAGES = (
     "data.stages=[{until_tokens: 700, shares: {domain: 1}}, "
@@ -41,6 +43,8 @@ def test_stages_and_accounts(world: World, whole: Path, capsys: pytest.CaptureFi
         record["lr"] * scale
         for record, scale in zip(full, (1, 1, 1, 0.5, 0.5, 1), strict=True)
     ]  # fmt: skip
+    planned = planned_curve(load_config(whole / "config.yaml").config)
+    assert planned == [(record["step"], record["lr"]) for record in found]  # as a report draws it
     assert [record["share/domain"] for record in found] == pytest.approx([1, 1, 1, 0.25, 0.25, 0.7])
     assert [record["share/general"] for record in found] == pytest.approx([0, 0, 0, 0.75, 0.75, 0.3])
     assert [record["stage"] for record in records(whole, "step")] == [1, 1, 1, 2, 2, 3]

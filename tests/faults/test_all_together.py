@@ -111,7 +111,7 @@ def test_eight_ranks_give_the_run_of_one(
     assert_same_run(evals(run), evals(whole))
 
 
-@pytest.mark.parametrize("layout", [ONE, EIGHT], ids=str)
+@pytest.mark.parametrize("layout", [ONE, pytest.param(EIGHT, marks=pytest.mark.more)], ids=str)
 def test_taken_up_in_its_middle(
     forgetting_world: ForgettingWorld, everything: list[str], whole: Path, layout: Layout, tmp_path: Path
 ) -> None:

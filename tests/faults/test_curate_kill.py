@@ -14,14 +14,14 @@ import yaml
 from commands import call, cptron, started
 from corpus_world import STEPS, config_of, files_of, lines_of, run, text_of
 
-NUM_DOCUMENTS = 1500
+NUM_DOCUMENTS = 4000
 
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """A few hundred KB with damaged lines and duplicates."""
     root = tmp_path_factory.mktemp("raw")
-    lines = lines_of([text_of(number % 1200) for number in range(NUM_DOCUMENTS)])
+    lines = lines_of([text_of(number % 3000) for number in range(NUM_DOCUMENTS)])
     (root / "a.jsonl").write_bytes(lines.replace(b'"text"', b'"txet"', 3))
     return {"web": [str(root / "a.jsonl")]}
 
@@ -35,7 +35,7 @@ def whole(raw: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory) -
 
 
 def settings_of(output: Path, raw: dict[str, list[str]]) -> dict[str, object]:
-    """About fifteen shards."""
+    """About forty shards."""
     return config_of(output, raw, STEPS[:4], shard_bytes=25_000) | {
         "steps": [STEPS[0], STEPS[1], STEPS[3], STEPS[4]]
     }
@@ -82,7 +82,7 @@ def test_sigkill_at_any_moment(
             wait_until(
                 lambda before=before: num_done(output) > before or process.poll() is not None, "no unit"
             )  # type: ignore[misc]
-            time.sleep(draw.random() * 0.3)
+            time.sleep(draw.random() * 0.05)
             if process.poll() is not None:
                 break
             os.kill(process.pid, signal.SIGKILL)

@@ -148,9 +148,9 @@ def test_stop_and_keep_best(
     [
         pytest.param("raise_replay", "journalled", ONE, marks=pytest.mark.more),
         ("raise_replay", "acted", Layout(2, tp=2)),
-        ("rollback", "journalled", ONE),
+        pytest.param("rollback", "journalled", ONE, marks=pytest.mark.more),
         ("rollback", "loaded", Layout(2)),
-        ("rollback", "acted", ONE),
+        pytest.param("rollback", "acted", ONE, marks=pytest.mark.more),
         ("stop_and_keep_best", "journalled", ONE),
     ],
     ids=lambda value: str(value),
@@ -198,7 +198,10 @@ def test_killed_at_an_action_and_resumed(
 
 @pytest.mark.parametrize(
     "layout",
-    [pytest.param(Layout(2, tp=2), marks=pytest.mark.more), Layout(2, pp=2), Layout(2, cp=2)],
+    [
+        Layout(2, pp=2),
+        *(pytest.param(cut, marks=pytest.mark.more) for cut in (Layout(2, tp=2), Layout(2, cp=2))),
+    ],
     ids=str,
 )
 def test_every_layout_rolls_back(
@@ -240,6 +243,7 @@ def test_attempts_are_told_apart(forgetting_world: ForgettingWorld, tmp_path: Pa
     assert steps(run) == steps(whole_run)
 
 
+@pytest.mark.more
 def test_guards_go_back_to_where_the_monitor_went(forgetting_world: ForgettingWorld, tmp_path: Path) -> None:
     """A gradient that is no number, after a rollback of the monitor and before the next save: the same checkpoint is
     loaded once more, and the rollback is still in force. The batch that is dropped is one of the second pass."""

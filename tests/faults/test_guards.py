@@ -120,9 +120,9 @@ def test_rollback_drops_the_window(guarded: GuardWorld, undisturbed: dict[str, P
     ("policy", "cut_off", "after"),
     [
         ("skip", guard_calls.train_until_journalled, ONE),
-        ("skip", guard_calls.train_until_settled, Layout(2, tp=2)),
+        pytest.param("skip", guard_calls.train_until_settled, Layout(2, tp=2), marks=pytest.mark.more),
         ("rollback", guard_calls.train_until_journalled, Layout(2)),
-        ("rollback", guard_calls.train_until_settled, ONE),
+        pytest.param("rollback", guard_calls.train_until_settled, ONE, marks=pytest.mark.more),
     ],
     ids=["skip", "skip-tp2", "rollback-dp2", "rollback"],
 )

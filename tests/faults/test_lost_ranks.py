@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 from commands import TORCHRUN, call, cptron, records, started, steps
 from tiny_world import Layout, World
 
@@ -111,6 +112,7 @@ def test_a_killed_rank_is_started_again(world: World, whole_runs: dict[Layout, P
     assert steps(tmp_path / "run") == steps(whole_runs[Layout(2)])
 
 
+@pytest.mark.more
 def test_a_killed_rank_under_the_users_torchrun(
     world: World, whole_runs: dict[Layout, Path], tmp_path: Path
 ) -> None:

@@ -65,6 +65,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [synthetic(root / "ones", 1.0), synthetic(root / "threes", 3.0)]
 
 
+@pytest.mark.more
 def test_memory_is_that_of_blocks(two: list[Path], tmp_path: Path) -> None:
     """Two models of 400 MB and two results take less than a whole one would."""
     out = tmp_path / "w"

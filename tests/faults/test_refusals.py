@@ -75,6 +75,14 @@ def architecture(content: str | bytes) -> Prepare:
     return prepare
 
 
+def another_shape_than_declared(world: World, tmp_path: Path) -> list[str]:
+    """The base as it is, and a recipe that says it had another base of its rotary embedding."""
+    config = json.loads((world.hugging_face / "config.json").read_text())
+    config.pop("rope_parameters", None)
+    (tmp_path / "shape.json").write_text(json.dumps(config | {"rope_theta": 8_000_000.0}))
+    return [f"model.architecture={tmp_path / 'shape.json'}"]
+
+
 CASES: dict[str, tuple[Prepare, tuple[str, ...]]] = {
     "missing base": (lambda w, t: [f"start.checkpoint={t}/absent"], ("absent", "does not exist")),
     "no base named": (lambda w, t: ["start.checkpoint="], ("start.checkpoint", "init_from")),
@@ -85,6 +93,10 @@ CASES: dict[str, tuple[Prepare, tuple[str, ...]]] = {
     "architecture cut off": (architecture('{"model_type": "llama",'), ("model.architecture=", "no JSON")),
     "architecture that is a list": (architecture("[]"), ("model.architecture=", "a list")),
     "architecture that is no text": (architecture(b"\xff\xfe\x00"), ("model.architecture=", "no JSON")),
+    "another shape than declared": (
+        another_shape_than_declared,
+        ("is another model than model.architecture=", "instead of 8000000.0"),
+    ),
     "Hugging Face model as base": (
         lambda w, t: [f"start.checkpoint={w.hugging_face}"],
         ("is no checkpoint", "cptron convert"),

@@ -20,6 +20,7 @@ ROOMS = (
     "forgetting",
     "regularise",
     "mixing",
+    "plan",
 )
 
 

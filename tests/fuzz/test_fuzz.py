@@ -8,7 +8,7 @@ import pytest
 from fuzz_targets import ROOMS, targets_of
 from fuzz_worker import run_target
 
-INPUTS = 200
+INPUTS = 100
 """Of a room, beside what is planted."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,12 @@ KINDS: list[Literal["lora", "dora"]] = ["lora", "dora"]
 SOME = ("q_proj", "v_proj", "up_proj", "down_proj")
 """Targets that leave gaps in both joined layers."""
 LAYOUTS = [Layout(), Layout(tp=2), Layout(tp=2, sequence_parallel=True), Layout(pp=2)]
+TRAINED = {
+    ("dora", "tied", LAYOUTS[0]): (),
+    ("dora", "tied", LAYOUTS[2]): pytest.mark.core_ranks,
+    ("lora", "untied", LAYOUTS[3]): (),
+}
+"""Compared with PEFT by `make test`, with their marks; the others by `make test-more`."""
 
 
 def settings(kind: Any, targets: tuple[str, ...] = AdapterConfig().targets) -> AdapterConfig:
@@ -156,9 +163,14 @@ def peft_training(model: Any, tokens_NBS1: np.ndarray) -> tuple[list[float], lis
     return losses, norms, first
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=Layout.describe)
 @pytest.mark.parametrize(
-    ("kind", "name"), [("lora", "untied"), pytest.param("dora", "tied", marks=pytest.mark.core_ranks)]
+    ("kind", "name", "layout"),
+    [
+        pytest.param(*case, marks=TRAINED.get(case, pytest.mark.more))
+        for case in itertools.product(("lora", "dora"), ("untied", "tied"), LAYOUTS)
+        if case[:2] in (("lora", "untied"), ("dora", "tied"))
+    ],
+    ids=lambda value: value.describe() if isinstance(value, Layout) else value,
 )
 def test_training_equals_peft(
     kind: str,
@@ -195,7 +207,7 @@ def test_training_equals_peft(
     assert losses[-1] < losses[0], "ten steps that teach nothing would prove nothing"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param("lora", marks=pytest.mark.more), "dora"])
 def test_recompute_changes_nothing(
     kind: str,
     checkpoints: dict[str, Path],
@@ -233,7 +245,11 @@ def test_start_does_not_depend_on_the_layout(layout: Layout, checkpoints: dict[s
 
 @pytest.mark.parametrize(
     "source",
-    [Layout(), pytest.param(Layout(tp=2), marks=pytest.mark.core_ranks), Layout(pp=2)],
+    [
+        pytest.param(Layout(), marks=pytest.mark.more),
+        pytest.param(Layout(tp=2), marks=pytest.mark.core_ranks),
+        Layout(pp=2),
+    ],
     ids=Layout.describe,
 )
 def test_adapter_loads_under_any_layout(

@@ -70,7 +70,7 @@ def test_equals_torch(
     )
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=MORE), 2])
 @pytest.mark.parametrize("optim", [ADAMW, SGD], ids=lambda optim: optim.name)
 def test_overlap_changes_nothing(
     optim: OptimConfig, world_size: int, checkpoints: dict[str, Path], tokens_NGS1: np.ndarray
@@ -103,9 +103,9 @@ def test_overlap_with_stages(layout: Layout, checkpoints: dict[str, Path], token
 @pytest.mark.parametrize(
     ("optim", "precision"),
     [
-        pytest.param(ADAMW, "bf16", id="adamw-bf16"),
+        pytest.param(ADAMW, "bf16", id="adamw-bf16", marks=MORE),
         pytest.param(ADAMW, "fp32", id="adamw-fp32", marks=MORE),
-        pytest.param(SGD, "fp32", id="sgd-fp32"),
+        pytest.param(SGD, "fp32", id="sgd-fp32", marks=MORE),
         pytest.param(SGD, "bf16", id="sgd-bf16", marks=MORE),
         pytest.param(BF16_MOMENTS, "bf16", id="bf16_moments-bf16"),
         pytest.param(BF16_MOMENTS, "fp32", id="bf16_moments-fp32", marks=MORE),
@@ -223,7 +223,7 @@ FROZEN = {
 }
 
 
-@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("recompute", [pytest.param("none", marks=MORE), "full"])
 @pytest.mark.parametrize("part", list(FROZEN))
 def test_frozen_parameters_change_nothing_else(
     part: str, recompute: str, checkpoints: dict[str, Path], tokens_NGS1: np.ndarray

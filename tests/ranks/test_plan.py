@@ -37,6 +37,9 @@ def short(**others: Any) -> Config:
     return recipe(**{"seq_length": 64, "batch": 8, **others})
 
 
+MORE = pytest.mark.more
+
+
 @pytest.mark.parametrize(
     ("config", "arch", "ranks"),
     [
@@ -96,12 +99,12 @@ MEMORY = {
 @pytest.mark.parametrize(
     ("recompute", "parallel", "ranks"),
     [
-        ("none", {}, 1),
-        ("mlp", {}, 1),
-        ("core_attn", {}, 1),
-        ("full", {}, 1),
-        ("none", {"tp": 2}, 2),
-        ("none", {"tp": 2, "sequence_parallel": False}, 2),
+        pytest.param("none", {}, 1, marks=MORE),
+        pytest.param("mlp", {}, 1, marks=MORE),
+        pytest.param("core_attn", {}, 1, marks=MORE),
+        pytest.param("full", {}, 1, marks=MORE),
+        pytest.param("none", {"tp": 2}, 2, marks=MORE),
+        pytest.param("none", {"tp": 2, "sequence_parallel": False}, 2, marks=MORE),
     ],
 )
 def test_a_layer_keeps_what_the_formula_says(recompute: str, parallel: dict[str, Any], ranks: int) -> None:

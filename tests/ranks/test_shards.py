@@ -26,7 +26,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.more), "bf16"])
 def test_what_is_saved_is_loaded(precision: str, world: World, tmp_path: Path) -> None:
     """To the bit under every layout; and their weights, which one update made, are the same ones."""
     sums = {}

@@ -117,6 +117,7 @@ def test_results_on_record_say_where_they_are_from(device: str) -> None:
             )
 
 
+@pytest.mark.more
 def test_both_cpu_peers_end_with_the_same_loss(tmp_path: Path) -> None:
     arguments = argparse.Namespace(
         rounds=1, warmup=1, steps=3, threads=1, peers="", layers=0, work_dir=tmp_path / "work"

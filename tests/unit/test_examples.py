@@ -16,7 +16,8 @@ from cptron.model.families.llama import read_config
 ROOT = Path(__file__).parents[2]
 CURATIONS = sorted((ROOT / "examples/curate").glob("*.y*ml"))
 EXAMPLES = sorted(set((ROOT / "examples").rglob("*.y*ml")) - set(CURATIONS))
-CLUSTER_RANKS = (8, 16, 32, 64)
+RANGE_8B = (8, 16, 32, 64, 128, 256, 512)
+"""Ranks that the recipe which other pages start from is for; the others are tried on what they are planned for."""
 LLAMA_3_1_8B = {
     "model_type": "llama",
     "hidden_size": 4096,
@@ -43,12 +44,18 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+def planned_ranks(path: Path) -> list[int]:
+    """Numbers of GPUs in the plans beside a recipe."""
+    text = (path.parent / "plans" / f"{path.stem}.txt").read_text()
+    return [int(count) for count in re.findall(r"^\$ cptron plan .*--gpus (\d+)", text, re.MULTILINE)]
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=name_of)
 def test_example_loads_and_passes_every_rule(path: Path, tmp_path: Path) -> None:
-    """With the ranks it starts itself, or with one to eight nodes of eight GPUs; and it survives a rewrite."""
+    """With the ranks it starts itself, or with those it is planned for; and it survives a rewrite."""
     config = load_config(path).config
     local = config.parallel.local_ranks
-    for world_size in (local,) if local else CLUSTER_RANKS:
+    for world_size in (local,) if local else planned_ranks(path):
         check_config(config, world_size)
     (tmp_path / "resolved.yaml").write_text(resolved_yaml(config))
     assert load_config(tmp_path / "resolved.yaml").config == config
@@ -91,9 +98,11 @@ def test_quickstart_reads_what_its_program_writes() -> None:
 
 
 def test_cluster_example_suits_its_model() -> None:
-    """Llama 3.1 8B can be cut as the file says, and the run has the tokens that its comment promises."""
-    config = load_config(ROOT / "examples/cluster/llama3_8b_h100.yaml").config
+    """Llama 3.1 8B can be cut as the file says, on 1 to 64 nodes, and the run has the tokens that its comment says."""
+    config = load_config(ROOT / "examples/recipes/llama3_8b_h100.yaml").config
     check_shape(read_config(LLAMA_3_1_8B), config)
+    for world_size in RANGE_8B:
+        check_config(config, world_size)
     tokens = config.train.steps * config.train.global_batch_size * config.data.seq_length
     assert round(tokens / 1e9) == 21
     assert config.train.precision == "bf16"

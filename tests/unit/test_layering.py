@@ -33,6 +33,7 @@ ADAPTERS = {
     "runtime/groups.py",
     "runtime/offloading.py",
     "runtime/pipeline.py",
+    "trace/stand_ins.py",
     "train/megatron_order.py",
 }
 """The files that hide megatron-core from the rest; a new one needs a reason."""
@@ -40,7 +41,7 @@ ADAPTERS = {
 READY = "cptron.runtime.megatron_ready"
 """Imported before megatron by every adapter; the order is held by ruff (isort sections in pyproject.toml)."""
 
-LIGHT_ROOMS = ("config", "corpus", "tokens", "data", "forgetting", "plan")
+LIGHT_ROOMS = ("config", "corpus", "tokens", "data", "forgetting", "plan", "launch")
 LIGHT_FILES = (
     "errors.py",
     "versions.py",
@@ -60,10 +61,16 @@ LIGHT_FILES = (
     "checkpoint/save_worker.py",
     "checkpoint/space.py",
     "checkpoint/verify.py",
+    "health/checks.py",
+    "health/disks.py",
+    "health/main.py",
+    "health/outliers.py",
     "mixture/main.py",
     "model/architecture.py",
     "regularise/fisher_file.py",
     "regularise/taught_file.py",
+    "report/watch.py",
+    "trace/ledger.py",
     "train/preflight.py",
 )
 HEAVY = ("torch", "megatron", "transformers")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
-from plan_cases import LLAMA3_8B, RECIPE
+from plan_cases import LLAMA3_8B, RECIPE, ROOT
 from test_plan_calibrate import HUGGING_FACE_8B
 
 from cptron import cli
@@ -86,6 +88,12 @@ def test_too_small_is_refused_with_what_would_do(model: str, capsys: pytest.Capt
             "no layout that the trainer accepts",
         ),
         (["--gpu-file", "absent.yaml"], "absent.yaml"),
+        (
+            ["--gpu", "a100", "fp8.recipe=tensorwise"],
+            "--gpu a100 has no FP8 matrix products; set fp8.recipe=none",
+        ),
+        (["model.backend=te", "fp8.recipe=rowwise"], "fp8.recipe=rowwise is not offered by model.backend=te"),
+        (["data.seq_length=262144"], "is more than the model's max_position_embeddings=131072"),
     ],
 )
 def test_bad_arguments(
@@ -99,8 +107,9 @@ def test_bad_arguments(
 
 
 def test_the_models_shape_has_to_be_there(capsys: pytest.CaptureFixture[str]) -> None:
-    """The recipe's checkpoint is on the cluster, not here."""
-    assert cli.main(["plan", str(RECIPE), "--gpus", "8", "--gpu", "h100"]) == 2
+    """The recipe's checkpoint is on the cluster, not here, and nothing declares its shape."""
+    undeclared = [str(RECIPE), "model.architecture=", "--gpus", "8", "--gpu", "h100"]
+    assert cli.main(["plan", *undeclared]) == 2
     assert "start.checkpoint=checkpoints/llama-3.1-8b is not on this machine" in capsys.readouterr().err
 
 
@@ -122,3 +131,22 @@ def test_corpus_of_token_files(tmp_path: Path, model: str, capsys: pytest.Captur
     source = json.loads(capsys.readouterr().out)["corpus"][0]
     assert source["tokens"] == 30_000
     assert source["epochs"] == pytest.approx(0.7 * 2097152 / 30_000) and source["is_exhausted"] is True
+
+
+def test_a_70b_on_one_node_is_refused_with_what_would_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shipped recipe: one line with what is missing, the smallest number of nodes, and a change that would do. Both
+    are true: they plan."""
+    monkeypatch.chdir(ROOT)
+    asked = ["plan", "examples/recipes/llama3_70b_h100.yaml", "--gpu", "h100", "--top", "1", "--gpus"]
+    assert cli.main([*asked, "8"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("cptron: error: --gpus 8 --gpu h100: no layout that fits: the leanest needs ")
+    smallest = re.search(r"the smallest that fits is --gpus (\d+); or on 8 GPUs: (.*)", line)
+    assert smallest and int(smallest[1]) % 8 == 0
+    changes = smallest[2].split(", or ")
+    assert "adapter.kind=lora (which trains other weights)" in changes
+    assert cli.main([*asked, smallest[1]]) == 0
+    for change in (change.split(" (")[0] for change in changes):
+        assert cli.main([*asked, "8", *shlex.split(change)]) == 0, change

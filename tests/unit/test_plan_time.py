@@ -122,10 +122,10 @@ def test_gpus_are_named_or_described(tmp_path: object) -> None:
         ("ours: {like: h101}", "like=h101"),
         ("ours: {like: h100, memory: 1}", "memory, which no GPU has"),
         ("ours: {memory_gib: 80}", "lacks .*bf16_tflop_per_s"),
-        ("ours: {like: h100, memory_gib: many}", "'many', must be a number"),
+        ("ours: {like: h100, memory_gib: many}", "'many' must be a number"),
         ("ours: {like: h100, memory_gib: 0}", "above 0"),
         ("- h100", "must hold a section"),
-        ("a: [", "is no YAML"),
+        ("a: [", "not valid YAML"),
     ):
         path.write_text(text)
         with pytest.raises(ConfigError, match=said):

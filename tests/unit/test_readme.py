@@ -17,6 +17,7 @@ from cptron.cli import VERBS
 from cptron.config.check import check_config
 from cptron.config.load import config_to_dict, load_config
 from cptron.corpus.load import load_curation
+from cptron.launch.arguments import Asked, asked
 from cptron.tokens.preprocess_options import parse_options
 
 ROOT = Path(__file__).parents[2]
@@ -128,7 +129,7 @@ class Checker:
 
     def _python(self, words: list[str]) -> None:
         module = words[1] if words[0] == "-m" else ""
-        assert module == "pytest" or (ROOT / words[0]).is_file(), f"python {' '.join(words)}"
+        assert module in ("pytest", "venv") or (ROOT / words[0]).is_file(), f"python {' '.join(words)}"
 
     def _sbatch(self, words: list[str]) -> None:
         (at, script) = next((i, word) for i, word in enumerate(words) if word.endswith(".sbatch"))
@@ -137,11 +138,15 @@ class Checker:
         if script == "launch/train.sbatch":
             self._cptron(["train", *words[at + 1 :]], world_size=nodes[0] * GPUS_OF_A_NODE)
         else:
-            self._cptron([Path(script).stem, *words[at + 1 :]])  # preprocess, merge
+            own = {"convert.sbatch": [], "evaluate.sbatch": ["eval"]}
+            self._cptron([*own.get(Path(script).name, [Path(script).stem]), *words[at + 1 :]])
 
     def _cptron(self, words: list[str], world_size: int = 0) -> None:
         verb, *arguments = words
         assert verb in VERBS, f"cptron {verb}"
+        if verb == "submit":
+            self._submit(asked(arguments))
+            return
         args = parse_only(verb, arguments, self._monkeypatch)
         if verb == "preprocess":
             assert parse_options(arguments)[1] == [], "a flag without effect"
@@ -150,6 +155,10 @@ class Checker:
         if verb == "train":
             config = load_config(self._config(args.config), args.overrides).config
             check_config(config, world_size or config.parallel.local_ranks or GPUS_OF_A_NODE)
+
+    def _submit(self, request: Asked) -> None:
+        each = request.args.gpus_per_node or request.args.ranks_per_node or GPUS_OF_A_NODE
+        self._cptron(list(request.command), world_size=each * (request.args.nodes or 1))
 
     def _config(self, path: Path) -> Path:
         """The file itself, or a YAML block of the page that starts with its name."""
@@ -208,9 +217,12 @@ def test_the_readme_is_read() -> None:
         "cptron preprocess --input a --tokenizer-model b --output-prefix c --vocab-size 3",
         "make dmeo",
         "make test VARIABLE=1",
-        "sbatch --nodes=1 launch/absent.sbatch examples/cluster/llama3_8b_h100.yaml",
+        "sbatch --nodes=1 launch/absent.sbatch examples/recipes/llama3_8b_h100.yaml",
         "torchrun --nproc-per-node 3 -m cptron.cli train run.yaml parallel.tp=2 parallel.local_ranks=3",
         "wget something",
+        "cptron submit examples/recipes/llama3_8b_h100.yaml --nodes 3",
+        "cptron submit --partition x -- preprocess --input a --output-prefix c",
+        "sbatch launch/convert.sbatch models/x checkpoints/x",
     ],
 )
 def test_checker_refuses(line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

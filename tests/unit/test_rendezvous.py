@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import datetime
+import socket
 import threading
 from collections.abc import Sequence
 
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from cptron import testing
 from cptron.errors import LaunchError
+from cptron.runtime.dist import init_process_group
 from cptron.runtime.launcher import Ranks
 from cptron.runtime.rendezvous import fresh_store
 
@@ -59,3 +62,26 @@ def test_every_start_has_its_own_part(earlier: tuple[int, ...], agent: TCPStore)
     for order in ((0, 1, 2), (2, 1, 0)):
         words = start(order, 60.0)
         assert len(words) == WORLD_SIZE and len(set(words.values())) == 1 and words[0].isdigit()
+
+
+def test_a_port_that_another_program_has_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the user's terms, not torch's traceback."""
+    with socket.create_server(("", 0)) as other:
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(other.getsockname()[1]))
+        monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+        with pytest.raises(
+            LaunchError, match=r"did not meet the others at 127\.0\.0\.1:\d+ .*MASTER_PORT there"
+        ):
+            init_process_group("gloo", Ranks(0, 2, 0, 2, "slurm"), 5)
+
+
+def test_claimed_ports_are_never_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two test processes that claim at once get two ports; one that something listens on is passed over."""
+    with testing.claimed_port() as port, socket.create_server(("", port)):
+        assert port in testing.PORTS
+        monkeypatch.setattr(testing, "PORTS", range(port, port + 1))
+        with pytest.raises(testing.RankFailure, match="no port"), testing.claimed_port():
+            pass
+    with testing.claimed_port(), pytest.raises(testing.RankFailure, match="no port"), testing.claimed_port():
+        pass

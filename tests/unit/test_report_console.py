@@ -1,18 +1,8 @@
-"""The console: nothing on other ranks, one line a step in a file, a bar with loss, tokens/s and ETA on a
-terminal."""
+"""The console: nothing on other ranks, one line a step in a file; what a terminal gets is in test_report_live.py."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-import pty
 import re
-import struct
-import subprocess
-import sys
-import termios
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -47,7 +37,7 @@ def eval_record(step: int, manual: float) -> Record:
 
 
 def test_a_file_gets_one_line_a_step(capsys: pytest.CaptureFixture[str]) -> None:
-    console = Console(1000, 0, enabled=True)
+    console = Console(1000, enabled=True)
     console.step(step_record(1))
     console.step(step_record(2, loss=2.25))
     console.close()
@@ -64,59 +54,15 @@ def test_the_time_left_counts_the_wall_time_between_records(
 ) -> None:
     times = iter([100.0, 130.0, 200.0])
     monkeypatch.setattr("time.monotonic", lambda: next(times))
-    console = Console(50, 10, enabled=True)
+    console = Console(50, enabled=True)
     for step in (11, 12, 31):
         console.step(step_record(step))
     etas = re.findall(r"ETA (\S+)", capsys.readouterr().out)
     assert etas == [duration(39 * 2.0), duration(38 * 30.0), duration(19 * 100.0 / 20)]
 
 
-ON_A_TERMINAL = """
-from cptron.report.console import Console
-from tests.unit.test_report_console import eval_record, step_record
-console = Console(10, 4, enabled=True)
-for step in (5, 6, 7):
-    console.step(step_record(step))
-console.note("saved")
-console.eval(eval_record(7, 2.0))
-console.close()
-"""
-
-
-def on_a_terminal(lines: int) -> str:
-    """What ON_A_TERMINAL writes to a pseudo-terminal of so many lines and 110 columns."""
-    reader, writer = pty.openpty()
-    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", lines, 110, 0, 0))
-    root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", ON_A_TERMINAL], stdout=writer, cwd=root, check=True)
-    os.close(writer)
-    text = b""
-    with contextlib.suppress(OSError):  # a closed pseudo-terminal ends in EIO
-        while chunk := os.read(reader, 65536):
-            text += chunk
-    os.close(reader)
-    return text.decode()
-
-
-def test_a_terminal_gets_a_bar_with_loss_speed_and_time_left() -> None:
-    screen = on_a_terminal(lines=40)
-    frames = screen.split("\r")
-    assert any("40%" in f and "4/10" in f for f in frames[:3])
-    assert any(
-        "70%" in f and "7/10, loss 2.5000" in f and "12.3k tok/s" in f and "ETA 0:0" in f for f in frames
-    )
-    assert max(map(len, frames)) <= 111
-    assert "saved\r\n" in screen and "eval at step 7  manual  2.0000" in screen
-
-
-def test_a_console_without_a_size_gets_lines() -> None:
-    lines = on_a_terminal(lines=0).splitlines()
-    assert [line[:10] for line in lines[:3]] == ["step  5/10", "step  6/10", "step  7/10"]
-    assert lines[3] == "saved"
-
-
 def test_other_ranks_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    console = Console(10, 0, enabled=False)
+    console = Console(10, enabled=False)
     console.step(step_record(1))
     console.eval(eval_record(1, 2.0))
     console.note("hello")
@@ -125,7 +71,7 @@ def test_other_ranks_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_evaluations_show_the_change_since_the_first(capsys: pytest.CaptureFixture[str]) -> None:
-    console = Console(10, 0, enabled=True)
+    console = Console(10, enabled=True)
     console.eval(eval_record(0, 2.5))
     console.eval(eval_record(5, 2.25))
     lines = capsys.readouterr().out.splitlines()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,11 @@ from cptron.forgetting.watch import Watch
 from cptron.inspect_run import describe_run
 from cptron.report.console import forgetting_lines
 from cptron.report.forgetting import forgetting_charts, verdict_rows
+from cptron.report.happened import events_of
 from cptron.report.html import write_report
+from cptron.report.run_log import RunLog
+from cptron.report.steplog import StepLog
+from cptron.report.view import View
 
 CONFIG = """\
 run: {dir: RUN}
@@ -65,32 +68,47 @@ VERDICTS = [
 ]
 
 
+def view_of(config: Config, evals: list[dict[str, Any]], verdicts: list[Verdict]) -> View:
+    """As a report sees the run."""
+    log = RunLog(
+        name="n", directory=Path("n"), config=config, steps=StepLog(), evals=evals, events=[], replayed=[],
+        verdicts=verdicts,
+    )  # fmt: skip
+    return View(log)
+
+
 def test_charts_show_intervals_epsilon_and_actions(config: Config) -> None:
-    """The band has both ends of every evaluation; what a rollback has left is there, faintly."""
-    old, probes = forgetting_charts(config, EVALS, VERDICTS)
-    (band,) = re.findall(r'<polygon class="s2" points="([^"]*)"', old)
-    assert len(band.split()) == 2 * len(EVALS)
-    assert "epsilon 0.05" in old and "ALARM, beyond epsilon: rollback (back to step 1" in old
-    assert old.count("faint") == 1 and "faint" not in probes
-    assert "induction" in probes
+    """Both ends of every evaluation; what a rollback has left is there, faintly; the action is an event."""
+    view = view_of(config, EVALS, VERDICTS)
+    old, probes = forgetting_charts(view)
+    line, left = old.lines
+    assert (list(line.values.y), line.interval) == ([0, 0.02, 0.07, 0.03], True)
+    assert list(line.values.low or ()) == pytest.approx([0, 0.01, 0.05, 0.02])
+    assert list(line.values.high or ()) == pytest.approx([0, 0.03, 0.09, 0.04])
+    assert old.levels == [(0.05, "epsilon 0.05")]
+    assert (left.faint, list(left.grid.step), list(left.values.y)) == (True, [1, 2, 3], [0.07] * 3)
+    assert [each.label for each in probes.lines] == ["induction"]
+    policy = [event for event in events_of(view) if event.kind == "policy"]
+    assert [(event.step, event.tokens) for event in policy] == [(3, 3000)]
+    assert policy[0].text.startswith("ALARM, beyond epsilon: rollback (back to step 1")
     assert [row[:3] for row in verdict_rows(VERDICTS)] == [["2", "2.00k", "1"], ["3", "3.00k", "1"]]
 
 
 def test_a_control_run_is_a_line_of_its_own(config: Config) -> None:
     keys = {f"forgetting/old/control_change_{end}": 0.01 for end in ("nats", "low", "high")}
-    old, _ = forgetting_charts(config, [*EVALS, record(4, 0.03, **keys)], [])
-    assert "against the control run" in old and "against the base" in old
+    old, _ = forgetting_charts(view_of(config, [*EVALS, record(4, 0.03, **keys)], []))
+    assert [line.label for line in old.lines] == ["against the base", "against the control run"]
 
 
 def test_ends_that_are_no_numbers_are_left_out(config: Config) -> None:
     """A set of one window has an infinite interval, which JSON stores as text."""
     unsure = [record(step, 0.01) | {"forgetting/old/change_low": "-inf"} for step in (0, 1)]
-    old, _ = forgetting_charts(config, unsure, [])
-    assert "<polygon" not in old and "<polyline" in old
+    old, _ = forgetting_charts(view_of(config, unsure, []))
+    assert list(old.lines[0].values.low or ()) == [None, None] and list(old.lines[0].values.y) == [0.01, 0.01]
     plain = [
         {key: value for key, value in found.items() if "/a/" in key or "/" not in key} for found in EVALS
     ]
-    assert forgetting_charts(config, plain, []) == []
+    assert forgetting_charts(view_of(config, plain, [])) == []
 
 
 def test_the_page_and_inspect_read_the_files_of_a_run(config: Config, tmp_path: Path) -> None:

@@ -1,8 +1,12 @@
-"""The report: its numbers are those of the records, its drawing is inside the frame, and it loads nothing."""
+"""The report without its script: its numbers are those of the records, its drawing is inside the frame, and nothing in
+it loads or runs but the one script that its policy names."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import itertools
+import json
 import math
 import re
 import xml.etree.ElementTree as ElementTree
@@ -78,12 +82,34 @@ class Page(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.rows: list[list[str]] = []
+        self.scripts: list[str] = []
+        self.kinds: list[str] = []
+        self.policy = ""
         self.feed(text)
         assert self.open == []
+        assert self.kinds == ["application/json", ""]
+        digest = base64.b64encode(hashlib.sha256(self.scripts[1].encode()).digest()).decode()
+        assert f"script-src 'sha256-{digest}';" in self.policy and "default-src 'none'" in self.policy
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """What the script draws."""
+        return dict(json.loads(self.scripts[0]))
+
+    def line(self, title: str, label: str) -> dict[str, Any]:
+        """A line of a chart."""
+        (chart,) = [chart for chart in self.numbers["charts"] if chart["title"] == title]
+        return next(line for line in chart["lines"] if line["label"] == label)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag not in ("script", "link", "img", "iframe", "object")
-        assert not {"src", "href", "xlink:href", "onload"} & dict(attrs).keys()
+        assert tag not in ("link", "img", "iframe", "object")
+        assert not {"src", "href", "xlink:href", "style"} & dict(attrs).keys()
+        assert not any(name.startswith("on") for name, _ in attrs)
+        if tag == "script":
+            self.scripts.append("")
+            self.kinds.append(dict(attrs).get("type") or "")
+        if tag == "meta" and dict(attrs).get("http-equiv") == "Content-Security-Policy":
+            self.policy = dict(attrs)["content"] or ""
         if tag not in self.VOID:
             self.open.append(tag)
         if tag == "tr":
@@ -97,6 +123,8 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if "td" in self.open or "th" in self.open:
             self.rows[-1][-1] += data
+        if self.open and self.open[-1] == "script":
+            self.scripts[-1] += data
 
 
 def test_the_numbers_are_those_of_the_records(tmp_path: Path) -> None:
@@ -116,14 +144,23 @@ def test_the_numbers_are_those_of_the_records(tmp_path: Path) -> None:
     assert ["manuals", "15,000", "75.0%", "75.0%", "2", "2.0000", "2.0000"] in page.rows
     assert ["web", "5,000", "25.0%", "25.0%", "-", "-", "-"] in page.rows  # never logged a loss
     assert "Epochs by source" in text
-    assert "Share by source" not in text  # shares that stay need no chart
+    loss = page.line("Training loss", "all sources")
+    assert loss["y"] == [record["loss_nats_per_token"] for record in records if record["kind"] == "step"]
+    grid = page.numbers["grids"][loss["grid"]]
+    assert grid["step"] == list(range(1, 201)) and grid["tokens"] == list(range(100, 20001, 100))
+    assert grid["hours"][-1] == pytest.approx(200 * 0.25 / 3600, rel=1e-6)
+    mixture = page.line("Mixture", "web")["y"]
+    assert mixture == pytest.approx([0.25] * 200)
+    changes = page.line("Change of validation loss", "general")["y"]
+    assert changes == pytest.approx([0, -0.25, -0.1])
     assert ["layout", "tp2_pp1_dp4"] in page.rows and ["version/torch", "2.13.0"] in page.rows
     assert ["probe <x>", "1.5"] in page.rows
     median = sorted(390 + step % 21 for step in range(1, 201))[100]
     assert f"<b>{median}</b><span>tokens/s, median" in text
     assert "<h1>a &lt;b&gt; &amp; c</h1><p>finished</p>" in text
-    assert text.count("<svg") == 9
-    assert "prefers-color-scheme: dark" in text and "http" not in text
+    assert text.count("<svg") == len(page.numbers["charts"]) == 12
+    outside = text.replace(page.scripts[1], "").replace("http-equiv", "")
+    assert "prefers-color-scheme: dark" in text and "http" not in outside
 
 
 @pytest.mark.parametrize("num_records", [0, 1, 2, 3])
@@ -132,13 +169,15 @@ def test_a_run_that_has_only_begun_has_a_report(tmp_path: Path, num_records: int
     text = report(tmp_path, records)
     Page(text)
     assert "no records yet" in text if num_records == 0 else "running, or ended without a stop record" in text
-    assert text.count("<svg") == (0, 0, 1, 7)[num_records]
+    assert text.count("<svg") == (0, 0, 1, 11)[num_records]
 
 
-def test_non_finite_values_are_left_out_of_curves(tmp_path: Path) -> None:
+def test_non_finite_values_are_no_points_and_are_said(tmp_path: Path) -> None:
     bad = step_record(2) | {"grad_norm": math.nan, "loss_nats_per_token/manuals": math.inf}
-    text = report(tmp_path, [step_record(1), bad, step_record(3)])
-    assert "nan" not in text and "inf" not in text.replace("init_from", "")
+    page = Page(report(tmp_path, [step_record(1), bad, step_record(3)]))
+    norm = page.line("Gradient norm", "gradient norm")
+    assert norm["y"] == [0.5, None, 0.5] and norm["bad"] == {"1": "nan"}
+    assert page.line("Training loss by source", "manuals")["bad"] == {"1": "inf"}
 
 
 def test_a_folder_without_metrics_is_refused(tmp_path: Path) -> None:
@@ -245,7 +284,7 @@ def test_what_the_guards_did_is_listed_and_marked(tmp_path: Path) -> None:
     }
     bad |= {"found": "first bad tensor: output of <x>"}
     steps = [step_record(step) for step in range(1, 201)]
-    page = report(tmp_path, [*steps, entry, back, bad])
+    page = report(tmp_path, [*steps[:150], entry, back, *steps[100:], bad])
     cells = [row[2] for row in Page(page).rows if len(row) == 3 and row[1] in ("log", "rollback", "skip")]
     what = "spike at step 150, batch 151: loss 7.5000, grad_norm 21 (z 9.2 and 1.0); "
     assert cells == [
@@ -253,6 +292,12 @@ def test_what_the_guards_did_is_listed_and_marked(tmp_path: Path) -> None:
         f"{what}back to step 100, will drop batches 140 to 151",
         "nonfinite at step 150, batch 151: first bad tensor: output of <x>; batch 151 dropped",
     ]
-    assert page.count('<line class="mark"') == 2 * 3
+    assert page.count('<line class="mark"') == 3 * page.count("<svg")
+    faults = [event for event in Page(page).numbers["events"] if event["kind"] == "fault"]
+    assert [(event["step"], event["tokens"]) for event in faults] == [(150, 15000)] * 3
+    (again,) = [event for event in Page(page).numbers["events"] if event["kind"] == "replay"]
+    assert (again["step"], again["until"][0]) == (101, 150)
+    replayed = Page(page).line("Training loss", "replayed")
+    assert replayed["y"] == [record["loss_nats_per_token"] for record in steps[100:150]]
     assert "4,096 tokens were drawn and not trained on" in page
     assert "Spikes" not in report(tmp_path, steps)

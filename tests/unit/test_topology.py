@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cptron.errors import ConfigError
-from cptron.runtime.launcher import Ranks, launched_ranks
+from cptron.runtime.launcher import Ranks, launched_ranks, slurm_rendezvous
 from cptron.runtime.topology import Layout, Topology
 
 SIZES = st.integers(1, 6)
@@ -140,3 +140,23 @@ def test_the_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert launched_ranks() == Ranks(0, 1, 0, 1, "torchrun")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"),
+    [
+        ("n1", "n1"),
+        ("n[1-2]", "n1"),
+        ("gpu-[007,009-012],m3", "gpu-007"),
+        ("login,n[1-2]", "login"),
+        ("r[03-04]n[1,5],y", "r03n1"),
+    ],
+)
+def test_ranks_of_srun_meet_on_the_first_node(nodes: str, host: str) -> None:
+    """As `scontrol show hostnames` lists them; two jobs, and two steps of one, have other ports."""
+    env = {"SLURM_JOB_ID": "123456", "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": nodes}
+    assert slurm_rendezvous(env) == (host, 20000 + 123456 % 12000)
+    others = [{"SLURM_JOB_ID": "123457"}, {"SLURM_STEP_ID": "1"}]
+    assert len({slurm_rendezvous(env | other) for other in [{}, *others]}) == 3
+    for name in ("SLURM_JOB_ID", "SLURM_STEP_NODELIST"):
+        assert slurm_rendezvous(env | {name: ""}) is None

@@ -7,49 +7,64 @@ it that says what it is; seven digits in a row are no phone number.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 _GAP = r"[ \u00a0.\-/()]{0,2}"
+_MANY_DIGITS = re.compile(r"\d(?:[^\w\n]{0,3}\d){6,}")
+"""Without them there is no phone number; it is fast to find, and the patterns below need only look there."""
+_BEFORE = 2
+"""Characters in front of the first digit that a pattern may begin with."""
 _INTERNATIONAL = re.compile(rf"(?<![\w+.])\+[1-9](?:{_GAP}\d){{6,14}}(?!\d)")
 _WITH_ZEROS = re.compile(rf"(?<![\w+.,:/-])(?<!\d )00[1-9]\d{{0,2}}[ \-/.](?:\d{_GAP}){{5,11}}\d(?!\d)")
 _AMERICAN = re.compile(
     r"(?<![\w.+/-])(?:1[ .-])?(?:\([2-9]\d{2}\) ?[2-9]\d{2}[-. ]\d{4}|[2-9]\d{2}([-.])[2-9]\d{2}\1\d{4})(?![\w-]|\.\d)"
 )
-_NAMED = re.compile(
+_NAMED = re.compile(rf"\(?\d(?:{_GAP}\d){{6,14}}(?!\d)")
+_NAME = re.compile(
     r"(?<!\w)(?:tele?(?:phone|fon|f)?|t[ée]l[ée]phone|phone|ph|mobile?|cell|call|fax|whatsapp|handy|tel[ée]fono|"
     r"điện thoại|đt|sđt|di động|फ़ोन|फोन|मोबाइल|दूरभाष|电话|電話|手机|тел|телефон)"
-    r"(?: ?(?:no|number|nr|num|số|नंबर)\b)?[\s.:：(#№-]{1,6}"
-    rf"(?P<number>\(?\d(?:{_GAP}\d){{6,14}})(?!\d)",
+    r"(?: ?(?:no|number|nr|num|số|नंबर)\b)?[\s.:：(#№-]{1,6}\Z",
     re.IGNORECASE,
 )
+_NAME_CHARACTERS = 32
 _MOST_DIGITS = 15
 _LEAST_DIGITS = 7
 _DATE = re.compile(r"\d{4}[-./]\d{1,2}[-./]\d{1,2}|\d{1,2}[-./]\d{1,2}[-./]\d{4}")
 
 
-def _international(text: str) -> Iterator[tuple[int, int]]:
-    return _spans(_INTERNATIONAL, 0, text)
+def phone_spans(text: str) -> Iterator[tuple[int, int]]:
+    """[start, end) of each, in order, without overlaps."""
+    last = 0
+    for region in _MANY_DIGITS.finditer(text):
+        start, stop = max(last, region.start() - _BEFORE), min(len(text), region.end() + 2)
+        found = sorted(
+            {span for pattern in _PATTERNS for span in pattern(text, start, stop)}, key=_longest_first
+        )
+        for begin, end in found:
+            if begin >= last and _is_phone(text[begin:end]):
+                yield begin, end
+                last = end
 
 
-def _with_zeros(text: str) -> Iterator[tuple[int, int]]:
-    return _spans(_WITH_ZEROS, 0, text)
+def _longest_first(span: tuple[int, int]) -> tuple[int, int]:
+    return span[0], -span[1]
 
 
-def _american(text: str) -> Iterator[tuple[int, int]]:
-    return _spans(_AMERICAN, 0, text)
+def _matches(pattern: re.Pattern[str]) -> Callable[[str, int, int], list[tuple[int, int]]]:
+    return lambda text, start, stop: [match.span() for match in pattern.finditer(text, start, stop)]
 
 
-def _named(text: str) -> Iterator[tuple[int, int]]:
-    return _spans(_NAMED, "number", text)
+def _named(text: str, start: int, stop: int) -> list[tuple[int, int]]:
+    """Digits behind a word that says what they are."""
+    match = _NAMED.search(text, start, stop)
+    if match and _NAME.search(text, max(0, match.start() - _NAME_CHARACTERS), match.start()):
+        return [match.span()]
+    return []
 
 
-PHONE_FINDERS = (_international, _with_zeros, _american, _named)
-"""Each gives [start, end) of what it finds, in order; they may find the same."""
+_PATTERNS = (_matches(_INTERNATIONAL), _matches(_WITH_ZEROS), _matches(_AMERICAN), _named)
 
 
-def _spans(pattern: re.Pattern[str], group: str | int, text: str) -> Iterator[tuple[int, int]]:
-    for match in pattern.finditer(text):
-        written = match[group]
-        num_digits = sum(char.isdigit() for char in written)
-        if _LEAST_DIGITS <= num_digits <= _MOST_DIGITS and not _DATE.fullmatch(written):
-            yield match.span(group)
+def _is_phone(written: str) -> bool:
+    num_digits = sum(char.isdigit() for char in written)
+    return _LEAST_DIGITS <= num_digits <= _MOST_DIGITS and not _DATE.fullmatch(written)

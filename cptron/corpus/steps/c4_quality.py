@@ -45,6 +45,8 @@ class Config:
 class Step(FilterStep[Config]):
     """See the module."""
 
+    rewrites = True
+
     def words(self) -> tuple[Words, str]:
         """See `FilterStep`."""
         return self.config.words, self.config.language

@@ -29,7 +29,7 @@ class Config:
     """Labels that are kept, as the engine writes them; empty to keep all, labelled."""
     threshold: float = 0.65
     """Lower scores are dropped, whatever the label; for `script`, the share of letters."""
-    max_characters: int = 20_000
+    max_characters: int = 5_000
     """Of a document, that are looked at; 0 for all."""
 
 

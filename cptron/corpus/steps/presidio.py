@@ -59,7 +59,7 @@ class Step(MapStep[Config]):
             else:
                 from presidio_analyzer.nlp_engine.no_op_nlp_engine import NoOpNlpEngine
 
-                engine = NoOpNlpEngine([config.language])
+                engine = NoOpNlpEngine([{"lang_code": config.language, "model_name": "none"}])
             self._analyzer: Any = presidio.AnalyzerEngine(
                 nlp_engine=engine, supported_languages=[config.language]
             )

@@ -67,7 +67,9 @@ class LocalModel:
     def _load(self, folder: Path) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # the curation has its own
         settings = self._settings
         if settings.device == "cuda" and not torch.cuda.is_available():
             raise DataError("device cuda is not there, must be for the local model; set local.device to cpu")

@@ -7,7 +7,11 @@ object.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from cptron.errors import ConversionError
+from cptron.model.architecture import Architecture
 from cptron.model.families.family import Family
 from cptron.model.families.gemma3 import GEMMA3_TEXT
 from cptron.model.families.llama import LLAMA
@@ -27,6 +31,26 @@ REASONS = {
     "gemma3": "it also has a vision tower; take its text model, model_type gemma3_text",
 }
 """Why a type that one could expect is not among them."""
+
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+"""Fields in which configs count the experts of a layer."""
+
+
+def architecture_of(config: Mapping[str, Any]) -> Architecture:
+    """The architecture that a Hugging Face config describes. Raises `ConversionError`."""
+    return dense_family_of(config).read_config(dict(config))
+
+
+def dense_family_of(config: Mapping[str, Any]) -> Family:
+    """The family of a config; `ConversionError` for mixtures of experts, whatever their `model_type`."""
+    for key in EXPERTS:
+        count = config.get(key)
+        if isinstance(count, int) and count > 1:
+            raise ConversionError(
+                f"config.json has {key}={count}: a mixture of experts (model_type {config.get('model_type')!r}), which "
+                "cptron neither trains nor plans; take a dense model"
+            )
+    return family_of(str(config.get("model_type")))
 
 
 def family_of(model_type: str) -> Family:

@@ -11,7 +11,6 @@ import functools
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,8 @@ from multiprocessing import connection, forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+from cptron.testing import claimed_port
 
 PRELOAD = "faults.injection.preload"
 END_S = 180.0
@@ -60,6 +61,12 @@ class Ranks:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(_pid(self.processes[rank]), signal.SIGKILL)
             self.processes[rank].kill()  # where it was too young to have a group
+
+    def end(self) -> None:
+        """Kill what still runs, and wait until it has gone."""
+        self.kill()
+        for process in self.processes:
+            process.join(END_S)
 
     def text(self, rank: int = 0) -> str:
         """What a rank has said so far."""
@@ -106,9 +113,10 @@ def training(
     serve()
     logs.mkdir(parents=True, exist_ok=True)
     number = len(list(logs.iterdir()))
-    port = _free_port()
     running = Ranks([], [])
-    try:
+    with contextlib.ExitStack() as stack:
+        port = stack.enter_context(claimed_port())
+        stack.callback(running.end)
         for rank in range(world_size):
             log = logs / f"{number:03d}_rank{rank}.txt"
             process = multiprocessing.get_context("forkserver").Process(
@@ -118,16 +126,6 @@ def training(
             running.processes.append(process)
             running.logs.append(log)
         yield running
-    finally:
-        running.kill()
-        for process in running.processes:
-            process.join(END_S)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def check_preload() -> None:
