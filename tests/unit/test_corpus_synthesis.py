@@ -21,7 +21,7 @@ from cptron.corpus.load import load_curation
 from cptron.corpus.stages import identities
 from cptron.corpus.synthesis.budget import Spent, read_spent
 from cptron.errors import ConfigError, DataError
-from cptron.tokens.interleave import interleave
+from cptron.tokens.interleave import Keys, interleave
 
 
 def dropped(root: Path) -> dict[str, int]:
@@ -47,13 +47,10 @@ def test_pairs_say_where_they_come_from(tmp_path: Path) -> None:
     assert origin["prompt"] == "factual" and origin["parameters"]["temperature"] == 0.0
     output = tmp_path / "mixed.jsonl"
     files = [str(path) for path in (tmp_path / "out").glob("*.zst")]
-    with pytest.raises(DataError, match="n"):
-        interleave([str(tmp_path / "in.jsonl")], files, output)
-    renamed = tmp_path / "docs.jsonl"
-    renamed.write_text((tmp_path / "in.jsonl").read_text().replace('"n":', '"document_id":'))
-    from cptron.tokens.interleave import Keys
-
-    counts = interleave([str(renamed)], files, output, keys=Keys(id="document_id"))
+    with pytest.raises(DataError, match="question-id-key"):
+        interleave([str(tmp_path / "in.jsonl")], files, output, keys=Keys(id="n"))
+    keys = Keys(id="n", question_id="document_id")
+    counts = interleave([str(tmp_path / "in.jsonl")], files, output, keys=keys)
     assert (counts.documents, counts.questions, counts.documents_with_questions) == (6, 12, 6)
     lines = [json.loads(line)["messages"] for line in output.read_text().splitlines()]
     assert lines[0] == first["messages"] and lines[2] == document(0)
