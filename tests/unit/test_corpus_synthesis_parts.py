@@ -204,6 +204,9 @@ class Counting:
         self.asked.append(len(requests))
         return [Answer(f"{time.monotonic_ns()}", "stop", 1, 1) for _ in requests]
 
+    def stop(self) -> None:
+        """Waits for nothing."""
+
 
 def test_equal_questions_at_the_same_time_are_asked_once(tmp_path: Path) -> None:
     """By threads with caches of their own, as processes have them; groups are one, a damaged file is named."""

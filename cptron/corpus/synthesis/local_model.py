@@ -101,6 +101,9 @@ class LocalModel:
         made = iter(self._generated(fitting, requests)) if fitting else iter(())
         return [next(made) if len(one) <= most else _too_long(len(one), most) for one in ids]
 
+    def stop(self) -> None:
+        """See `Model`: there are no other threads."""
+
     def _rendered(self, request: Request) -> tuple[str, bool]:
         """The prompt, by the chat template where there is one, and whether special tokens are to be added."""
         if not self._tokenizer.chat_template:
