@@ -39,6 +39,8 @@ class Keys:
     text: str = "text"
     question: str = "question"
     answer: str = "answer"
+    question_id: str = ""
+    """Where a question has the id of its document; empty for `id`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,9 @@ def interleave(
         raise DataError(f"{output} already exists; choose another --output or remove it")
     waiting: dict[str, list[str]] = {}
     for where, record in _records(questions):
-        waiting.setdefault(_id(where, record, keys), []).append(_question(where, record, keys))
+        waiting.setdefault(_id(where, record, keys.question_id or keys.id), []).append(
+            _question(where, record, keys)
+        )
     partial = partial_path(output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +83,7 @@ def interleave(
             counts = _write(stream, documents, waiting, keys, order)
         if counts.unpaired and unpaired == "stop":
             raise DataError(
-                f"{counts.unpaired} question(s) have an {keys.id} that no document has (such as "
+                f"{counts.unpaired} question(s) have an {keys.question_id or keys.id} that no document has (such as "
                 f"{next(iter(waiting))!r}); add the documents, or --unpaired drop"
             )
         fsync_path(partial)
@@ -101,7 +105,7 @@ def _write(
     seen: set[str] = set()
     with_questions = questions = 0
     for where, record in _records(documents):
-        name = _id(where, record, keys)
+        name = _id(where, record, keys.id)
         if name in seen:
             raise DataError(
                 f"{where} has the {keys.id} {name!r} of an earlier document, must have its own; {_REMEDY}"
@@ -142,12 +146,13 @@ def _object(where: str, line: bytes) -> Mapping[str, Any]:
     return record
 
 
-def _id(where: str, record: Mapping[str, Any], keys: Keys) -> str:
+def _id(where: str, record: Mapping[str, Any], key: str) -> str:
     """7 and "7" are one id."""
-    value = record.get(keys.id)
+    value = record.get(key)
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise DataError(
-            f"{where} has {value!r} as its {keys.id}, must have a text or a whole number; name the key with --id-key"
+            f"{where} has {value!r} as its {key}, must have a text or a whole number; name the key with --id-key "
+            "or --question-id-key"
         )
     return str(value)
 
@@ -198,12 +203,22 @@ def main(argv: Sequence[str]) -> int:
     )  # fmt: skip
     for name in ("id", "text", "question", "answer"):
         parser.add_argument(f"--{name}-key", default=name, help=f"default: {name}")
+    parser.add_argument(
+        "--question-id-key", default="",
+        help="of questions, where it is another one: document_id for those of the curation step synthesise",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     counts = interleave(
         args.documents,
         args.questions,
         args.output,
-        keys=Keys(id=args.id_key, text=args.text_key, question=args.question_key, answer=args.answer_key),
+        keys=Keys(
+            id=args.id_key,
+            text=args.text_key,
+            question=args.question_key,
+            answer=args.answer_key,
+            question_id=args.question_id_key,
+        ),
         order=args.order,
         unpaired=args.unpaired,
     )

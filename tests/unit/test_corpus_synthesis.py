@@ -21,7 +21,7 @@ from cptron.corpus.load import load_curation
 from cptron.corpus.stages import identities
 from cptron.corpus.synthesis.budget import Spent, read_spent
 from cptron.errors import ConfigError, DataError
-from cptron.tokens.interleave import interleave
+from cptron.tokens.interleave import Keys, interleave
 
 
 def dropped(root: Path) -> dict[str, int]:
@@ -47,13 +47,10 @@ def test_pairs_say_where_they_come_from(tmp_path: Path) -> None:
     assert origin["prompt"] == "factual" and origin["parameters"]["temperature"] == 0.0
     output = tmp_path / "mixed.jsonl"
     files = [str(path) for path in (tmp_path / "out").glob("*.zst")]
-    with pytest.raises(DataError, match="n"):
-        interleave([str(tmp_path / "in.jsonl")], files, output)
-    renamed = tmp_path / "docs.jsonl"
-    renamed.write_text((tmp_path / "in.jsonl").read_text().replace('"n":', '"document_id":'))
-    from cptron.tokens.interleave import Keys
-
-    counts = interleave([str(renamed)], files, output, keys=Keys(id="document_id"))
+    with pytest.raises(DataError, match="question-id-key"):
+        interleave([str(tmp_path / "in.jsonl")], files, output, keys=Keys(id="n"))
+    keys = Keys(id="n", question_id="document_id")
+    counts = interleave([str(tmp_path / "in.jsonl")], files, output, keys=keys)
     assert (counts.documents, counts.questions, counts.documents_with_questions) == (6, 12, 6)
     lines = [json.loads(line)["messages"] for line in output.read_text().splitlines()]
     assert lines[0] == first["messages"] and lines[2] == document(0)
@@ -119,9 +116,15 @@ def test_retry_after_is_kept_to(tmp_path: Path) -> None:
         config = synthesis(tmp_path, server.url, documents=1)
         run(config)
         assert times[1] - times[0] >= 1.0
-        server.reply = lambda prompt, before: (503, {"Retry-After": "3600"}, b"")
+        server.reply = lambda prompt, before: (
+            503,
+            {"Retry-After": "3600" if "Number1x" in prompt else "60"},
+            b"",
+        )
+        started = time.monotonic()  # the other one, which would wait, is not waited for
         with pytest.raises(DataError, match="asks to wait 3600 s"):
-            run(synthesis(tmp_path, server.url, documents=2), restart=True)
+            run(synthesis(tmp_path, server.url, documents=3, endpoint={"longest_wait_s": 60}), restart=True)
+        assert time.monotonic() - started < 30
 
 
 def test_slow_server_is_not_waited_for(tmp_path: Path) -> None:
@@ -203,7 +206,7 @@ def test_what_cannot_be_used_is_counted_and_shown(tmp_path: Path) -> None:
     with serving(reply) as server:
         run(synthesis(tmp_path, server.url, documents=8))
     assert dropped(tmp_path) == {
-        "unreadable": 1, "cut_off": 1, "refusal": 1, "no_pair": 1, "not_grounded": 1, "endpoint_refused": 2, "repeated": 1,
+        "unreadable": 1, "cut_off": 1, "refusal": 1, "no_pair": 1, "not_grounded": 1, "model_refused": 2, "repeated": 1,
         "unknown_number": 1,
     }  # fmt: skip
     assert [one["document_id"] for one in documents_of(tmp_path / "out")] == ["d2", "d6", "d7"]
@@ -237,7 +240,7 @@ def test_failed_endpoint_stops_or_drops(tmp_path: Path) -> None:
             run(synthesis(tmp_path, server.url, **settings))
         settings["endpoint"] = {"retries": 1, "on_failure": "drop"}
         run(synthesis(tmp_path, server.url, **settings))
-        assert dropped(tmp_path) == {"endpoint_failed": 1}
+        assert dropped(tmp_path) == {"model_failed": 1}
         server.reply = lambda prompt, before: (400, {}, b"")
         with pytest.raises(DataError, match="none of 20 questions in a row"):
             run(synthesis(tmp_path / "b", server.url, documents=30))

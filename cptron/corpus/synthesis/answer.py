@@ -49,3 +49,6 @@ class Model(Protocol):
 
     def answers(self, requests: Sequence[Request]) -> list[Answer]:
         """One for each, in order. Raises a `CptronError` where there is no use in going on."""
+
+    def stop(self) -> None:
+        """The run ends: have calls of `answers` in other threads wait for nothing more than what they have sent."""

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from cptron.corpus.synthesis.answer import Answer, Model, Request
 from cptron.corpus.synthesis.cache import Cache, key_of
+from cptron.errors import CptronError
 
 
 class Asker:
@@ -29,7 +30,9 @@ class Asker:
             waiting = [pool.submit(self._group, group) for group in groups]
             try:
                 return [answer for future in waiting for answer in future.result()]
-            except BaseException:
+            except BaseException as error:
+                if not isinstance(error, Exception) or isinstance(error, CptronError):
+                    self._model.stop()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -65,6 +66,11 @@ class Endpoint:
         self._locks = cache / LOCKS
         self._idle: list[Poster] = []
         self._bad_in_a_row = 0
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """See `Model`."""
+        self._stopped.set()
 
     def answers(self, requests: Sequence[Request]) -> list[Answer]:
         """See `Model`."""
@@ -110,7 +116,11 @@ class Endpoint:
                     why = self._clean(str(error))
                 if tried == self._settings.retries:
                     return self._given_up(tried + 1, why)
-                time.sleep(wait_s)  # with the slot: a server that is busy gets fewer requests
+                # With the slot: a server that is busy gets fewer requests.
+                if self._stopped.wait(wait_s):
+                    raise DataError(
+                        f"stopped while the endpoint was tried again (last: {why}); run the command again"
+                    )
             tried += 1
 
     def _body(self, request: Request) -> bytes:

@@ -17,6 +17,8 @@ from urllib.parse import SplitResult, urlsplit
 
 MAX_BYTES = 16 << 20
 _AT_ONCE = 64 << 10
+_IDLE_S = 2.0
+"""After which a connection is opened anew: servers close idle ones, and a request that meets that is a lost try."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,20 +74,22 @@ class Poster:
         self._path = self._parts.path.rstrip("/") + path
         self._timeout_s = timeout_s
         self._connection: http.client.HTTPConnection | None = None
+        self._used_s = 0.0
 
     def post(self, body: bytes, headers: Mapping[str, str]) -> Response:
         """The response, whatever its status, within `timeout_s` from now. Raises ConnectionProblemError."""
-        was_open = self._connection is not None
-        deadline = time.monotonic() + self._timeout_s
+        if time.monotonic() - self._used_s > _IDLE_S:
+            self.close()
         try:
-            return self._post(body, headers, deadline)
-        except _StaleError:
-            if not was_open:
-                raise ConnectionProblemError("the server closed the connection without an answer") from None
-        try:  # an idle connection that the server had closed: nobody has seen the request
-            return self._post(body, headers, deadline)
-        except _StaleError:
-            raise ConnectionProblemError("the server closed the connection without an answer") from None
+            return self._post(body, headers, time.monotonic() + self._timeout_s)
+        except TimeoutError:
+            self.close()
+            raise ConnectionProblemError(f"no whole answer in {self._timeout_s:g} s") from None
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            self.close()
+            raise ConnectionProblemError(f"{type(error).__name__}: {error}") from None
+        finally:
+            self._used_s = time.monotonic()
 
     def close(self) -> None:
         """Hang up."""
@@ -97,26 +101,15 @@ class Poster:
         self.close()
 
     def _post(self, body: bytes, headers: Mapping[str, str], deadline: float) -> Response:
-        try:
-            connection = self._opened(deadline)
-            wire = connection.sock  # the connection forgets it where the server says that it will close
-            try:
-                connection.request("POST", self._path, body, dict(headers))
-                response = connection.getresponse()
-            except (ConnectionResetError, BrokenPipeError):
-                self.close()
-                raise _StaleError from None
-            content = _read(response, wire, deadline)
-            if response.will_close:
-                self.close()
-            names = {name.lower(): value for name, value in response.getheaders()}
-            return Response(response.status, names, content)
-        except TimeoutError:
+        connection = self._opened(deadline)
+        wire = connection.sock  # the connection forgets it where the server says that it will close
+        connection.request("POST", self._path, body, dict(headers))
+        response = connection.getresponse()
+        content = _read(response, wire, deadline)
+        if response.will_close:
             self.close()
-            raise ConnectionProblemError(f"no whole answer in {self._timeout_s:g} s") from None
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            self.close()
-            raise ConnectionProblemError(f"{type(error).__name__}: {error}") from None
+        names = {name.lower(): value for name, value in response.getheaders()}
+        return Response(response.status, names, content)
 
     def _opened(self, deadline: float) -> http.client.HTTPConnection:
         host, port = self._parts.hostname, self._parts.port
@@ -148,10 +141,6 @@ def _read(response: http.client.HTTPResponse, wire: socket.socket, deadline: flo
     if left:
         raise http.client.IncompleteRead(bytes(content), left)
     return bytes(content)
-
-
-class _StaleError(Exception):
-    """The server hung up before it answered."""
 
 
 def _left_s(deadline: float) -> float:

@@ -53,7 +53,10 @@ class LocalModel:
         self._settings = settings
         self._answer_tokens = answer_tokens
         self.group_size = settings.batch_size
-        self.identity: Mapping[str, Any] = {"folder": folder.resolve().name, "sha256": _content_hash(tuple(model_files(folder)))}
+        self.identity: Mapping[str, Any] = {
+            "folder": folder.resolve().name,
+            "sha256": _content_hash(tuple(model_files(folder))),
+        }
         parameters: dict[str, Any] = {"dtype": settings.dtype, "answer_tokens": answer_tokens}
         if temperature > 0:
             parameters |= {"temperature": temperature, "top_p": top_p, "seed": seed}
@@ -64,7 +67,9 @@ class LocalModel:
     def _load(self, folder: Path) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # the curation has its own
         settings = self._settings
         if settings.device == "cuda" and not torch.cuda.is_available():
             raise DataError("device cuda is not there, must be for the local model; set local.device to cpu")
@@ -95,6 +100,9 @@ class LocalModel:
         fitting = [one for one in ids if len(one) <= most]
         made = iter(self._generated(fitting, requests)) if fitting else iter(())
         return [next(made) if len(one) <= most else _too_long(len(one), most) for one in ids]
+
+    def stop(self) -> None:
+        """See `Model`: there are no other threads."""
 
     def _rendered(self, request: Request) -> tuple[str, bool]:
         """The prompt, by the chat template where there is one, and whether special tokens are to be added."""

@@ -55,9 +55,7 @@ class Maker:
         for part, answer in answers:
             name = f"{document.id}/{part.prompt.name}.{part.passage}"
             if answer is None or answer.end in ("refused", "failed"):
-                why = (
-                    Dropped("not_asked") if answer is None else Dropped(f"endpoint_{answer.end}", answer.text)
-                )
+                why = Dropped("not_asked") if answer is None else Dropped(f"model_{answer.end}", answer.text)
                 passage = document.text[part.span[0] : part.span[1]]
                 made.append(Rejected(Document(passage, name, document.source), why))
                 continue
