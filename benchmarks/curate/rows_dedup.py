@@ -37,8 +37,12 @@ class Settings:
     """Directory of the peers' packages."""
     corpus: Path
     """JSONL of real documents."""
-    tokenizer: Path
-    """Directory of the tokenizer of the row `whole`."""
+    model: Path
+    """A Hugging Face causal model, of the rows `whole`, `select` and `tokenizer`."""
+    domains: Path
+    """Directory of the domains of `select`."""
+    texts: Path
+    """Directory of the texts of `tokenizer`."""
     rounds: int
     documents: int
     """Of the large row."""

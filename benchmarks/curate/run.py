@@ -13,18 +13,38 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.curate import rows_dedup, rows_scale, texts, whole
+from benchmarks import curate_tokenizer
+from benchmarks.curate import rows_dedup, rows_scale, rows_select, texts, whole
 from benchmarks.curate.rows_dedup import Settings
 from benchmarks.data.measure import ROOT, BenchmarkError, run_process
 from benchmarks.data.results import Row, merge, read, table
 
 RESULTS = ROOT / "benchmarks" / "results" / "curate.json"
+
+
+def _select(settings: Settings) -> list[Row]:
+    mix = rows_select.mix_of(settings.domains)
+    found = rows_select.dsir(settings.domains, mix) + rows_select.classifier(settings.domains, mix)
+    return found + rows_select.perplexity(settings.model, mix, settings.domains, settings.rounds)
+
+
+def _tokenizer(settings: Settings) -> list[Row]:
+    directory = settings.work_dir / "tokenizer"
+    directory.mkdir(exist_ok=True)
+    return curate_tokenizer.rows(
+        curate_tokenizer.Settings(settings.texts, settings.model, directory, settings.command)
+    )
+
+
 ROWS: dict[str, Callable[[Settings], list[Row]]] = {
     "dedup-peers": rows_dedup.all_peers,
     "dedup-large": rows_dedup.large,
     "dedup-index": rows_scale.index,
     "whole": whole.whole,
+    "select": _select,
+    "tokenizer": _tokenizer,
 }
+_READ_CORPUS = {"dedup-peers", "dedup-large", "whole"}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -41,18 +61,30 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--peers", type=Path, default=ROOT / ".cache" / "bench-curate-peers", help="the peers' packages"
     )
     parser.add_argument(
-        "--tokenizer", type=Path, default=ROOT / ".cache" / "smollm2-135m", help="of the row whole"
+        "--model",
+        type=Path,
+        default=ROOT / ".cache" / "smollm2-135m",
+        help="whose tokenizer whole and tokenizer take, and whose losses select: `make demo` fetches it",
+    )
+    parser.add_argument(
+        "--domains", type=Path, default=rows_select.DOMAINS, help="of select: NAME.{train,valid}.jsonl.gz"
+    )
+    parser.add_argument(
+        "--texts",
+        type=Path,
+        default=texts.CACHE / "languages",
+        help="of tokenizer: libreoffice_help_{vi,hi}.{train,valid}.jsonl.gz",
     )
     parser.add_argument("--work-dir", type=Path, default=texts.CACHE, help="inputs and outputs, up to 6 GB")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file to merge into")
     return parser.parse_args(argv)
 
 
-def settings_of(arguments: argparse.Namespace, words: Sequence[str]) -> Settings:
-    """What the rows need, the corpus made. Raises BenchmarkError."""
+def settings_of(arguments: argparse.Namespace, chosen: Sequence[str], words: Sequence[str]) -> Settings:
+    """What the rows need, the corpus made where one reads it. Raises BenchmarkError."""
     arguments.work_dir.mkdir(parents=True, exist_ok=True)
     corpus = arguments.corpus or arguments.work_dir / f"real_{arguments.documents}.jsonl"
-    if not corpus.is_file():
+    if not corpus.is_file() and _READ_CORPUS.intersection(chosen):
         words_of = ["--documents", str(arguments.documents), "--cache", arguments.work_dir]
         run_process([sys.executable, "-m", "benchmarks.curate.texts", corpus.absolute(), *words_of])
     shown = [f"[...]/{Path(word).name}" if Path(word).is_absolute() else word for word in words]
@@ -60,7 +92,9 @@ def settings_of(arguments: argparse.Namespace, words: Sequence[str]) -> Settings
         work_dir=arguments.work_dir.resolve(),
         peers=arguments.peers.resolve(),
         corpus=corpus.resolve(),
-        tokenizer=arguments.tokenizer.resolve(),
+        model=arguments.model.resolve(),
+        domains=arguments.domains.resolve(),
+        texts=arguments.texts.resolve(),
         rounds=arguments.rounds,
         documents=arguments.documents,
         few_documents=arguments.few_documents,
@@ -82,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     failed: list[str] = []
     try:
-        settings = settings_of(arguments, sys.argv[1:] if argv is None else argv)
+        settings = settings_of(arguments, chosen, sys.argv[1:] if argv is None else argv)
     except BenchmarkError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -96,7 +96,7 @@ class Raw:
 
 def whole(settings: Settings) -> list[Row]:
     """Rows 4a (speed, memory) and 4b (kills)."""
-    raw = Raw(settings.work_dir / "whole", settings.corpus, settings.tokenizer)
+    raw = Raw(settings.work_dir / "whole", settings.corpus, settings.model)
     return rows(raw, settings.command)
 
 
