@@ -151,7 +151,7 @@ def _fit(rows: SparseRows, labels: NDArray[np.float64], how: Training) -> tuple[
     ahead = point.copy()
     for number in range(_ROUNDS):
         errors = importance * (_sigmoid(rows.row_sums(values * ahead[rows.buckets]) + ahead[-1]) - labels)
-        slope: NDArray[np.float64] = np.bincount(
+        slope = np.zeros(width + 1) + np.bincount(
             rows.buckets, weights=values * errors[owner], minlength=width + 1
         )
         slope[:-1] += how.penalty * ahead[:-1]
