@@ -101,7 +101,7 @@ bench-checkpoint: $(READY) ## saves and loads against a copy of the same bytes: 
 bench-curate-peers: $(READY) ## fetch the peers of bench-curate into .cache, beside the environment
 	$(PIP) install --quiet --no-deps --upgrade --target .cache/bench-curate-peers -r benchmarks/curate/requirements-peers.txt
 
-bench-curate: bench-curate-peers ## curation against its peers, 100,000 real documents: benchmarks/results/curate.json
+bench-curate: bench-curate-peers ## curation and tokenizers against their peers, a real corpus raw to tokens: benchmarks/results/curate.json
 	$(VENV)/bin/python -m benchmarks.curate.run $(BENCH_ARGS)
 
 bench-engine: $(READY) ## the engine against a transformers loop on the CPU: benchmarks/results/engine_cpu.json
