@@ -45,6 +45,8 @@ STEPS: list[dict[str, Any]] = [
 ]
 _KILLS = 6
 """At most, of each of the two commands."""
+_LATEST = 0.8
+"""Part of the undisturbed time after which a command is killed at the latest."""
 _GONE_S = 60
 
 
@@ -134,7 +136,7 @@ def killed_and_ended(words: Sequence[str | Path], undisturbed_s: float, draw: ra
             start_new_session=True,
         )
         try:
-            process.wait(timeout=draw.random() * undisturbed_s)
+            process.wait(timeout=draw.random() * _LATEST * undisturbed_s)
         except subprocess.TimeoutExpired:
             kills += 1
         finally:
