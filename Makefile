@@ -65,7 +65,7 @@ test-more: env $(MODEL)/complete.json ## more cases of what `make test` proves: 
 
 test-slurm: $(READY) ## jobs on a real SLURM of two nodes on this machine, installed where it can be (about 10 minutes)
 	$(VENV)/bin/python tests/slurm/slurm_install.py --required
-	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest $(PYTEST_ARGS) --durations=0 tests/slurm
+	HF_HUB_OFFLINE=1 TEST_SLURM_REQUIRED=1 $(VENV)/bin/python -m pytest $(PYTEST_ARGS) --durations=0 tests/slurm
 
 slurm: $(READY) ## install SLURM for its tests, from the distribution: as root on Debian or Ubuntu
 	@$(VENV)/bin/python tests/slurm/slurm_install.py

@@ -96,6 +96,7 @@ def test_resumes_to_the_bit_and_under_another_layout(
     assert_close(evals(run), evals(whole))
 
 
+@pytest.mark.more
 def test_the_cut_changes_no_number(world: World, runs: dict[str, Path], tmp_path: Path) -> None:
     """The same run on four ranks, with recomputation; its checkpoint goes on where it was alone."""
     words = [*settings("dora"), "memory.recompute=full"]

@@ -323,6 +323,7 @@ def test_what_is_no_megatron_checkpoint_is_refused(world: World, tmp_path: Path)
     assert not (tmp_path / "ours").exists()
 
 
+@pytest.mark.more
 def test_exports_are_the_same_through_either_way(
     world: World, whole_runs: dict[Layout, Path], tmp_path: Path
 ) -> None:

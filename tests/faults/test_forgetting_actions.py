@@ -222,6 +222,7 @@ def test_every_layout_rolls_back(
             assert ours.sets[name].nats_W == pytest.approx(expected.nats_W, rel=1e-3, abs=1e-3)
 
 
+@pytest.mark.more
 def test_attempts_are_told_apart(forgetting_world: ForgettingWorld, tmp_path: Path) -> None:
     """Two rollbacks to the same checkpoint, then the limit of actions; a kill after the second is no third."""
     run = tmp_path / "run"

@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
 import rank_calls
 from commands import call, cptron, error_lines, records, snapshot, started, steps
 from tiny_world import ONE, Layout, World
@@ -16,6 +17,7 @@ from cptron.checkpoint.run_lock import LOCK, sole_writer
 from cptron.testing import run_ranks
 
 
+@pytest.mark.more
 def test_a_live_run_keeps_others_out(world: World, whole_runs: dict[Layout, Path], tmp_path: Path) -> None:
     """While it trains; when it is killed its lock is gone with it, and the same command goes on."""
     run = tmp_path / "run"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -9,15 +11,26 @@ from slurm_cluster import Cluster, missing, running_cluster
 
 from cptron.testing import stop_ranks
 
+REQUIRED = "TEST_SLURM_REQUIRED"
+
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A running cluster of two nodes; the tests are skipped where SLURM is not installed."""
+    """A running cluster of two nodes. The tests are skipped where SLURM is not installed; where it does not start, too,
+    but not by `make test-slurm`."""
     if absent := missing():
         pytest.skip(
             f"SLURM is not installed ({', '.join(absent)} not found): `make slurm` installs it on Debian"
         )
-    with running_cluster() as started:
+    with contextlib.ExitStack() as stack:
+        try:
+            started = stack.enter_context(running_cluster())
+        except RuntimeError:
+            if REQUIRED in os.environ:
+                raise
+            pytest.skip(
+                "SLURM is installed and does not start on this machine: `make test-slurm` fails and says why"
+            )
         yield started
 
 

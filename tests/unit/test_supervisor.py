@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
 from commands import call
 
 DRIVER = """
@@ -105,6 +106,7 @@ def test_codes_and_restarts(tmp_path: Path) -> None:
     assert all(line.startswith("cptron: ") for line in said), "torchrun's own lines are not wanted"
 
 
+@pytest.mark.more
 def test_ranks_that_end_at_any_moment(tmp_path: Path) -> None:
     """Their own codes count, also those that torchrun's agent is told of first."""
     said = run_cases(tmp_path, AT_ANY_MOMENT, "busy")
