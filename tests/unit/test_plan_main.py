@@ -8,8 +8,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from plan_cases import LLAMA3_8B, RECIPE, ROOT
-from test_plan_calibrate import HUGGING_FACE_8B
+from plan_cases import HUGGING_FACE_8B, LLAMA3_8B, RECIPE, ROOT
 
 from cptron import cli
 from cptron.config.check import check_config
