@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from cptron.plan.gpus import GPUS
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "examples/recipes/llama3_8b_h100.yaml"
+HUGGING_FACE_8B = json.loads((ROOT / "examples/recipes/models/llama-3.1-8b.json").read_text())
+"""The `config.json` of Llama 3.1 8B."""
 
 
 def llama(**sizes: Any) -> Architecture:

@@ -41,7 +41,7 @@ def progress_of(run: Path) -> Progress | None:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - TAIL_BYTES))
-            lines = file.read().split(b"\n")[1 if size > TAIL_BYTES else 0 : -1]
+            lines = file.read().split(b"\n")  # parts of lines at either end are no records
         age_s = max(0.0, time.time() - path.stat().st_mtime)
     except OSError:
         return None

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from plan_cases import HUGGING_FACE_8B
 
 from cptron.config.check import check_config
 from cptron.config.check_engine import check_shape
@@ -18,25 +19,6 @@ CURATIONS = sorted((ROOT / "examples/curate").glob("*.y*ml"))
 EXAMPLES = sorted(set((ROOT / "examples").rglob("*.y*ml")) - set(CURATIONS))
 RANGE_8B = (8, 16, 32, 64, 128, 256, 512)
 """Ranks that the recipe which other pages start from is for; the others are tried on what they are planned for."""
-LLAMA_3_1_8B = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "num_hidden_layers": 32,
-    "vocab_size": 128256,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "rope_scaling": {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    },
-}
 
 
 def name_of(path: Path) -> str:
@@ -100,7 +82,7 @@ def test_quickstart_reads_what_its_program_writes() -> None:
 def test_cluster_example_suits_its_model() -> None:
     """Llama 3.1 8B can be cut as the file says, on 1 to 64 nodes, and the run has the tokens that its comment says."""
     config = load_config(ROOT / "examples/recipes/llama3_8b_h100.yaml").config
-    check_shape(read_config(LLAMA_3_1_8B), config)
+    check_shape(read_config(dict(HUGGING_FACE_8B)), config)
     for world_size in RANGE_8B:
         check_config(config, world_size)
     tokens = config.train.steps * config.train.global_batch_size * config.data.seq_length

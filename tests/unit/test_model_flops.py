@@ -5,41 +5,15 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plan_cases import LLAMA3_8B, LLAMA3_70B, llama
 
 from cptron.model.architecture import Architecture
 from cptron.model.flops import attention_flops, matmul_flops_per_token, sum_of_squares, train_flops
-
-
-def llama(**sizes: Any) -> Architecture:
-    """An architecture of these sizes; what does not count is filled in."""
-    rest: dict[str, Any] = {"max_position_embeddings": 8192, "norm_eps": 1e-5, "rope_theta": 5e5}
-    return Architecture(family="llama", **sizes, **rest)
-
-
-LLAMA3_8B = llama(
-    num_layers=32,
-    hidden_size=4096,
-    ffn_hidden_size=14336,
-    num_attention_heads=32,
-    num_kv_heads=8,
-    head_dim=128,
-    vocab_size=128256,
-)
-LLAMA3_70B = llama(
-    num_layers=80,
-    hidden_size=8192,
-    ffn_hidden_size=28672,
-    num_attention_heads=64,
-    num_kv_heads=8,
-    head_dim=128,
-    vocab_size=128256,
-)
 
 
 @pytest.mark.parametrize(("arch", "gflops"), [(LLAMA3_8B, 51.5), (LLAMA3_70B, 449.0)])

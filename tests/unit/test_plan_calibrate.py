@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from plan_cases import LLAMA3_8B, h100s, recipe
+from plan_cases import HUGGING_FACE_8B, LLAMA3_8B, h100s, recipe
 
 from cptron.config.load import resolved_yaml
 from cptron.errors import CptronError, DataError
@@ -21,18 +21,6 @@ from cptron.plan.steady import LEAST_STEPS, LEFT_OUT
 from cptron.plan.step_time import step_time
 from cptron.runtime.topology import Layout, Topology
 
-HUGGING_FACE_8B = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "num_hidden_layers": 32,
-    "vocab_size": 128256,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-}
 REACHED, MEMORY = 0.47, 1.06
 
 

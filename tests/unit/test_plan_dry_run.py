@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from plan_cases import LLAMA3_70B, RECIPE, recipe
-from test_plan_calibrate import HUGGING_FACE_8B
+from plan_cases import HUGGING_FACE_8B, LLAMA3_70B, RECIPE, recipe
 
 from cptron import cli
 from cptron.errors import ConfigError

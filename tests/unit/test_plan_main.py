@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 from corpus_world import config_of, lines_of, run
-from plan_cases import LLAMA3_8B, RECIPE, ROOT
-from test_plan_calibrate import HUGGING_FACE_8B
+from plan_cases import HUGGING_FACE_8B, LLAMA3_8B, RECIPE, ROOT
 
 from cptron import cli
 from cptron.config.check import check_config

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plan_cases import LLAMA2_7B, LLAMA3_8B, LLAMA3_70B, LLAMA3_405B, TINY, recipe
+from plan_cases import LLAMA2_7B, LLAMA3_8B, LLAMA3_70B, LLAMA3_405B, ROOT, TINY, recipe
 
 from cptron.config.schema import AdapterConfig, MemoryConfig
 from cptron.model.architecture import Architecture
@@ -35,6 +36,16 @@ def test_what_megatrons_reporter_says_of_llama_3_8b() -> None:
     (held,) = held_by_stage(recipe(), LLAMA3_8B)
     assert sum(static_bytes(recipe(), held, 8)) == pytest.approx(7.5 * held.total)
     assert sum(static_bytes(recipe(), held, 8)) / MIB == pytest.approx(57438.81, rel=1e-3)
+
+
+def test_a_gpu_needs_more_than_is_allocated() -> None:
+    """Both parts as docs/planning.md states them."""
+    memory = memory_of_stage(recipe(), LLAMA3_8B, 64, 0)
+    page = (ROOT / "docs/planning.md").read_text()
+    lost, context = re.findall(
+        r"\*\*Beyond torch\*\*: ([\d.]+) % of all that .*?, and ([\d.]+) GB for CUDA", page
+    )[0]
+    assert memory.total == pytest.approx(memory.allocated * (1 + float(lost) / 100) + float(context) * 1e9)
 
 
 @pytest.mark.parametrize(

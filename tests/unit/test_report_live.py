@@ -106,6 +106,14 @@ def test_every_line_says_what_the_records_say() -> None:
     assert "no record for 0:07" not in found["time"] and "no record for 1:40" in lines(status, 130.0)["time"]
 
 
+def test_the_pace_begins_anew_with_a_start() -> None:
+    """Days between a stop and the next start at the same step are nobody's pace."""
+    status = told((start(), 0.0), (step(1), 2.0), (step(2), 4.0))
+    status.take(start(step=2), 2e5)
+    status.take(step(3), 2e5 + 2.0)
+    assert status.pace_s() == (2.0, False)
+
+
 def test_time_left_is_a_bound_until_a_whole_cycle_was_seen() -> None:
     """A cycle of ten steps of 2 s, and an evaluation of 30 s in each."""
     status, now_s = told((start(), 0.0)), 0.0

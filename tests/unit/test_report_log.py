@@ -24,7 +24,7 @@ from cptron.report.figure import json_block
 from cptron.report.happened import events_of
 from cptron.report.html import status, write_report
 from cptron.report.places import Places
-from cptron.report.rates import StagePlan, planned_curve
+from cptron.report.rates import StagePlan, planned_curve, rate_table
 from cptron.report.run_log import read_run
 from cptron.report.steplog import StepLog
 from cptron.report.thin import buckets_for, thin
@@ -66,6 +66,17 @@ def test_a_gpu_that_the_log_names_needs_no_option(tmp_path: Path) -> None:
         )
         log.write_text(log.read_text().replace("NVIDIA H100 80GB HBM3", name))
         assert View(read_run(run)).peak_tflop_per_s == peak
+
+
+def test_a_step_that_is_written_twice_in_a_row_counts_once(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "n")
+    log = run / "metrics.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    at = next(n for n, line in enumerate(lines) if json.loads(line).get("step") == 30 and '"step", ' in line)
+    log.write_text("".join([*lines[: at + 1], *lines[at:]]))
+    assert (
+        read_run(run).steps.steps.tolist() == read_run(write_run(tmp_path / "once", "n")).steps.steps.tolist()
+    )
 
 
 def test_a_slow_rank_is_an_event(run: Path) -> None:
@@ -192,3 +203,11 @@ def test_planned_rates_count_stages_as_the_loader_does() -> None:
         expected[step + 1.0] = learning_rate(config.optim, step, config.train.steps) * (2, 1, 0.5)[stage]
         tokens += per_batch[stage]
     assert dict(planned_curve(config)) == expected
+    rows = [line.split() for line in rate_table(config).splitlines()[2:]]
+    rates = {
+        int(row[0]): float(next(cell for cell in row if "e" in cell and cell[0].isdigit())) for row in rows
+    }
+    assert len(rates) > 2
+    for step, rate in rates.items():
+        if step + 1.0 in expected:
+            assert rate == pytest.approx(expected[step + 1.0], rel=1e-5)

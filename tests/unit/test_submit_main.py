@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from plan_cases import RECIPE
-from test_plan_calibrate import HUGGING_FACE_8B
+from plan_cases import HUGGING_FACE_8B, RECIPE
 
 from cptron import cli
 from cptron.errors import ConfigError
