@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,21 @@ from cptron.corpus.step import ShardFeatures, Tally, read_verdicts
 ROOT = Path(__file__).parents[1]
 
 
-def pieces(paths: Iterable[Path], length: int = 1500) -> list[str]:
-    """Real text of this repository, in pieces."""
-    text = "\n".join(path.read_text() for path in sorted(paths))
+def pieces(text: str, length: int = 1500) -> list[str]:
+    """Of equal length, but for the last."""
     return [text[start : start + length] for start in range(0, len(text), length)]
 
 
 def program_texts() -> list[str]:
-    """Python."""
-    return pieces((ROOT / "cptron" / "corpus").rglob("*.py"))
+    """Python of this repository."""
+    return pieces("\n".join(path.read_text() for path in sorted((ROOT / "cptron" / "corpus").rglob("*.py"))))
 
 
 def prose_texts() -> list[str]:
-    """English."""
-    return pieces((ROOT / "docs").glob("*.md"))
+    """English of this repository: its pages without commands, tables and names of the program."""
+    pages = "\n".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
+    prose = re.sub(r"`[^`\n]*`", "it", re.sub(r"^```.*?^```$", "", pages, flags=re.MULTILINE | re.DOTALL))
+    return pieces("\n".join(line for line in prose.splitlines() if line and line[0] not in "|#"))
 
 
 def write_texts(path: Path, texts: Sequence[str]) -> str:

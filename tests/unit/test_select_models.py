@@ -223,10 +223,11 @@ def test_classifier(tmp_path: Path) -> None:
 def test_threshold_has_the_highest_recall_of_all_that_are_precise_enough(
     examples: list[tuple[int, bool]], least: float
 ) -> None:
-    """Against all thresholds."""
+    """Against all thresholds; what one example or few say by chance is no precision."""
     scores, positive = np.array([s / 6 for s, _ in examples]), np.array([p for _, p in examples])
     every = [at_threshold(scores, positive, float(t)) for t in scores]
-    good = [one for one in every if one.precision >= least and one.recall > 0]
+    enough = max(1, min(5, sum(positive))) / max(1, sum(positive)) - 1e-9
+    good = [one for one in every if one.precision >= least and one.recall >= enough]
     if not good:
         with pytest.raises(DataError):
             choose_threshold(scores, positive, least)

@@ -241,7 +241,14 @@ def pipeline(root: Path) -> dict[str, Any]:
         {"step": "ngram_perplexity", "reference": other},
         {"step": "quantile", "key": "ngram_perplexity_bits_per_byte", "highest": 0.95},
         {"step": "dsir", "target": target, "budget_share": 0.8},
-        {"step": "dacp", "method": "ets_com", "task": target, "budget_share": 0.7, "sampling": "soft"},
+        {
+            "step": "dacp",
+            "method": "ets_com",
+            "novelty_key": "ngram_perplexity_nats_per_token",
+            "task": target,
+            "budget_share": 0.7,
+            "sampling": "soft",
+        },
         {"step": "classifier", "positive": target, "negative": other, "min_precision": 0.6, "action": "mark"},
     ]
     return config_of(root / "out", inputs, steps, shard_bytes=8000)

@@ -20,6 +20,8 @@ from cptron.corpus.select.sparse import SparseRows
 from cptron.errors import DataError
 
 FORMAT = "cptron linear classifier"
+LEAST_FOUND = 5
+"""Held-out positive examples that a threshold must find (all, where there are fewer): one by chance is no precision."""
 _ROUNDS = 300
 
 
@@ -113,13 +115,16 @@ def train(positives: Iterable[str], negatives: Iterable[str], how: Training) -> 
 def choose_threshold(
     scores: NDArray[np.float64], positive: NDArray[np.bool_], min_precision: float
 ) -> Quality:
-    """The lowest threshold, thus the highest recall, from which on the precision is `min_precision`. Raises DataError
-    where there is none."""
+    """The lowest threshold, thus the highest recall, from which on the precision is `min_precision` and that finds
+    `LEAST_FOUND` positive examples. Raises DataError where there is none."""
+    found = int(positive.sum())
+    least = max(1, min(LEAST_FOUND, found))
     qualities = [at_threshold(scores, positive, float(threshold)) for threshold in np.unique(scores)]
-    for quality in qualities:
-        if quality.precision >= min_precision and quality.recall > 0:
+    enough = [quality for quality in qualities if round(quality.recall * found) >= least]
+    for quality in enough:
+        if quality.precision >= min_precision:
             return quality
-    best = max(quality.precision for quality in qualities)
+    best = max((quality.precision for quality in enough), default=0.0)
     raise DataError(
         f"precision on held-out examples is {best:.3f} at best, must be min_precision {min_precision}; lower it or "
         "give other examples"
