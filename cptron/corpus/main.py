@@ -20,6 +20,7 @@ from cptron.corpus.load import load_curation
 from cptron.corpus.manifest import CorpusManifest
 from cptron.corpus.run import curate, do_part, finish, prepare
 from cptron.corpus.slurm import submit
+from cptron.corpus.stages import build_step
 from cptron.errors import ConfigError
 from cptron.interrupts import terminated_like_interrupted
 from cptron.report.console import table
@@ -67,6 +68,8 @@ def _run(args: argparse.Namespace, part: tuple[int, int] | None) -> int:
                 manifest = curate(work, executor, workers)
     if manifest:
         print(_shown(manifest, output))
+        for said in filter(None, (build_step(config, step).said() for step in config.steps)):
+            print(said)
     return 0
 
 

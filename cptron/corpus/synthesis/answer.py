@@ -21,6 +21,20 @@ class Request:
     system: str
     """What it is told before; may be empty."""
     user: str
+    completion: str = ""
+    """The same for a model without chats: a text with examples, which it goes on with; empty where there is none."""
+    stop: str = ""
+    """Where the answer to `completion` ends, if the model writes on; empty for nowhere."""
+
+    @property
+    def begun(self) -> str:
+        """Last line of `completion`: the beginning of the answer."""
+        return self.completion.rpartition("\n")[2]
+
+    def completed(self, text: str) -> tuple[str, bool]:
+        """The whole answer, where a model went on with `text`, and whether `stop` ended it."""
+        text, stopped, _ = text.partition(self.stop) if self.stop else (text, "", "")
+        return self.begun + text, bool(stopped)
 
 
 @dataclass(frozen=True, slots=True)
