@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from corpus_world import documents_of, run
-from synthesis_world import Reply, completion, document, good, pair, serving, synthesis
+from synthesis_world import Reply, completion, good, pair, serving, synthesis
 
 from cptron.corpus.load import load_curation
 from cptron.corpus.main import main
@@ -19,10 +19,11 @@ from cptron.corpus.steps.synthesise import Step
 from cptron.corpus.synthesis.budget import Spent, read_spent
 from cptron.errors import DataError
 
-OPENSSL = (
-    "openssl req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:P-256 -days 2 -subj /CN=localhost "
-    "-addext subjectAltName=DNS:localhost"
-).split()
+OPENSSL = [
+    "openssl", "req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-days", "2",
+    "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
+]  # fmt: skip
+"""A certificate that nobody else vouches for."""
 
 
 def test_nobody_there_costs_nothing(tmp_path: Path) -> None:

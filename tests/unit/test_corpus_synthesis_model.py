@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -123,3 +124,22 @@ def test_what_a_model_cannot_do_is_said_at_the_beginning(base_folder: Path, tmp_
     settings = {"kinds": ["own"], "prompts": {"own": str(tmp_path / "own.txt")}}
     with pytest.raises(DataError, match="no `--- completion`"):
         run(synthesis(tmp_path, "http://127.0.0.1:9/v1", endpoint={"interface": "completions"}, **settings))
+
+
+@pytest.mark.more
+def test_workers_do_not_matter_to_a_local_model(base_folder: Path, tmp_path: Path) -> None:
+    """Groups, answers and counts: by one process and by two, each with a cache of its own."""
+    found = []
+    for workers in (1, 2):
+        config = synthesis(tmp_path / "in", "", documents=40, kinds=["factual"], answer_tokens=8)
+        step = config["steps"][0]
+        step["local"] = {"folder": str(base_folder), "batch_size": 4, "threads": 1}
+        step["cache"] = str(tmp_path / f"cache{workers}")
+        config["output"] = str(tmp_path / f"out{workers}")
+        del step["endpoint"]
+        run(config, workers=workers)
+        answers = {path.name: path.read_bytes() for path in (tmp_path / f"cache{workers}").glob("???/*.json")}
+        manifest = json.loads((tmp_path / f"out{workers}/manifest.json").read_text())
+        assert manifest["steps"][0]["counted"]["answers"] == 40 and 10 <= len(answers) < 40
+        found.append((answers, manifest["steps"]))
+    assert found[0] == found[1]

@@ -91,9 +91,9 @@ def test_no_answer_is_lost(text: str, cut_off: bool) -> None:
 )
 def test_hostile_answers_are_read_quickly(text: str) -> None:
     """No blow-up."""
-    started = time.monotonic()
+    started = time.process_time()
     assert parse_answer(text, False)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 @settings(max_examples=40)
@@ -166,7 +166,7 @@ def checks(prompt: str = "factual", **more: Any) -> PassageChecks:
         ("什么时候建造的？", "蒸汽机在河边，" * 8, "loops"),
         ("When was it built?", PASSAGE[:80], "copies_document"),
         ("When was it built?", f"It says: {PASSAGE[4:]} So it is.", "copies_document"),
-        (f"{PASSAGE[:90]}: when was it built?", "In 1802.", "copies_document"),
+        (f"{PASSAGE[:90]}: for whom?", "For the whole town.", "copies_document"),
         ("When was it built?", "The engine was built in 1803.", "unknown_number"),
         ("When was it built?", "Whales swim below glaciers.", "not_grounded"),
     ],

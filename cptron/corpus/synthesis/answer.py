@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from cptron.errors import DataError
+
 End = Literal["stop", "length", "refused", "failed"]
 """`stop`: whole; `length`: cut off; `refused`: the model will not answer it; `failed`: it could not, however often."""
 
@@ -47,6 +49,10 @@ class Answer:
     tokens_in: int
     """As the model counts them; 0 where it does not say."""
     tokens_out: int
+
+
+class NoneAnsweredError(DataError):
+    """So many requests in a row were refused or failed that it is not the requests: what they got is no answer."""
 
 
 class Model(Protocol):

@@ -48,11 +48,10 @@ def read_error(body: bytes) -> str:
     """What a body says of an error, for people."""
     try:
         content = json.loads(body.decode())
-        error: Any = content["error"]
-        return " ".join(str(error["message"] if isinstance(error, dict) else error).split())[
-            :_SHOWN_CHARACTERS
-        ]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        error: Any = next(content[key] for key in ("error", "detail", "message") if key in content)
+        said = error.get("message", error) if isinstance(error, dict) else error
+        return " ".join(str(said).split())[:_SHOWN_CHARACTERS]
+    except (ValueError, TypeError, StopIteration, RecursionError):
         return _shown(body)
 
 

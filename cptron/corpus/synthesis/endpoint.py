@@ -19,7 +19,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
-from cptron.corpus.synthesis.answer import Answer, Request
+from cptron.corpus.synthesis.answer import Answer, NoneAnsweredError, Request
 from cptron.corpus.synthesis.budget import Budget
 from cptron.corpus.synthesis.cache import LOCKS
 from cptron.corpus.synthesis.completion import BadCompletionError, read_completion, read_error
@@ -102,7 +102,7 @@ class Endpoint:
             return [answer]
         self._bad_in_a_row += 1
         if self._bad_in_a_row >= _MOST_IN_A_ROW:
-            raise DataError(
+            raise NoneAnsweredError(
                 f"the endpoint answered none of {_MOST_IN_A_ROW} questions in a row ({answer.text}); mend that and run "
                 "the same command again"
             )
