@@ -243,11 +243,11 @@ def test_failed_endpoint_stops_or_drops(tmp_path: Path) -> None:
         assert dropped(tmp_path) == {"model_failed": 1}
         server.reply = lambda prompt, before: (400, {}, b"")
         config = synthesis(tmp_path / "b", server.url, documents=30)
+        config["shard_bytes"] = 1 << 20
         with pytest.raises(DataError, match="none of 20 questions in a row"):
             run(config)
-        assert not list(
-            (tmp_path / "b/cache").glob("???/*.json")
-        )  # no answers: the server was not as it should be
+        # They are no answers: the server was not as it should be.
+        assert not list((tmp_path / "b/cache").glob("???/*.json"))
         server.reply = good
         run(config)
         assert dropped(tmp_path / "b") == {}

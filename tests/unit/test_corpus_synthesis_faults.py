@@ -129,7 +129,7 @@ def test_duplicates_and_evaluation_sets_behind_it(tmp_path: Path) -> None:
         ]
         manifest = run(config, workers=1)
     assert [dict(step.dropped) for step in manifest.steps] == [
-        {}, {"exact_duplicate": 4}, {"near_duplicate": 1}, {"contaminated": 1}
+        {}, {"duplicate": 4}, {"near_duplicate": 1}, {"words_of_evaluation_set": 1}
     ]  # fmt: skip
     made = documents_of(tmp_path / "out")
     assert len(made) == 7 and not any(planted in one["text"] for one in made)

@@ -17,7 +17,7 @@ from cptron.corpus.synthesis.endpoint import Endpoint
 from cptron.corpus.synthesis.local_model import LocalModel
 from cptron.corpus.synthesis.prompt import KINDS, read_prompt, shipped_path
 from cptron.corpus.synthesis.settings import EndpointSettings, LocalSettings
-from cptron.errors import DataError
+from cptron.errors import ConfigError, DataError
 
 CHAT = (
     "{% for message in messages %}<{{ message.role }}>{{ message.content }}\n{% endfor %}"
@@ -26,7 +26,7 @@ CHAT = (
 NO_SYSTEM = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
 )
-NUM_TOKENS = 24
+NUM_TOKENS = 12
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_server_of_a_model_says_what_the_model_says(
     monkeypatch.setenv(VARIABLE, KEY)
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # proxies are not used
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
-    requests = requests_of("factual", "summary")
+    requests = requests_of("factual", "summary")[::3]
     expected = local(folder, requests)
     server = ModelServer(folder, "tiny", KEY)
     with model_serving(server) as url:
@@ -122,7 +122,7 @@ def test_what_a_model_cannot_do_is_said_at_the_beginning(base_folder: Path, tmp_
         LocalModel(LocalSettings(folder=str(base_folder)), 0.0, 1.0, 4096, 0)
     (tmp_path / "own.txt").write_text("--- user\n{document}")
     settings = {"kinds": ["own"], "prompts": {"own": str(tmp_path / "own.txt")}}
-    with pytest.raises(DataError, match="no `--- completion`"):
+    with pytest.raises(ConfigError, match="no `--- completion`"):
         run(synthesis(tmp_path, "http://127.0.0.1:9/v1", endpoint={"interface": "completions"}, **settings))
 
 
