@@ -53,7 +53,9 @@ def fetch(cache: Path) -> Path:
         except (OSError, ValueError, subprocess.CalledProcessError) as error:
             said = getattr(error, "stderr", None) or str(error).encode()
             why = said.decode(errors="replace").strip().splitlines()[-1]
-            raise BenchmarkError(f"package {package} cannot be fetched ({why}); needs apt-get and dpkg-deb") from None
+            raise BenchmarkError(
+                f"package {package} cannot be fetched ({why}); needs apt-get and dpkg-deb"
+            ) from None
     return unpacked
 
 
