@@ -83,7 +83,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[TokenSource]:
     return [TokenSource(name, str(directory / name), SEQ, seed=7) for name in NAMES]
 
 
-@example(factors=[0.0] * 4, floors=Floors(frozenset("r"), 0.34375), limit=1.0)  # used up with the end of a batch
+@example(
+    factors=[0.0] * 4, floors=Floors(frozenset("r"), 0.34375), limit=1.0
+)  # used up with the end of a batch
 @settings(max_examples=40, deadline=None)
 @given(factors=st.lists(ANY, min_size=4, max_size=4), floors=FLOORS, limit=st.sampled_from([0.0, 1.0]))
 def test_a_stream_keeps_them_under_any_factors(
