@@ -139,7 +139,10 @@ def synthesis(root: Path, url: str, documents: int = 6, **settings: Any) -> dict
         "step": "synthesise", "kinds": ["factual"], "id_key": "n", "endpoint": endpoint, "cache": str(root / "cache"),
         **settings,
     }  # fmt: skip
-    return config_of(root / "out", {"x": [str(root / "in.jsonl")]}, [step], shard_bytes=1024)
+    config: dict[str, Any] = config_of(
+        root / "out", {"x": [str(root / "in.jsonl")]}, [step], shard_bytes=1024
+    )
+    return config
 
 
 def tiny_model(folder: Path) -> Path:

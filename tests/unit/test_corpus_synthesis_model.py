@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from corpus_world import run
@@ -76,8 +77,10 @@ def test_server_of_a_model_says_what_the_model_says(
         assert [endpoint.answers([request])[0] for request in requests] == expected
         spent = sum(answer.tokens_in + answer.tokens_out for answer in expected)
         assert f'"tokens": {spent}' in (tmp_path / "cache/spent.json").read_text()
-        unknown = ({"model": "other"}, "404.*'other' does not exist")
-        for wrong, message in (unknown, ({"api_key_variable": "X_KEY"}, "401")):
+        cases: list[tuple[dict[str, Any], str]] = [
+            ({"model": "other"}, "404.*'other' does not exist"), ({"api_key_variable": "X_KEY"}, "401")
+        ]  # fmt: skip
+        for wrong, message in cases:
             monkeypatch.setenv("X_KEY", "sk-wrong-0123456789")
             refused = Endpoint(replace(settings, **wrong), 0.0, 1.0, NUM_TOKENS, tmp_path / "cache")
             with pytest.raises(DataError, match=message) as caught:
@@ -121,7 +124,7 @@ def test_what_a_model_cannot_do_is_said_at_the_beginning(base_folder: Path, tmp_
     with pytest.raises(DataError, match="answer_tokens 4096 must be below the context"):
         LocalModel(LocalSettings(folder=str(base_folder)), 0.0, 1.0, 4096, 0)
     (tmp_path / "own.txt").write_text("--- user\n{document}")
-    settings = {"kinds": ["own"], "prompts": {"own": str(tmp_path / "own.txt")}}
+    settings: dict[str, Any] = {"kinds": ["own"], "prompts": {"own": str(tmp_path / "own.txt")}}
     with pytest.raises(ConfigError, match="no `--- completion`"):
         run(synthesis(tmp_path, "http://127.0.0.1:9/v1", endpoint={"interface": "completions"}, **settings))
 
