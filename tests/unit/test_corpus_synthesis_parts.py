@@ -141,8 +141,14 @@ PASSAGE = (
 def checks(prompt: str = "factual", **more: Any) -> PassageChecks:
     """Of one passage."""
     template = read_prompt(prompt, shipped_path(prompt))
-    values = {"grounded": template.grounded, "bounds": BOUNDS, "label": ENGINES["script"]("x", ""), **more}
-    return PassageChecks(passage=PASSAGE, prompt=template, seen=set(), **values)
+    values = {
+        "passage": PASSAGE,
+        "grounded": template.grounded,
+        "bounds": BOUNDS,
+        "label": ENGINES["script"]("x", ""),
+        **more,
+    }
+    return PassageChecks(prompt=template, seen=set(), **values)
 
 
 @pytest.mark.parametrize(
@@ -184,6 +190,7 @@ def test_repeated_question_and_own_thresholds() -> None:
     found = one.problem(Pair("WHO  built it?", "The engine."))
     assert found and found.reason == "repeated"
     spoken = Pair("What does the engine in the text do?", "It heats water.")
+    assert checks(grounded=0.0, passage="It stands in the text of a law.").problem(spoken) is None
     assert checks(grounded=0.0).problem(spoken) and not checks(grounded=0.0, bounds=FREE).problem(spoken)
     assert (
         checks("reasoning").problem(Pair("Why is it?", "With 2 engines the boiler holds 1800 litres."))
