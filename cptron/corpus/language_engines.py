@@ -87,6 +87,8 @@ def _by_kernel(base: Any) -> Any:
     """py3langid's `LanguageIdentifier`, `base`, whose automaton the kernel runs: to the same bits of every score."""
 
     class Identifier(base):  # type: ignore[misc]
+        nb_ptc: Any
+
         def __init__(self, *arguments: Any, **named: Any) -> None:
             super().__init__(*arguments, **named)
             moves, rows, features = self.tk_nextmove, self.tk_row, self.tk_output
