@@ -38,8 +38,8 @@ Mix = dict[str, list[Document]]
 
 
 def mix_of(directory: Path) -> Mix:
-    """Documents by domain: of `NAME.train.jsonl.gz`, beside which lie the examples, `NAME.valid.jsonl.gz`; without those
-    that another domain has too, such as the untranslated pages of two translations. Raises BenchmarkError."""
+    """Documents by domain: of `NAME.train.jsonl.gz`, beside which lie the examples, `NAME.valid.jsonl.gz`; without
+    those that another domain has too, such as the untranslated pages of two translations. Raises BenchmarkError."""
     files = sorted(directory.glob("*.train.jsonl.gz"))
     if len(files) < 2:
         raise BenchmarkError(
