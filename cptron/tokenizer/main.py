@@ -93,6 +93,11 @@ def _add_extend(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--general", nargs="+", metavar="FILE", help="other text to measure on")
     parser.add_argument(
+        "--join-marks",
+        action="store_true",
+        help="also change where words end: combining marks, such as Hindi's vowel signs, stay with their letters",
+    )
+    parser.add_argument(
         "--recovery-tokens",
         default="100M",
         help="training tokens that new rows are taken to cost, for the break-even (default: 100M, an assumption)",
@@ -155,6 +160,7 @@ def _extend(args: argparse.Namespace) -> dict[str, Any]:
         general=corpus(args.general),
         num_tokens=args.new_tokens,
         min_count=args.min_frequency,
+        join_marks=args.join_marks,
         recovery_tokens=recovery_tokens,
     )
     return extend(options)
