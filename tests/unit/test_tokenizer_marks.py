@@ -10,12 +10,16 @@ from extension_world import DOMAIN, ENGLISH, make_base
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers
 
 from cptron.errors import DataError
 from cptron.tokenizer.base import Base, open_base
 from cptron.tokenizer.extend import ExtendOptions, extend
+from cptron.tokenizer.extended import extended_content, write_extended
 from cptron.tokenizer.marks import join_marks
+from cptron.tokenizer.reach import unreachable
 from cptron.tokenizer.texts import Corpus
+from cptron.tokens.byte_lengths import ALPHABET
 
 HINDI = DOMAIN[1]
 WITHOUT_MARKS = st.text(st.characters(exclude_categories=("Cs", "Mn", "Mc", "Me")), max_size=40)
@@ -103,3 +107,24 @@ def test_nothing_to_join(tmp_path: Path, bases: dict[str, Base]) -> None:
         join_marks(open_base(make_base(tmp_path / "base", "llama2")))
     with pytest.raises(DataError, match="remove --join-marks"):
         join_marks(join_marks(bases["llama3"]))
+
+
+def test_a_part_of_a_character_behind_a_mark_is_reached(tmp_path: Path) -> None:
+    """A sign, a letter and the first bytes of what follows, which in the word it was learned in became more: another letter
+    shows it, behind the same consonant, for no word begins with a sign."""
+    (tmp_path / "base").mkdir()
+    backend = Backend(models.BPE({character: i for i, character in enumerate(ALPHABET.values())}, []))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(False), decoders.ByteLevel()
+    backend.save(str(tmp_path / "base" / "tokenizer.json"))
+    base = join_marks(open_base(tmp_path / "base"))
+    lead, sign, ta = ("".join(ALPHABET[byte] for byte in text) for text in (b"\xe0\xa4", "ि".encode(), "त".encode()))
+    pairs = [(lead[0], lead[1]), (lead, sign[2]), (lead, ta[2]), (sign, ta), (sign + ta, lead)]
+    pairs.append((sign + ta + lead, ALPHABET["द".encode()[2]]))
+    new = {left + right: 256 + number for number, (left, right) in enumerate(pairs)}
+    ids = {**base.vocab, **new}
+    merges = [(ids[left], ids[right]) for left, right in pairs]
+    word = tuple(base.vocab[ALPHABET[byte]] for byte in "कितद".encode())
+    (tmp_path / "new").mkdir()
+    extended = write_extended(base, extended_content(base, new, merges), tmp_path / "new")
+    assert new[sign + ta + lead] not in extended.tokenizer.encode("कितद")
+    assert unreachable(base, extended, new, dict.fromkeys(new.values(), word)) == []
