@@ -35,8 +35,9 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(done, indent=2, ensure_ascii=False))
         return 0
     from cptron.inspect import text_lines
+    from cptron.tokenizer.shown import analysis_for_people
 
-    print("\n".join(text_lines(done)))
+    print("\n".join(text_lines(analysis_for_people(done) if args.verb == "analyze" else done)))
     return 0
 
 
