@@ -1,4 +1,4 @@
-"""Real documents in Vietnamese and Hindi for the rows of the tokenizer: the help of LibreOffice, a package of Debian each.
+"""Real documents in Vietnamese and Hindi for the rows of the tokenizer: LibreOffice's help, a package of Debian each.
 
 Place in the flow: `curate_tokenizer` learns from one part and measures on the other. Invariant: a paragraph is in one
 document of one part only, and each is in the language: most of these manuals is not translated, some not at all.

@@ -1,5 +1,4 @@
-"""Whether some text is encoded into each new token of an extended byte-level tokenizer: a search that shares no code with
-the package.
+"""Whether some text is encoded into each new token of an extended byte-level tokenizer: a search apart from the package.
 
 Place in the flow: a row of `curate_tokenizer`. Invariant: a token counts as reached once `tokenizers` alone has put it
 into the encoding of a text that was given, or made from a word of such a text by other characters around the token.
@@ -24,7 +23,7 @@ def not_reached(base: Path, extended: Path, texts: Sequence[str]) -> list[int]:
     old, new = (Tokenizer.from_file(str(path / "tokenizer.json")) for path in (base, extended))
     byte_of = _bytes_of_characters()
     left = {
-        number: bytes(byte_of[character] for character in new.id_to_token(number))
+        number: bytes(byte_of[character] for character in new.id_to_token(number) or "")
         for number in range(old.get_vocab_size(), new.get_vocab_size())
     }
     own = [raw.decode() for raw in left.values() if _is_text(raw)]

@@ -55,7 +55,12 @@ def _joined(step: dict[str, Any] | None) -> dict[str, Any] | None:
     if step["type"] == "ByteLevel" and step.get("use_regex", True):
         if step.get("add_prefix_space"):
             return step  # the space would have to come before the cut
-        words = {"type": "Split", "pattern": {"Regex": _with_marks(GPT2_WORDS)}, "behavior": "Isolated", "invert": False}
+        words = {
+            "type": "Split",
+            "pattern": {"Regex": _with_marks(GPT2_WORDS)},
+            "behavior": "Isolated",
+            "invert": False,
+        }
         return {"type": "Sequence", "pretokenizers": [words, {**step, "use_regex": False}]}
     pattern = step.get("pattern", {}).get("Regex") if step["type"] == "Split" else None
     return {**step, "pattern": {"Regex": _with_marks(pattern)}} if pattern else step

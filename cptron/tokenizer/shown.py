@@ -38,7 +38,10 @@ def _group(row: Mapping[str, Any], suffix: str) -> dict[str, Any]:
     kind, *_ = row
     found: dict[str, Any] = {kind: _end(str(row[kind]), MAX_NAME)}
     if suffix:
-        found |= {"tokens": row[f"tokens{suffix}"], "to_first": row[f"tokens{suffix}"] / max(row["tokens"], 1)}
+        found |= {
+            "tokens": row[f"tokens{suffix}"],
+            "to_first": row[f"tokens{suffix}"] / max(row["tokens"], 1),
+        }
     else:
         found |= {"docs": row["documents"], "bytes": row["bytes"], "tokens": row["tokens"]}
     return found | {title: f"{row[key + suffix]:.2f}" for key, title in RATES.items()}

@@ -110,14 +110,16 @@ def test_nothing_to_join(tmp_path: Path, bases: dict[str, Base]) -> None:
 
 
 def test_a_part_of_a_character_behind_a_mark_is_reached(tmp_path: Path) -> None:
-    """A sign, a letter and the first bytes of what follows, which in the word it was learned in became more: another letter
-    shows it, behind the same consonant, for no word begins with a sign."""
+    """A sign, a letter and the first bytes of what follows, which in the word it was learned in became more: another
+    letter shows it, behind the same consonant, for no word begins with a sign."""
     (tmp_path / "base").mkdir()
     backend = Backend(models.BPE({character: i for i, character in enumerate(ALPHABET.values())}, []))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(False), decoders.ByteLevel()
     backend.save(str(tmp_path / "base" / "tokenizer.json"))
     base = join_marks(open_base(tmp_path / "base"))
-    lead, sign, ta = ("".join(ALPHABET[byte] for byte in text) for text in (b"\xe0\xa4", "ि".encode(), "त".encode()))
+    lead, sign, ta = (
+        "".join(ALPHABET[byte] for byte in text) for text in (b"\xe0\xa4", "ि".encode(), "त".encode())
+    )
     pairs = [(lead[0], lead[1]), (lead, sign[2]), (lead, ta[2]), (sign, ta), (sign + ta, lead)]
     pairs.append((sign + ta + lead, ALPHABET["द".encode()[2]]))
     new = {left + right: 256 + number for number, (left, right) in enumerate(pairs)}

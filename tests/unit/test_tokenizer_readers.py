@@ -1,4 +1,4 @@
-"""Extended tokenizers under independent readers: `transformers` with the class that real models name, `sentencepiece` on
+"""Extended tokenizers under independent readers: `transformers` with the class that models name, `sentencepiece` with
 the model that a tokenizer was converted from."""
 
 from __future__ import annotations
