@@ -1,4 +1,4 @@
-"""Whether some text is encoded into each new token of an extended byte-level tokenizer: a search apart from the package.
+"""Whether some text is encoded into each new token of an extended byte-level tokenizer: a search of its own.
 
 Place in the flow: a row of `curate_tokenizer`. Invariant: a token counts as reached once `tokenizers` alone has put it
 into the encoding of a text that was given, or made from a word of such a text by other characters around the token.
