@@ -53,7 +53,11 @@ def fetch(cache: Path, packages: Sequence[str] = PACKAGES) -> Path:
             subprocess.run(["dpkg-deb", "-x", archive, part], check=True, capture_output=True)
             part.rename(unpacked / package)
         except (OSError, ValueError, subprocess.CalledProcessError) as error:
-            raise BenchmarkError(f"package {package} cannot be fetched ({error}); needs apt-get") from None
+            said = getattr(error, "stderr", None) or str(error).encode()
+            why = said.decode(errors="replace").strip().splitlines()[-1]
+            raise BenchmarkError(
+                f"package {package} cannot be fetched ({why}); needs apt-get and dpkg-deb"
+            ) from None
     return unpacked
 
 
@@ -109,10 +113,12 @@ def write(output: Path, count: int, cache: Path = CACHE) -> int:
         print(f"  {kind}: {len(mine)} documents", file=sys.stderr, flush=True)
         chosen += mine[: int(count * LARGEST_SHARE)]
     chosen.sort()
-    with output.open("w", encoding="utf-8") as stream:
+    unfinished = output.with_suffix(".unfinished")
+    with unfinished.open("w", encoding="utf-8") as stream:
         for _, name, text in chosen[:count]:
             line = json.dumps({"text": text, "id": name, "source": name.split("/")[0]}, ensure_ascii=False)
             stream.write(line.encode("utf-8", "replace").decode() + "\n")
+    unfinished.replace(output)
     return min(count, len(chosen))
 
 
@@ -123,7 +129,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--documents", type=int, default=100_000)
     parser.add_argument("--cache", type=Path, default=CACHE)
     args = parser.parse_args(argv)
-    print(write(args.output, args.documents, args.cache))
+    try:
+        print(write(args.output, args.documents, args.cache))
+    except BenchmarkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 
