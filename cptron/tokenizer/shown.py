@@ -1,7 +1,7 @@
 """An analysis for people: the same counts as the JSON, in tables that fit a terminal of 80 columns.
 
-Place in the flow: `cptron tokenizer analyze` without `--json`. Invariant: no number is computed here but shares of two
-that are there.
+Place in the flow: `cptron tokenizer analyze` without `--json`. Invariant: no number is counted here; they are those of
+the JSON, rounded.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-MAX_NAME, MAX_PIECES = 22, 24
-"""Characters of a column; of longer names the end is shown, of longer cuts the beginning."""
+MAX_NAME, MAX_CUT, MAX_CUT_OF_TWO = 20, 24, 16
+"""Characters of a column; of longer names the end is shown, of longer words and cuts the beginning."""
 RATES = {
-    "characters_per_token": "chars/token",
-    "bytes_per_token": "bytes/token",
-    "tokens_per_word": "tokens/word",
+    "characters_per_token": "char/tok",
+    "bytes_per_token": "byte/tok",
+    "tokens_per_word": "tok/word",
 }
 COMPARED = "_compared"
 
@@ -43,16 +43,17 @@ def _group(row: Mapping[str, Any], suffix: str) -> dict[str, Any]:
             "to_first": row[f"tokens{suffix}"] / max(row["tokens"], 1),
         }
     else:
-        found |= {"docs": row["documents"], "bytes": row["bytes"], "tokens": row["tokens"]}
+        found |= {"docs": row["documents"], "MB": f"{row['bytes'] / 1e6:,.2f}", "tokens": row["tokens"]}
     return found | {title: f"{row[key + suffix]:.2f}" for key, title in RATES.items()}
 
 
 def _word(row: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {"word": _beginning(row["word"], MAX_NAME), "times": row["occurrences"]}
+    limit = MAX_CUT_OF_TWO if f"tokens{COMPARED}" in row else MAX_CUT
+    found: dict[str, Any] = {"word": _beginning(row["word"], limit), "times": row["occurrences"]}
     for suffix, mark in (("", ""), (COMPARED, "_2")):
         if f"tokens{suffix}" in row:
             found[f"tokens{mark}"] = row[f"tokens{suffix}"]
-            found[f"pieces{mark}"] = _beginning(row[f"pieces{suffix}"], MAX_PIECES)
+            found[f"pieces{mark}"] = _beginning(row[f"pieces{suffix}"], limit)
     return found
 
 
