@@ -30,6 +30,8 @@ HARMLESS = [
     "\n9.7.3.1. Regular Expression Details\nof text\n\n  36.7.1.2 Arrays\n## 38.5.9.1.\n"
     "see sections 9.7.3.1, 9.7.3.2 and 9.7.3.3",
     "LibreOffice 7.0.4.2 (The Document Foundation), Firefox/3.6.12.1, phiên bản 7.0.4.2, release number 130.1.2.3",
+    "at +48.858370, +2.294481; sums +1 2 3 4 5 6 7, +12345678.50; pH 7.12345678; logo@2x.png, vue@3.2.js",
+    "call 1234567 functions of mobile 2000000 users in cell 12345678",
     "f(x) = +1234 and 2001:db8::1 of the documentation, ::1, a::b",
 ]
 
@@ -132,6 +134,9 @@ def test_harmless_numbers_are_left_alone(text: str) -> None:
         ("Tel: 030 901820", [("phone", "030 901820")]),
         ("Điện thoại: 0912 345 678", [("phone", "0912 345 678")]),
         ("फ़ोन: 09876 543210", [("phone", "09876 543210")]),
+        ("cell: 4155550132", [("phone", "4155550132")]),
+        ("call 0912345678", [("phone", "0912345678")]),
+        ("+1.4155550123 +33 1 23 45 67 89", [("phone", "+1.4155550123"), ("phone", "+33 1 23 45 67 89")]),
         ("0049 30 1234567", [("phone", "0049 30 1234567")]),
         ("from 8.8.8.8 to", [("ip_address", "8.8.8.8")]),
         ("8.8.4.4 - - [10/Oct/2000] GET", [("ip_address", "8.8.4.4")]),

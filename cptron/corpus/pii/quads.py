@@ -26,8 +26,9 @@ _WORD = re.compile(r"([^\W\d_]+)([ /])\Z")
 _HEADING = re.compile(r"[ \t\u00a0]+([^\W\d_])|\.[ \t\u00a0]+[^\W\d_]|\.[ \t\u00a0]*(?:\n|\Z)")
 _LARGE = re.compile(r"\d{3}")
 _BEFORE = 32
-_NEXT_CHARACTERS = 8
+_NEXT = re.compile(r"[ ,/–-]{1,3}(?:(?:and|or|to|through|và|und|et|y|और) )?")
 """Between two of a list: `1.2.3.4, 1.2.3.5 and 1.2.3.6`."""
+_NEXT_CHARACTERS = 11
 
 
 def dotted_quads(text: str) -> Iterator[tuple[int, int]]:
@@ -38,7 +39,7 @@ def dotted_quads(text: str) -> Iterator[tuple[int, int]]:
         if follows(text, start, "."):
             continue
         before = text[max(0, start - _BEFORE) : start]
-        goes_on = start - refused <= _NEXT_CHARACTERS and "\n" not in text[refused:start]
+        goes_on = start - refused <= _NEXT_CHARACTERS and _NEXT.fullmatch(text, refused, start)
         if goes_on or _NAMED_OTHERWISE.search(before) or _is_number_of_a_text(text, match, before):
             refused = end
         else:

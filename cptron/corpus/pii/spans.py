@@ -26,6 +26,8 @@ _DOMAIN = re.compile(
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9-])"
 )
 _LOCAL_CHARACTERS = 64
+_FILES = ("png", "jpg", "jpeg", "gif", "svg", "webp", "css", "js", "html", "json", "pdf")
+"""Ends of file names such as `logo@2x.png`, which are no domains."""
 _COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:")
 _IPV6 = re.compile(r"[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:])")
 _HEX = re.compile(r"[0-9A-Fa-f]{0,4}\Z")
@@ -73,10 +75,14 @@ def _emails(text: str) -> Iterator[tuple[int, int]]:
     while at >= 0:
         local = _LOCAL.search(text, max(last, at - _LOCAL_CHARACTERS), at)
         domain = _DOMAIN.match(text, at + 1) if local else None
-        if local and domain and not local[0].endswith("."):
+        if local and domain and not (local[0].endswith(".") or _is_file(domain[0])):
             last = domain.end()
             yield local.start(), last
         at = text.find("@", at + 1)
+
+
+def _is_file(domain: str) -> bool:
+    return domain.rpartition(".")[2].lower() in _FILES
 
 
 def _addresses(text: str, public_only: bool) -> Iterator[tuple[int, int]]:
