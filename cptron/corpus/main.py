@@ -100,7 +100,11 @@ def _shown(manifest: CorpusManifest, output: Path) -> str:
         dropped = sum(step.dropped.values())
         rows.append((step.name, f"{step.documents_in:,}", f"{dropped:,}", f"{step.documents_changed:,}"))
     tokens = "" if manifest.tokens is None else f", {manifest.tokens:,} tokens"
-    last = f"{manifest.documents:,} documents, {manifest.text_bytes / 1e6:,.2f} MB{tokens}: see {output}/report.md"
+    nothing = "" if manifest.documents else "nothing is left: "
+    last = (
+        f"{nothing}{manifest.documents:,} documents, {manifest.text_bytes / 1e6:,.2f} MB{tokens}: "
+        f"see {output}/report.md"
+    )
     if manifest.records_rejected:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest.records_rejected.items())
         last = f"damaged records ({reasons}): see {output}/{QUARANTINE}\n{last}"
