@@ -41,9 +41,9 @@ def prepare(config: CurateConfig, *, restart: bool = False, alone: bool = True) 
     something cannot be used."""
     output = Path(config.corpus.output)
     directory = output / WORK_DIR
-    if restart:
-        _discard(directory)
     _require_ours(output)
+    if restart and directory.is_dir():
+        _discard(directory)
     corpus = look_up(config.corpus)
     _require_apart(output, config, corpus)
     steps = identities(config)
@@ -63,15 +63,18 @@ def prepare(config: CurateConfig, *, restart: bool = False, alone: bool = True) 
 
 
 def _discard(directory: Path) -> None:
-    """Remove what earlier runs made, unless one of them is at work."""
-    if not directory.is_dir():
-        return
+    """Remove all that was made, unless another run is at it. The directory stays: it says whose the output is."""
     with locked(directory / LOCK, shared=False):
-        for path in directory.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.name != LOCK:
-                path.unlink()
+        try:
+            for path in directory.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != LOCK:
+                    path.unlink()
+        except OSError as error:
+            raise DataError(
+                f"{error.filename or directory} cannot be removed ({error.strerror}); mend that, or remove {directory}"
+            ) from error
 
 
 def _require_apart(output: Path, config: CurateConfig, corpus: Corpus) -> None:
