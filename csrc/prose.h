@@ -1,7 +1,7 @@
 // Counts that rules for prose need: words, and n-grams of words that repeat. Text comes as code points.
 //
-// A word is \w+ with apostrophes between such runs, or a single mark that is no white space: `_TOKEN` of cptron.corpus.words. Two n-grams
-// are found to be alike by a hash and then compared character by character, so that no collision decides.
+// A word is \w+ with apostrophes between such runs, and `.`, `,` or `:` between two digits; or dots or hyphens in a row, or a single mark
+// that is no white space: `_PROSE` of cptron.corpus.words. Two n-grams are found to be alike by a hash and then compared character by character, so that no collision decides.
 
 #pragma once
 
@@ -21,7 +21,7 @@ namespace cptron {
 // What a code point is, for those rules; beyond the table: nothing of it.
 class CharacterKinds {
  public:
-  static constexpr uint8_t kWord = 1, kSpace = 2, kPunctuation = 4, kLetter = 8;
+  static constexpr uint8_t kWord = 1, kSpace = 2, kPunctuation = 4, kLetter = 8, kDigit = 16;
 
   CharacterKinds(const uint8_t* table, size_t size) : table_(table), size_(size) {}
   uint8_t operator()(char32_t character) const { return character < size_ ? table_[character] : 0; }
@@ -35,13 +35,23 @@ class CharacterKinds {
 template <typename OnWord>
 void walk_prose(const CharacterKinds& kinds, std::u32string_view text, OnWord&& on_word) {
   const auto in_word = [&](size_t i) { return i < text.size() && (kinds(text[i]) & CharacterKinds::kWord) != 0; };
+  const auto digit = [&](size_t i) { return i < text.size() && (kinds(text[i]) & CharacterKinds::kDigit) != 0; };
+  const auto joins = [&](size_t i) {  // between two characters of one word; not asked of the first character
+    if (i >= text.size()) return false;
+    const char32_t mark = text[i];
+    if (mark == U'\'' || mark == U'\u2019') return in_word(i + 1);
+    return (mark == U'.' || mark == U',' || mark == U':') && digit(i - 1) && digit(i + 1);
+  };
   for (size_t at = 0; at < text.size();) {
     const size_t first = at++;
     if (!in_word(first)) {
+      if (text[first] == U'.' || text[first] == U'-') {
+        while (at < text.size() && text[at] == text[first]) ++at;
+      }
       if ((kinds(text[first]) & CharacterKinds::kSpace) == 0) on_word(first, at);
       continue;
     }
-    while (in_word(at) || (at < text.size() && (text[at] == U'\'' || text[at] == U'\u2019') && in_word(at + 1))) ++at;
+    while (in_word(at) || joins(at)) ++at;
     on_word(first, at);
   }
 }

@@ -1,7 +1,7 @@
 """Gopher's rules on `words: fast`: datatrove's filters, with their words and n-grams counted by the kernels.
 
 Place in the flow: `steps/gopher_quality` and `steps/gopher_repetition` make their filter of these classes.
-Invariant: verdict and reason are those of datatrove's own filter on the words of `words.tokens_of`; tests compare them.
+Invariant: verdict and reason are those of datatrove's own filter on the words of `words.prose_of`; tests compare them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cptron.corpus import kernels
 from cptron.corpus.words import datatrove_words
 
-_WORD, _SPACE, _PUNCTUATION, _LETTER = 1, 2, 4, 8
+_WORD, _SPACE, _PUNCTUATION, _LETTER, _DIGIT = 1, 2, 4, 8, 16
 _BEFORE_SURROGATES, _AFTER_SURROGATES, _ALL = 0xD800, 0xE000, 0x110000
 
 
@@ -99,13 +99,13 @@ def _no_words() -> Any:
 
 @cache
 def _kinds() -> NDArray[np.uint8]:
-    """What each code point is to the kernels; the classes of `words._TOKEN` and of datatrove. Made in about 0.5 s."""
+    """What each code point is to the kernels; the classes of `words._PROSE` and of datatrove. Made in about 0.5 s."""
     from datatrove.utils.text import PUNCTUATION_SET
 
     kinds = np.zeros(_ALL, np.uint8)
     for first, stop in ((0, _BEFORE_SURROGATES), (_AFTER_SURROGATES, _ALL)):
         characters = "".join(map(chr, range(first, stop)))
-        for kind, pattern in ((_WORD, r"\w+"), (_SPACE, r"\s+")):
+        for kind, pattern in ((_WORD, r"\w+"), (_SPACE, r"\s+"), (_DIGIT, r"\d+")):
             for match in regex.finditer(pattern, characters):
                 kinds[first + match.start() : first + match.end()] |= kind
         letters = np.fromiter(map(str.isalpha, characters), np.bool_, len(characters))

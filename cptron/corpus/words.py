@@ -12,12 +12,19 @@ import regex
 
 WORD = regex.compile(r"\w+(?:['’]\w+)*")
 _TOKEN = regex.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
+_PROSE = regex.compile(r"\w+(?:['’]\w+|(?<=\d)[.,:](?=\d)\w+)*|\.{2,}|-{2,}|[^\w\s]")
 _SENTENCE_END = regex.compile(r"[.!?。！？।॥۔]+[\"'”’)\]]*(?=\s|$)|\n+")
 
 
 def tokens_of(text: str) -> list[str]:
-    """Words and single marks of punctuation, as the rules for documents count them."""
+    """Words and single marks of punctuation, as the steps of selection count them."""
     found: list[str] = _TOKEN.findall(text)
+    return found
+
+
+def prose_of(text: str) -> list[str]:
+    """The same as the rules for documents count them: `1,234.5`, `...` and `--` are one each, as in spaCy's English."""
+    found: list[str] = _PROSE.findall(text)
     return found
 
 
@@ -37,7 +44,7 @@ def datatrove_words() -> Any:
         """See the module."""
 
         def word_tokenize(self, text: str) -> list[str]:
-            return tokens_of(text)
+            return prose_of(text)
 
         def sent_tokenize(self, text: str) -> list[str]:
             return [

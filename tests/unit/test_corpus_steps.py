@@ -17,7 +17,7 @@ from cptron.corpus.document import Document, Dropped, Result, draw
 from cptron.corpus.registry import STEPS, config_class, step_class
 from cptron.corpus.step import ShardFeatures, Tally, read_verdicts
 from cptron.corpus.steps import exact_dedup
-from cptron.corpus.words import sentence_ends, tokens_of
+from cptron.corpus.words import prose_of, sentence_ends, tokens_of
 from cptron.errors import DataError
 
 PROSE = "The engine and the house of stone have water. They lie by the river that is great, with light. " * 6
@@ -87,6 +87,9 @@ def test_words_of_hindi_are_whole() -> None:
     assert tokens_of(HINDI)[:4] == ["पानी", "की", "कीमत", "बढ़ी"]
     assert len(sentence_ends(HINDI)) == 2
     assert tokens_of("don't stop.") == ["don't", "stop", "."]
+    assert prose_of("1,234.5 of 12:30, v1.2... a--b 1.") == [
+        *("1,234.5", "of", "12:30", ",", "v1.2", "...", "a", "--", "b", "1", ".")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ class Config:
 class Step(FilterStep[Config]):
     """See the module."""
 
+    version = 2
+
     def words(self) -> tuple[Words, str]:
         """See `FilterStep`."""
         return self.config.words, self.config.language

@@ -46,6 +46,8 @@ class Config:
 class Step(FilterStep[Config]):
     """See the module."""
 
+    version = 2
+
     @classmethod
     def problem(cls, config: Config) -> str:
         """See `Step`."""
