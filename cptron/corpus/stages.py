@@ -27,7 +27,7 @@ from cptron.corpus.step import CorpusStep
 from cptron.errors import DataError
 from cptron.tokens.manifest import hash_file
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of what is in `.work`, and of how the runner calls steps."""
 STAGE_LEVEL = 1
 """Of zstd between stages."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cptron.corpus.counts import Amount, StepCounts, step_counts
+from cptron.corpus.sealed import RESTART, read_record
 from cptron.corpus.stages import Stage
 from cptron.corpus.step import FIGURES
 from cptron.corpus.work import Unit, Work
@@ -84,7 +85,7 @@ def summarise(work: Work) -> Summary:
             _add_features(work, stage, steps[stage.tail.name])
             figures = work.directory / stage.decided / "decision" / FIGURES
             if figures.is_file():
-                summary.figures[stage.tail.name] = _read(figures)
+                summary.figures[stage.tail.name] = _figures(figures)
     return summary
 
 
@@ -94,17 +95,17 @@ def _records(work: Work, stage: Stage) -> Iterator[dict[str, Any]]:
 
 
 def _record(work: Work, unit: Unit) -> dict[str, Any]:
-    return _read(work.record_path(unit))
+    return read_record(work.record_path(unit))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _figures(path: Path) -> dict[str, float]:
     try:
-        record = parse_json(path.read_bytes())
-        if isinstance(record, dict):
-            return record
-        raise ValueError("it is no object")
+        found = parse_json(path.read_bytes())
+        if isinstance(found, dict) and all(type(value) in (int, float) for value in found.values()):
+            return found
+        raise ValueError("it is no object of numbers")
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}); run the same command with --restart") from None
+        raise DataError(f"{path} cannot be read ({error}); {RESTART}") from None
 
 
 def _add_steps(source: SourceSums, steps: dict[str, StepCounts], counts: list[StepCounts]) -> None:

@@ -7,7 +7,6 @@ last, by a rename, so that a unit is done, or is not.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,13 +20,14 @@ from cptron.corpus.quarantine import Quarantine
 from cptron.corpus.read import raw_of, read_documents
 from cptron.corpus.registry import AnyStep
 from cptron.corpus.schema import CurateConfig, StepConfig
+from cptron.corpus.sealed import write_record
 from cptron.corpus.shard_file import SUFFIX, ShardWriter, read_shard
 from cptron.corpus.shards import Corpus, Shard
 from cptron.corpus.stages import STAGE_LEVEL, Stage, build_step
 from cptron.corpus.step import CorpusStep, MapStep
 from cptron.corpus.through import Sized, through_call, through_step
 from cptron.corpus.token_counter import TokenCounter
-from cptron.durable import fsync_path, partial_path, replace_text
+from cptron.durable import fsync_path, partial_path
 from cptron.errors import DataError
 from cptron.tokens.manifest import hash_file
 from cptron.tokens.records import Reject
@@ -204,7 +204,7 @@ class Work:
         self._publish(unit, {"name": name, **asdict(record)})
 
     def _publish(self, unit: Unit, record: dict[str, Any]) -> None:
-        replace_text(self.record_path(unit), json.dumps(record, ensure_ascii=True) + "\n")
+        write_record(self.record_path(unit), record)
 
     def _open(self, config: StepConfig) -> AnyStep:
         step = self._opened.get(config.name)

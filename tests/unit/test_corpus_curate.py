@@ -124,7 +124,7 @@ def test_cut_off_anywhere(
     def do(self: work.Work, unit: work.Unit) -> None:
         if (len(done) + seed) % 4 == 3:
             done.append(unit)
-            monkeypatch.setattr(work, "replace_text", cut)
+            monkeypatch.setattr(work, "write_record", cut)
         try:
             original(self, unit)
         finally:
@@ -132,7 +132,7 @@ def test_cut_off_anywhere(
             monkeypatch.setattr(work.Work, "do", do)
         done.append(unit)
 
-    def cut(path: Path, text: str) -> None:
+    def cut(path: Path, record: dict[str, Any]) -> None:
         raise Cut
 
     monkeypatch.setattr(work.Work, "do", do)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import random
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,32 @@ def test_quality_rules_drop_for_their_reasons(name: str, text: str, reason: str)
     pytest.importorskip("datatrove")
     result = apply(name, text)
     assert isinstance(result, Dropped) and result.reason == reason
+
+
+OTHERS = {
+    "top_n_grams": ((0.5, 0.0, 0.4), ((2, 0.5), (4, 0.4))),
+    "dup_n_grams": ((0.5, 0.4), ((5, 0.5), (6, 0.4))),
+    "stop_words": (("und",), {"und"}),
+}
+
+
+@pytest.mark.parametrize("name", ["gopher_quality", "gopher_repetition", "fineweb_quality", "c4_quality"])
+def test_settings_reach_the_rules(name: str) -> None:
+    """What is not set is datatrove's own default; each that is set arrives in its filter, and no other changes."""
+    filters = pytest.importorskip("datatrove.pipeline.filters")
+    base, given_defaults = made(name).make_filter(filters, "eng")
+    theirs = {key: one.default for key, one in inspect.signature(base.__init__).parameters.items()}
+    theirs["stop_words"] = ["the", "be", "to", "of", "and", "that", "have", "with"]
+    assert given_defaults == {key: theirs[key] for key in given_defaults}
+    fields = [key for key in config_class(name).__dataclass_fields__ if key not in ("words", "language")]
+    assert given_defaults.keys() == {*fields, "language"}
+    plain = vars(made(name)._filter)
+    for number, key in enumerate(fields, start=101):
+        old = getattr(config_class(name)(), key)
+        value, wanted = OTHERS.get(key, (not old, not old) if isinstance(old, bool) else (number, number))
+        rule = vars(made(name, **{key: value})._filter)
+        settings = [one for one in plain if isinstance(plain[one], bool | int | float | tuple | set)]
+        assert [rule[one] for one in settings if rule[one] != plain[one]] == [wanted]
 
 
 @pytest.mark.parametrize("name", ["gopher_quality", "fineweb_quality", "c4_quality"])

@@ -18,6 +18,7 @@ import regex
 from numpy.typing import NDArray
 
 from cptron.corpus.document import Document
+from cptron.corpus.sealed import read_sealed, write_sealed
 from cptron.corpus.step import CorpusStep, ShardFeatures, Tally
 
 _HASH = np.dtype([("high", "<u8"), ("low", "<u8")])
@@ -45,7 +46,7 @@ class Step(CorpusStep[Config]):
         hashes = [
             hashlib.blake2b(self._key(document.text), digest_size=16).digest() for document in documents
         ]
-        path.write_bytes(b"".join(hashes))
+        write_sealed(path, b"".join(hashes))
 
     def decide(self, shards: Sequence[ShardFeatures], decided: Path, workers: int) -> None:
         """A later hash that was there before is a duplicate. Hashes are looked at in ranges, so that memory is bounded
@@ -66,7 +67,7 @@ class Step(CorpusStep[Config]):
         hashes: list[NDArray[np.void]] = []
         start = 0
         for shard in shards:
-            found = np.fromfile(shard.path, _HASH)
+            found = np.frombuffer(read_sealed(shard.path), _HASH)
             # The range of a hash, from its upper 32 bits.
             mine = np.flatnonzero(
                 (found["high"] >> np.uint64(32)) * np.uint64(parts) >> np.uint64(32) == part

@@ -21,6 +21,7 @@ from cptron.corpus.dedup.index import open_index, publish_index, record_path
 from cptron.corpus.dedup.keep import decide, name_of
 from cptron.corpus.dedup.scheme import Scheme
 from cptron.corpus.document import Document, Dropped, Result
+from cptron.corpus.sealed import read_sealed, write_sealed
 from cptron.corpus.step import CorpusStep, ShardFeatures, Tally, read_verdicts
 
 MOST_PERMUTATIONS = 1024
@@ -124,7 +125,7 @@ class Step(CorpusStep[Config]):
     def applied(self, decided: Path, shard: int) -> Callable[[Document, Tally], Result]:
         """See `CorpusStep`."""
         codes = iter(read_verdicts(decided, shard).tolist())
-        originals = iter(_originals_path(decided, shard).read_bytes().decode().split("\n"))
+        originals = iter(read_sealed(_originals_path(decided, shard)).decode().split("\n"))
 
         def verdict(document: Document, tally: Tally) -> Result:
             code = next(codes)
@@ -155,4 +156,4 @@ def _originals_path(decided: Path, shard: int) -> Path:
 def _write_originals(path: Path, clusters: Clusters, originals: Sequence[int]) -> None:
     names = {document: name_of(clusters, document) for document in sorted(set(originals))}
     lines = (names[document].replace("\n", " ") + "\n" for document in originals)
-    path.write_bytes("".join(lines).encode())
+    write_sealed(path, "".join(lines).encode())
