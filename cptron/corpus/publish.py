@@ -27,7 +27,7 @@ from cptron.corpus.manifest import (
 )
 from cptron.corpus.quarantine import QUARANTINE, publish_quarantine
 from cptron.corpus.report import REPORTS, write_reports
-from cptron.corpus.sealed import read_record
+from cptron.corpus.sealed import RESTART, read_record
 from cptron.corpus.shard_file import SUFFIX
 from cptron.corpus.stages import identities
 from cptron.corpus.summary import Summary, summarise
@@ -83,7 +83,12 @@ def _publish_files(work: Work, summary: Summary, output: Path) -> list[OutputFil
             continue
         number = numbers[source] = numbers.get(source, -1) + 1
         name = f"{source}-{number:05d}{SUFFIX}"
-        _place(shard_path(last, shard.number), output / name)
+        made = shard_path(last, shard.number)
+        if made.stat().st_size != record["file"]["bytes"]:
+            raise DataError(
+                f"{made} has {made.stat().st_size} bytes, must have {record['file']['bytes']}; {RESTART}"
+            )
+        _place(made, output / name)
         files.append(
             OutputFile(
                 name=name,

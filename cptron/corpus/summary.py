@@ -67,13 +67,17 @@ def summarise(work: Work) -> Summary:
     sources = {source.config.name: SourceSums() for source in work.corpus.sources}
     steps = {step.name: StepCounts(step.name) for step in work.config.steps}
     summary = Summary(sources, steps, [], [], 0.0)
+    before: list[int] = []
     for stage in work.stages:
-        for record in _records(work, stage):
+        written: list[int] = []
+        for number, record in enumerate(_records(work, stage)):
             source = sources[record["source"]]
             counts = [step_counts(content) for content in record["steps"]]
             _add_steps(source, steps, counts)
             summary.other_cpu_s += record["cpu_s"] - sum(one.cpu_s for one in counts)
-            _check(record, counts, stage)
+            read = before[number] if before else record["records"] - sum(record["rejected"].values())
+            _check(record, counts, read, stage)
+            written.append(record["documents"])
             if stage.number == 0:
                 _add_read(source, record, counts)
                 summary.inputs.append(record)
@@ -81,6 +85,7 @@ def summarise(work: Work) -> Summary:
                 source.written.add(record["text_bytes"], record["documents"])
                 source.tokens += record["tokens"] or 0
                 summary.outputs.append(record)
+        before = written
         if stage.tail is not None:
             _add_features(work, stage, steps[stage.tail.name])
             figures = work.directory / stage.decided / "decision" / FIGURES
@@ -121,18 +126,13 @@ def _add_read(source: SourceSums, record: dict[str, Any], counts: list[StepCount
     source.read.plus(first)
 
 
-def _check(record: dict[str, Any], counts: list[StepCounts], stage: Stage) -> None:
-    """The counts of a shard, from end to end."""
+def _check(record: dict[str, Any], counts: list[StepCounts], read: int, stage: Stage) -> None:
+    """The counts of a shard, from end to end; `read` documents went in."""
     chain = [(one.came, one.left) for one in counts]
     ends = [left for _, left in chain]
     begins = [*(came for came, _ in chain[1:]), Amount(record["documents"], record["text_bytes"])]
     came = chain[0][0].documents if chain else record["documents"]
-    read = record["records"] - sum(record["rejected"].values())
-    if (
-        (chain and ends != begins)
-        or not all(one.is_whole for one in counts)
-        or (stage.number == 0 and read != came)
-    ):
+    if (chain and ends != begins) or not all(one.is_whole for one in counts) or read != came:
         raise DataError(
             f"{stage.shown} of {record['source']} lost documents between its steps; report this as a bug"
         )

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from cptron.corpus.dedup.cluster import Clusters, Sources, cluster
-from cptron.corpus.dedup.feature_file import FeatureFile, write_features
+from cptron.corpus.dedup.feature_file import FeatureFile, write_described, write_features
 from cptron.corpus.dedup.index import open_index, publish_index
 from cptron.corpus.dedup.keep import KEPT, LIKE_ANOTHER, LIKE_EARLIER, decide, name_of
-from cptron.corpus.dedup.scheme import Scheme, describe
+from cptron.corpus.dedup.scheme import Described, Scheme, describe
 from cptron.corpus.document import Document
 from cptron.errors import DataError
 
@@ -89,6 +89,21 @@ def test_clusters_are_those_of_all_candidate_pairs(tmp_path: Path) -> None:
         assert len(edges) == len(DOCUMENTS) - len(set(wanted))
         assert (edges[:, 2] >= THRESHOLD * edges[:, 3]).all()
         assert found.counts["cut"] == 0
+
+
+def test_every_band_leads_to_candidates(tmp_path: Path) -> None:
+    """Pairs of equal sets that share one key each, of another band."""
+    bands = 5
+    scheme = Scheme(bands=bands, rows=1)
+    keys = np.arange(bands * 2 * bands, dtype=np.uint64).reshape(bands, -1) << np.uint64(50)
+    for band in range(bands):
+        keys[band, 2 * band + 1] = keys[band, 2 * band]
+    starts = np.arange(2 * bands + 1)
+    described = Described(np.full(2 * bands, 7, np.uint32), starts, keys, np.ones(2 * bands, np.int64))
+    rows = [(0, 1, number) for number in range(2 * bands)]
+    write_described([described], rows, [b"x"] * len(rows), tmp_path / "f", scheme)
+    found = cluster(Sources([FeatureFile(tmp_path / "f")], 0, scheme), THRESHOLD)
+    assert roots(found) == [number - number % 2 for number in range(2 * bands)]
 
 
 def test_order_of_documents_changes_nothing_but_their_numbers(tmp_path: Path) -> None:

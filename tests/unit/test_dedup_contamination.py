@@ -143,6 +143,10 @@ def test_what_is_left_of_a_cut_document() -> None:
     assert without(texts[0], first) == "Before:\n\n! After."
     assert without(texts[1], second) == ""
     assert len(third) == 2 and without(texts[2], third) == "é"
+    index = EvaluationIndex([("e", "一二")], 2, 2)
+    assert [(span.begin, span.end) for span in index.find(["一二一二"])[0]] == [
+        (0, 4)
+    ]  # they touch: one span
 
 
 def test_evaluation_sets_must_be_readable(tmp_path: Path) -> None:
