@@ -91,19 +91,29 @@ def test_workers_do_not_matter(
     assert files_of(tmp_path / "out") == files_of(whole)
 
 
-def test_parts_of_a_job_array(inputs: dict[str, list[str]], whole: Path, tmp_path: Path) -> None:
-    """Three parts, each stage by itself, give what one run gives; a stage cannot be finished before its parts."""
+def test_parts_of_a_job_array(
+    inputs: dict[str, list[str]], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three parts, each stage by itself, give what one run gives, and share the units; a stage cannot be finished
+    before its parts."""
+    done: list[tuple[int, int]] = []
+    original = work.Work.do
+    monkeypatch.setattr(
+        work.Work, "do", lambda self, unit: (done.append((unit.number % 3, part)), original(self, unit))[1]
+    )
     (tmp_path / "c.yaml").write_text(json.dumps(config_of(tmp_path / "out", inputs, STEPS)))
     executor = LocalExecutor(1, progress=False)
     first = prepare(load_curation(tmp_path / "c.yaml"))
-    with pytest.raises(DataError, match="shards to do"):
-        finish_stage(first, first.stages[0], 1)
+    for stage in (first.stages[0], first.stages[-1]):
+        with pytest.raises(DataError, match="shards to do"):
+            finish_stage(first, stage, 1)
     for stage in first.stages:
         for part in (2, 0, 1):
             mine = prepare(load_curation(tmp_path / "c.yaml"))
             do_missing(mine, "hash", stage, executor, (part, 3))
             do_stage(mine, mine.stages[stage.number], executor, (part, 3))
         finish_stage(first, stage, 1)
+    assert done and all(number == part for number, part in done)
     run(config_of(tmp_path / "out", inputs, STEPS))
     assert files_of(tmp_path / "out") == files_of(whole)
 

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cptron.corpus import kernels
+from cptron.corpus.dedup import contamination
 from cptron.corpus.dedup.contamination import EvaluationIndex, without
 from cptron.corpus.dedup.evaluation_items import read_items
 from cptron.corpus.dedup.words import packed
@@ -144,9 +145,20 @@ def test_what_is_left_of_a_cut_document() -> None:
     assert without(texts[1], second) == ""
     assert len(third) == 2 and without(texts[2], third) == "é"
     index = EvaluationIndex([("e", "一二")], 2, 2)
-    assert [(span.begin, span.end) for span in index.find(["一二一二"])[0]] == [
-        (0, 4)
-    ]  # they touch: one span
+    (touching,) = index.find(["一二一二"])
+    assert [(span.begin, span.end) for span in touching] == [(0, 4)]
+
+
+def test_short_items_and_many_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short item within a long one is in its span; too short ones are left out and counted; batches do not matter."""
+    monkeypatch.setattr(contamination, "_ITEMS_AT_ONCE", 2)
+    texts = ["one two three four", "two three", "two", "five six seven eight nine", "ten eleven"]
+    index = EvaluationIndex([(str(number), text) for number, text in enumerate(texts)], 4, 2)
+    assert (index.num_items, index.num_left_out, index.num_runs) == (5, 1, 1 + 1 + 2 + 1)
+    found = index.find(["one two three four", "two three", "x six seven eight nine", "ten eleven"])
+    assert [[(span.begin, span.end, span.item) for span in spans] for spans in found] == [
+        [(0, 18, "0")], [(0, 9, "1")], [(2, 22, "3")], [(0, 10, "4")],
+    ]  # fmt: skip
 
 
 def test_evaluation_sets_must_be_readable(tmp_path: Path) -> None:
@@ -167,3 +179,20 @@ def test_evaluation_sets_must_be_readable(tmp_path: Path) -> None:
         config = decontaminate.Config(evaluation=(str(tmp_path / "*.jsonl"),))
         path.write_text('{"q": "a b"}\n')
         decontaminate.Step("d", config, 0).open()
+
+
+def test_evaluation_sets_of_other_kinds(tmp_path: Path) -> None:
+    """Rows of tables are counted from 1; a packed file that is cut off, and a text that is none, end the run."""
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet").write_table(
+        pyarrow.table({"q": ["a b", "c"], "more": [["d"], ["e", "f"]]}), tmp_path / "e.parquet"
+    )
+    assert [name for name, _ in read_items([str(tmp_path / "e.parquet")], [])] == [
+        "e.parquet#1 q", "e.parquet#1 more", "e.parquet#2 q", "e.parquet#2 more", "e.parquet#2 more",
+    ]  # fmt: skip
+    (tmp_path / "e.jsonl.gz").write_bytes(gzip.compress(b'{"q": "a b"}\n' * 99)[:-9])
+    with pytest.raises(DataError, match="has a record that cannot be read"):
+        list(read_items([str(tmp_path / "e.jsonl.gz")], []))
+    (tmp_path / "e.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(DataError, match="cannot be read"):
+        list(read_items([str(tmp_path / "e.txt")], []))
