@@ -6,12 +6,14 @@ Seeds come from the product's writers. The work of a curation is damaged file by
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import yaml
 import zstandard
@@ -75,7 +77,10 @@ def _curated(directory: Path) -> Any:
     inputs = {"web": [str(directory / "raw" / "a.jsonl")], "book": [str(directory / "raw" / "b.jsonl")]}
     path = directory / "c.yaml"
     path.write_text(yaml.safe_dump(config_of(directory / "out", inputs, WORK_STEPS, shard_bytes=4096)))
-    with LocalExecutor(1, progress=False) as executor:
+    with (
+        patch.object(os, "fsync", lambda _: None),  # nobody cuts the power here
+        LocalExecutor(1, progress=False) as executor,
+    ):
         return curate(prepare(load_curation(path)), executor, 1)
 
 

@@ -47,7 +47,8 @@ def test_counts_are_those_of_the_files(whole: Path) -> None:
     assert steps["length"]["dropped"] == {"too_few_words": 20}
     assert steps["exact_dedup"]["dropped"] == {"duplicate": 14 + 5}  # the first line of all is damaged
     assert steps["pii"]["counted"] == {"email": 5, "phone": 5}
-    assert steps["pii"]["documents_in"] == 5
+    assert steps["pii"]["documents_in"] == steps["pii"]["documents_changed"] == 5
+    assert steps["length"]["documents_changed"] == 0
     assert manifest["documents"] == len(documents_of(whole)) == 129 - 4 - 20 - 19
     assert sum(step["documents_in"] for step in manifest["steps"]) > 0
     for step in manifest["steps"]:

@@ -110,6 +110,16 @@ def test_files_of_an_earlier_curation_go(tmp_path: Path) -> None:
     assert len(second.files) == 1
 
 
+def test_the_output_is_packed_as_asked_for(tmp_path: Path) -> None:
+    """Between stages speed counts, in the output the level."""
+    sizes = []
+    for level in (1, 19):
+        (tmp_path / "a.jsonl").write_bytes(lines_of([text_of(number) for number in range(300)]))
+        found = run({**small(tmp_path), "compression_level": level, "shard_bytes": 1 << 20}, restart=True)
+        sizes.append(sum(file.bytes for file in found.files))
+    assert sizes[1] < 0.95 * sizes[0]
+
+
 def test_an_input_that_changes_meanwhile_is_no_corpus(tmp_path: Path) -> None:
     """What was read and what is there are two things."""
     path = tmp_path / "c.yaml"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from cptron.corpus.dedup.index import open_index, publish_index
 from cptron.corpus.dedup.keep import KEPT, LIKE_ANOTHER, LIKE_EARLIER, decide, name_of
 from cptron.corpus.dedup.scheme import Described, Scheme, describe
 from cptron.corpus.document import Document
+from cptron.corpus.steps import near_duplicates
 from cptron.errors import DataError
 
 SCHEME = Scheme(shingle_size=2, bands=20, rows=4)
@@ -161,9 +163,12 @@ def test_earlier_corpora_stay_and_their_likes_go(tmp_path: Path) -> None:
     for number, code in enumerate(codes.tolist(), start=90):
         direct = whole[number] < 90
         assert (code == LIKE_EARLIER) == direct
-    (tmp_path / "index" / "00000.features").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"00000\.features"):
-        open_index(tmp_path / "index")
+    whole_file = (tmp_path / "index" / "00000.features").read_bytes()
+    (tmp_path / "index" / "00000.features").unlink()  # it may be a second name of the other
+    for content, message in ((b"x", r"00000\.features"), (whole_file + b"x", f"must have {len(whole_file)}")):
+        (tmp_path / "index" / "00000.features").write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            open_index(tmp_path / "index")
     with pytest.raises(DataError, match="is no index"):
         publish_index([], tmp_path / "new")
 
@@ -212,3 +217,6 @@ def test_features_are_the_same_bytes_every_time(tmp_path: Path) -> None:
     write_features(DOCUMENTS, tmp_path / "a", SCHEME)
     write_features(iter(DOCUMENTS), tmp_path / "b", SCHEME)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    step, tally = near_duplicates.Step("near", near_duplicates.Config(), 0), Counter[str]()
+    step.features(iter(DOCUMENTS), tmp_path / "c", tally)
+    assert tally == {"documents_without_a_word": 3}
