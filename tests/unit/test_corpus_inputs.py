@@ -24,6 +24,7 @@ from cptron.plan.corpus import curated_parts
 from cptron.tokens.curated import corpus_path, read_corpora
 from cptron.tokens.inputs import expand_inputs
 from cptron.tokens.manifest import load_manifest, manifest_path
+from cptron.tokens.read_tables import parquet_groups
 
 TEXTS = [text_of(number) for number in range(30)]
 
@@ -50,6 +51,10 @@ def test_parquet_is_cut_between_row_groups(tmp_path: Path) -> None:
     assert documents[3]["meta"] == {"day": "1970-01-01", "raw": "ff", "n": 3}
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert manifest["records_rejected"] == {"not_a_string": 1} and len(manifest["files"]) > 1
+    assert json.loads((tmp_path / "out/quarantine.jsonl").read_text())["record"] == 31
+    shards = look_up(load_curation(tmp_path / "out.yaml").corpus).shards
+    groups = parquet_groups(shards[0].pieces[0].input)
+    assert sum(shard.stored_bytes for shard in shards) == sum(num_bytes for _, num_bytes in groups)
 
 
 def test_hugging_face_dataset(tmp_path: Path) -> None:
@@ -90,7 +95,7 @@ def test_odd_records(tmp_path: Path) -> None:
     lines = [
         b'{"text": "a", "n": 123456789012345678901234567890, "h": "\\ud800", "x": NaN}',
         b'{"text": "\\ud800"}',
-        b'{"text": "deep", "m": ' + b"[" * 400 + b"]" * 400 + b"}",
+        b'{"text": "deep", "m": ' + b"[" * 1000 + b"]" * 1000 + b"}",
         b'{"text": "' + b"z" * 5000 + b'"}',
         b'{"text": "nul\\u0000"}',
         b'{"text": "last"}',

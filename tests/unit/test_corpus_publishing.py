@@ -18,6 +18,7 @@ from cptron.corpus.load import load_curation
 from cptron.corpus.manifest import FORMAT_VERSION, read_manifest, require_sizes, write_manifest
 from cptron.corpus.run import curate, locked, prepare
 from cptron.corpus.sealed import read_record, read_sealed, write_record, write_sealed
+from cptron.corpus.shard_file import ShardWriter, read_shard
 from cptron.errors import DataError
 
 LINES = lines_of([text_of(number % 20) for number in range(30)])
@@ -191,6 +192,29 @@ def test_a_record_without_its_shard_is_done_again(tmp_path: Path) -> None:
         path.unlink()
     run(small(tmp_path))
     assert files_of(tmp_path / "out") == wanted
+
+
+def test_a_shard_of_other_documents_is_refused(tmp_path: Path) -> None:
+    """Sound in itself, but not what its record counted."""
+    run(small(tmp_path))
+    (path,) = (tmp_path / "out/.work").glob("0-[0-9a-f]*/00000.jsonl.zst")
+    documents = list(read_shard(path))
+    with ShardWriter(path, 1) as writer:
+        for document in documents[1:]:
+            writer.write(document)
+        writer.publish()
+    for last in (tmp_path / "out/.work").glob("1-*/00000.json"):
+        last.unlink()
+    with pytest.raises(DataError, match=f"has {len(documents) - 1} documents, must have {len(documents)}"):
+        run(small(tmp_path))
+
+
+def test_inputs_may_not_share_a_file(tmp_path: Path) -> None:
+    """Its documents would be there twice."""
+    config = small(tmp_path)
+    inputs = [config["inputs"][0], {**config["inputs"][0], "name": "y"}]
+    with pytest.raises(DataError, match="is in the inputs x and y, must be in one"):
+        run({**config, "inputs": inputs})
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0", b"abc"])

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from cptron.corpus.document import Document, Dropped, Result, draw
 from cptron.corpus.registry import STEPS, config_class, step_class
+from cptron.corpus.sealed import write_sealed
 from cptron.corpus.step import ShardFeatures, Tally, read_verdicts
 from cptron.corpus.steps import exact_dedup
 from cptron.corpus.words import sentence_ends, tokens_of
@@ -55,6 +56,11 @@ def test_length(text: str, least: int, most: int) -> None:
     step = made("length", min_characters=min(least, most), max_characters=most)
     inside = min(least, most) <= len(text.strip()) and (not most or len(text.strip()) <= most)
     assert isinstance(step.apply(Document(text, "x", "x"), Tally()), Document) == inside
+    step = made("length", min_words=min(least, most), max_words=most)
+    for words in (least, most, len(text.split())):
+        inside = min(least, most) <= words and (not most or words <= most)
+        found = step.apply(Document(" ".join(["w"] * words), "x", "x"), Tally())
+        assert isinstance(found, Document) == inside
 
 
 TEXTS = st.text(alphabet=st.sampled_from("ab &<;\n\t\x07é\u00a0âœ”ã\x83\x84#39x"), max_size=60)
@@ -235,6 +241,15 @@ def test_exact_duplicates_against_a_set(
             expected.append(int(key in seen))
             seen.add(key)
         assert np.array_equal(read_verdicts(tmp_path / "decided", number), expected)
+
+
+def test_half_a_hash_makes_no_duplicate(tmp_path: Path) -> None:
+    """All 128 bits must be equal."""
+    step, path = made("exact_dedup"), tmp_path / "f"
+    hashes = [(1, 1), (1, 2), (2, 1), (1, 1)]
+    write_sealed(path, b"".join(part.to_bytes(8, "little") for pair in hashes for part in pair))
+    step.decide([ShardFeatures(0, path, len(hashes), lambda: iter(()))], tmp_path, 1)
+    assert read_verdicts(tmp_path, 0).tolist() == [0, 0, 0, 1]
 
 
 def test_draw_is_uniform_and_its_own_for_each_seed() -> None:

@@ -169,6 +169,8 @@ def test_earlier_corpora_stay_and_their_likes_go(tmp_path: Path) -> None:
         (tmp_path / "index" / "00000.features").write_bytes(content)
         with pytest.raises(DataError, match=message):
             open_index(tmp_path / "index")
+    step = near_duplicates.Step("near", near_duplicates.Config(earlier=(str(tmp_path / "index"),)), 0)
+    assert step.files() == [tmp_path / "index" / "index.json"]
     with pytest.raises(DataError, match="is no index"):
         publish_index([], tmp_path / "new")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -159,6 +160,22 @@ def test_short_items_and_many_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [[(span.begin, span.end, span.item) for span in spans] for spans in found] == [
         [(0, 18, "0")], [(0, 9, "1")], [(2, 22, "3")], [(0, 10, "4")],
     ]  # fmt: skip
+
+
+def test_cuts_are_few_and_counted(tmp_path: Path) -> None:
+    """More than `most_cuts` drop the document; letters that are typed in two parts are cut as those of one."""
+    (tmp_path / "e.jsonl").write_text(json.dumps({"q": "été là bas"}) + "\n")
+    config = decontaminate.Config(
+        evaluation=(str(tmp_path / "e.jsonl"),), run_words=3, shortest_item_words=3, action="cut", most_cuts=2
+    )
+    step, tally = decontaminate.Step("d", config, 0), Counter[str]()
+    step.open()
+    item = unicodedata.normalize("NFD", "été là bas")
+    texts = [f"{item} one {item} two", f"{item} one {item} two {item} three"]
+    two, three = step.apply_batch([Document(text, "x", "x") for text in texts], tally)
+    assert isinstance(two, Document) and two.text == "one\n\ntwo"
+    assert isinstance(three, Dropped) and three.reason == "too_many_words_of_evaluation_set"
+    assert tally["spans cut"] == 2
 
 
 def test_evaluation_sets_must_be_readable(tmp_path: Path) -> None:

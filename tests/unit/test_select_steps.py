@@ -236,7 +236,7 @@ def pipeline(root: Path) -> dict[str, Any]:
     prose, programs = prose_texts(), program_texts()
     inputs = {"web": [write_texts(root / "w.jsonl", [text[:300] for text in prose[:48] + programs[:16]])]}
     target = [write_texts(root / "t.jsonl", programs[60:90])]
-    other = [write_texts(root / "o.jsonl", prose[100:140])]
+    other = [write_texts(root / "o.jsonl", prose[48:88])]
     steps: list[dict[str, Any]] = [
         {"step": "ngram_perplexity", "reference": other},
         {"step": "quantile", "key": "ngram_perplexity_bits_per_byte", "highest": 0.95},

@@ -78,5 +78,5 @@ def _place(name: str, most: int, kind: Any, shape: Any) -> tuple[str, np.dtype[A
     return name, np.dtype(kind), tuple(shape)
 
 
-def _bytes_of(array: NDArray[Any]) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+def _bytes_of(array: NDArray[Any]) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
