@@ -119,7 +119,7 @@ def make_arrays(root: Path) -> list[Seed]:
     for name in ("arrays", "linear", "ngrams"):
         (root / name).mkdir()
     numbers = np.arange(12, dtype=np.int64)
-    arrays = {"sizes": numbers, "none": np.zeros(0), "table": np.ones((3, 2), np.float32)}
+    arrays: dict[str, Any] = {"sizes": numbers, "none": np.zeros(0), "table": np.ones((3, 2), np.float32)}
     save_arrays(root / "arrays" / "f", {"names": ["a", "b"]}, arrays)
     weights = np.linspace(-2, 2, 64, dtype=np.float32)
     LinearClassifier(weights, 0.25, 2, Quality(0.5, 1.0, 0.9, 7, 8)).save(root / "linear" / "f")
@@ -136,7 +136,9 @@ def read_arrays(directory: Path) -> Any:
         return repr(model.quality), model.score(text), model.score("")
     if directory.name == "ngrams":
         loaded = NgramModel.load(path, "train it again")
-        return loaded.num_ngrams, asdict(loaded.score(text) or loaded.score("a"))  # type: ignore[type-var]
+        score = loaded.score(text)
+        assert score is not None
+        return loaded.num_ngrams, asdict(score)
     about, arrays = load_arrays(path, "make it again")
     return about, {name: (str(array.dtype), array.tolist()) for name, array in arrays.items()}
 

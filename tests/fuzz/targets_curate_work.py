@@ -50,10 +50,14 @@ def make_work(root: Path) -> list[Seed]:
     kept = {str(path.relative_to(whole)) for path in work.rglob("*") if path.is_file()}
     last = max(path.name for path in work.iterdir() if path.name[0].isdecimal())
     seeds: list[Seed] = []
+    seen: set[str] = set()
     for number, name in enumerate(sorted(kept)):
         place = Path(name)
         if place.name == "lock" or place.name[:5] not in ("00000", "decis", "chain", "figur"):
             continue
+        if place.name in seen and place.suffix != ".features":
+            continue  # one of each kind, but features are of three
+        seen.add(place.name)
         directory = root / f"{number:03d}"
         shutil.copytree(whole, directory)
         for path in directory.rglob("*.jsonl"):

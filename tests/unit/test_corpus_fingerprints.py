@@ -28,7 +28,8 @@ def config(root: Path) -> dict[str, Any]:
         {"step": "blocklist", "files": [str(root / "list.txt")]},
         {"step": "quantile", "key": "number"},
     ]
-    return config_of(root / "out", {"x": [str(root / "a.jsonl")]}, steps)
+    found: dict[str, Any] = config_of(root / "out", {"x": [str(root / "a.jsonl")]}, steps)
+    return found
 
 
 def names(values: dict[str, Any], root: Path, tokenizer: str = "") -> list[str]:

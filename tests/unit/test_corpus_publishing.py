@@ -28,7 +28,8 @@ def small(tmp_path: Path) -> dict[str, Any]:
     """A curation of one small file, with a corpus step."""
     if not (tmp_path / "a.jsonl").exists():
         (tmp_path / "a.jsonl").write_bytes(LINES)
-    return config_of(tmp_path / "out", {"x": [str(tmp_path / "a.jsonl")]}, STEPS[:2])
+    found: dict[str, Any] = config_of(tmp_path / "out", {"x": [str(tmp_path / "a.jsonl")]}, STEPS[:2])
+    return found
 
 
 class Disk:

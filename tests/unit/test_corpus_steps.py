@@ -195,11 +195,12 @@ def test_language_by_a_file_that_is_no_model(tmp_path: Path) -> None:
 
 def test_blocklist(tmp_path: Path) -> None:
     """Whole words and phrases in any case; rates; inside of words where asked for."""
-    (tmp_path / "list.txt").write_text("# comment\nbad\nVery  rude words\n坏\n")
+    (tmp_path / "list.txt").write_text("# comment\nbad\nVery  rude words\nvery wrong\n坏\n")
     files = (str(tmp_path / "list.txt"),)
     assert isinstance(apply("blocklist", "It is BAD.", files=files), Dropped)
     assert isinstance(apply("blocklist", "some very rude words", files=files), Dropped)
-    assert isinstance(apply("blocklist", "badly rude very words", files=files), Document)
+    assert isinstance(apply("blocklist", "something very wrong", files=files), Dropped)
+    assert isinstance(apply("blocklist", "badly rude very words comment", files=files), Document)
     assert isinstance(apply("blocklist", "很坏的", files=files), Document)
     assert isinstance(apply("blocklist", "很坏的", files=files, within_words=True), Dropped)
     assert isinstance(
@@ -241,6 +242,11 @@ def test_exact_duplicates_against_a_set(
             expected.append(int(key in seen))
             seen.add(key)
         assert np.array_equal(read_verdicts(tmp_path / "decided", number), expected)
+
+
+def test_white_space_at_the_ends_has_no_length() -> None:
+    """Two characters are within two."""
+    assert isinstance(apply("length", " ab\n", max_characters=2), Document)
 
 
 def test_half_a_hash_makes_no_duplicate(tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ class _Order:
         return all(
             keys.ndim == 1
             and keys.shape == values.shape
-            and (keys.dtype, values.dtype) == (np.uint64, np.float64)
+            and keys.dtype == np.uint64
+            and values.dtype == np.float64
             for keys, values in pairs
         )
 
