@@ -105,7 +105,7 @@ def _of_inputs(config: CurateConfig, corpus: Corpus) -> Any:
     given = config.corpus
     return {
         "format_version": FORMAT_VERSION,
-        "zstandard": zstandard.__version__,
+        "zstandard": [zstandard.__version__, *zstandard.ZSTD_VERSION],
         "orjson": orjson.__version__,
         "strict": given.strict,
         "max_document_bytes": given.max_document_bytes,
@@ -140,7 +140,7 @@ def package_version(name: str, step: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         raise DataError(
-            f"step {step} needs {name}, must be installed; pip install 'cptron[curate]'"
+            f"step {step} needs {name}, must be installed; pip install 'cptron[curate]' or {name}"
         ) from None
 
 

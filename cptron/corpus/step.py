@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from cptron.corpus.document import Document, Dropped, Result
 from cptron.corpus.sealed import read_sealed, write_sealed
+from cptron.errors import DataError
 
 Tally = Counter[str]
 """Whatever else a step counts, by name (`email` redacted, `language vi` seen); summed over shards for the report."""
@@ -103,7 +104,7 @@ class CorpusStep(Step[C]):
 
     def applied(self, decided: Path, shard: int) -> Callable[[Document, Tally], Result]:
         """Second pass over one shard: called with its documents in order. Here: keeps or drops by the verdicts."""
-        codes = iter(read_verdicts(decided, shard).tolist())
+        codes = each_verdict(decided, shard)
 
         def verdict(document: Document, tally: Tally) -> Result:
             code = next(codes)
@@ -121,6 +122,16 @@ class CorpusStep(Step[C]):
 def read_verdicts(decided: Path, shard: int) -> NDArray[np.uint8]:
     """Codes of a shard's documents. Raises DataError where they are missing or damaged."""
     return np.frombuffer(read_sealed(_verdict_path(decided, shard)), np.uint8)
+
+
+def each_verdict(decided: Path, shard: int) -> Iterator[int]:
+    """The same, one by one. The one after the last raises DataError: nothing else may end a shard's documents."""
+    codes = read_verdicts(decided, shard)
+    yield from codes.tolist()
+    raise DataError(
+        f"{_verdict_path(decided, shard)} has {len(codes)} verdicts, must have one a document; run the same command "
+        "with --restart"
+    )
 
 
 def _verdict_path(decided: Path, shard: int) -> Path:

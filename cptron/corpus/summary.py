@@ -78,6 +78,7 @@ def summarise(work: Work) -> Summary:
             read = before[number] if before else record["records"] - sum(record["rejected"].values())
             _check(record, counts, read, stage)
             written.append(record["documents"])
+            del record["steps"]  # added up: with its samples the largest part of a record
             if stage.number == 0:
                 _add_read(source, record, counts)
                 summary.inputs.append(record)

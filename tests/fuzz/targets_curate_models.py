@@ -23,7 +23,7 @@ from fuzz_target import Seed, Target
 from cptron.corpus.dedup.cluster import Sources, cluster
 from cptron.corpus.dedup.feature_file import FeatureFile, write_features
 from cptron.corpus.dedup.index import open_index, publish_index
-from cptron.corpus.dedup.keep import decide, name_of
+from cptron.corpus.dedup.keep import decide, names_of
 from cptron.corpus.dedup.scheme import Scheme
 from cptron.corpus.document import Document
 from cptron.corpus.select.array_file import load_arrays, save_arrays
@@ -65,7 +65,8 @@ def _decided(files: Sequence[FeatureFile], earlier: int) -> Any:
     clusters = cluster(Sources(files, earlier, SCHEME), 0.6, most_comparisons=50, keep_edges=True)
     found = []
     for decision in decide(clusters, "longest"):
-        names = [name_of(clusters, number) for number in decision.originals.tolist()]
+        named = names_of(clusters, decision.originals)
+        names = [named[number] for number in decision.originals.tolist()]
         found.append((decision.file, decision.codes.tolist(), names))
     return found, sorted(clusters.counts.items())
 
