@@ -139,7 +139,12 @@ def test_settings_reach_the_rules(name: str) -> None:
         old = getattr(config_class(name)(), key)
         value, wanted = OTHERS.get(key, (not old, not old) if isinstance(old, bool) else (number, number))
         other = vars(made(name, **{key: value})._filter)
-        settings = [one for one in plain if isinstance(plain[one], bool | int | float | tuple | set)]
+        if key.endswith("n_grams"):
+            changed = [new for new, old in zip(other["_rules"], plain["_rules"], strict=True) if new != old]
+            assert changed == [list(wanted)]
+            continue
+        kinds = bool | int | float | tuple | set
+        settings = [one for one in plain if one[0] != "_" and isinstance(plain[one], kinds)]
         assert [other[one] for one in settings if other[one] != plain[one]] == [wanted]
 
 
