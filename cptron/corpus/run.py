@@ -23,7 +23,7 @@ from cptron.corpus.publish import publish
 from cptron.corpus.schema import CurateConfig
 from cptron.corpus.sealed import read_record
 from cptron.corpus.shard_file import read_shard
-from cptron.corpus.shards import look_up
+from cptron.corpus.shards import Corpus, look_up
 from cptron.corpus.stages import Stage, build_step, cut_into_stages, identities
 from cptron.corpus.step import CorpusStep, ShardFeatures
 from cptron.corpus.token_counter import tokenizer_record
@@ -32,6 +32,8 @@ from cptron.durable import begin_directory, make_directory, publish_directory
 from cptron.errors import DataError
 
 WORK_DIR = ".work"
+LOCK = "lock"
+"""Held by whoever works in `.work`."""
 
 
 def prepare(config: CurateConfig, *, restart: bool = False, alone: bool = True) -> Work:
@@ -43,6 +45,7 @@ def prepare(config: CurateConfig, *, restart: bool = False, alone: bool = True) 
     if restart and directory.is_dir():
         _discard(directory)
     corpus = look_up(config.corpus)
+    _require_apart(output, config, corpus)
     steps = identities(config)
     tokenizer = tokenizer_record(config.corpus.tokenizer).fingerprint if config.corpus.tokenizer else ""
     stages = cut_into_stages(config, corpus, steps, tokenizer)
@@ -61,17 +64,30 @@ def prepare(config: CurateConfig, *, restart: bool = False, alone: bool = True) 
 
 def _discard(directory: Path) -> None:
     """Remove all that was made, unless another run is at it. The directory stays: it says whose the output is."""
-    with locked(directory / "lock", shared=False):
+    with locked(directory / LOCK, shared=False):
         try:
             for path in directory.iterdir():
                 if path.is_dir():
                     shutil.rmtree(path)
-                elif path.name != "lock":
+                elif path.name != LOCK:
                     path.unlink()
         except OSError as error:
             raise DataError(
                 f"{error.filename or directory} cannot be removed ({error.strerror}); mend that, or remove {directory}"
             ) from error
+
+
+def _require_apart(output: Path, config: CurateConfig, corpus: Corpus) -> None:
+    """Never read as input what this curation writes."""
+    place = output.resolve()
+    folders = [Path(path).resolve() for source in config.corpus.inputs for path in source.paths]
+    files = [path.resolve() for source in corpus.sources for _, path, _, _ in source.files]
+    for path in [path for path in folders if path.is_dir() and place.is_relative_to(path)] + [
+        path for path in files if place in path.parents
+    ]:
+        raise DataError(
+            f"output {output} and the input {path} lie in each other, must be apart; choose another output"
+        )
 
 
 def _require_ours(output: Path) -> None:
@@ -85,7 +101,7 @@ def _require_ours(output: Path) -> None:
 
 def curate(work: Work, executor: Executor, workers: int) -> CorpusManifest:
     """Do all that is missing and publish. Raises a `CptronError`; the same call then goes on."""
-    with locked(work.directory / "lock", shared=False):
+    with locked(work.directory / LOCK, shared=False):
         do_missing(work, "hash", work.stages[0], executor)
         for stage in work.stages:
             do_stage(work, stage, executor)
@@ -96,7 +112,7 @@ def curate(work: Work, executor: Executor, workers: int) -> CorpusManifest:
 def do_part(work: Work, number: int, part: tuple[int, int], executor: Executor) -> None:
     """Part I of N of a stage, with others at the same time. Raises DataError where the stage before is not finished."""
     stage = work.stages[number]
-    with locked(work.directory / "lock", shared=True):
+    with locked(work.directory / LOCK, shared=True):
         if number:
             before = work.stages[number - 1]
             if not (work.directory / before.decided / "decision").is_dir():
@@ -111,7 +127,7 @@ def do_part(work: Work, number: int, part: tuple[int, int], executor: Executor) 
 def finish(work: Work, number: int, workers: int) -> CorpusManifest | None:
     """Finish a stage whose parts are all done; the last one publishes. Raises DataError where parts are missing."""
     stage = work.stages[number]
-    with locked(work.directory / "lock", shared=False):
+    with locked(work.directory / LOCK, shared=False):
         if number == 0:
             require_done(work, "hash", stage)
         finish_stage(work, stage, workers)
@@ -133,13 +149,15 @@ def do_missing(
     mine = [unit for unit in work.units(kind, stage) if unit.number % count == index]
     missing = [unit for unit in mine if not work.is_done(unit)]
     done_bytes = sum(unit.weight for unit in mine) - sum(unit.weight for unit in missing)
-    executor.run(work, missing, _shown(kind, stage), done_bytes)
+    executor.run(work, missing, _shown(work, kind, stage), done_bytes)
 
 
-def _shown(kind: Kind, stage: Stage) -> str:
+def _shown(work: Work, kind: Kind, stage: Stage) -> str:
+    """On the progress bar: short, for a bar that is wider than a terminal shows no numbers."""
     if kind == "hash":
         return "hashes of the input"
-    return f"{stage.tail.name}: features" if kind == "features" and stage.tail else stage.shown
+    what = f"features for {stage.tail.name}" if kind == "features" and stage.tail else stage.shown_steps
+    return f"[{stage.number + 1}/{len(work.stages)}] {what}"
 
 
 def finish_stage(work: Work, stage: Stage, workers: int) -> None:
@@ -153,6 +171,7 @@ def finish_stage(work: Work, stage: Stage, workers: int) -> None:
         return
     step = build_step(work.config, stage.tail)
     assert isinstance(step, CorpusStep)
+    print(f"[{stage.number + 1}/{len(work.stages)}] {stage.tail.name} decides", file=sys.stderr)
     step.open()
     step.decide(features_of(work, stage), begin_directory(decision), workers)
     publish_directory(decision)
