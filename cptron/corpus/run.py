@@ -32,6 +32,8 @@ from cptron.errors import DataError
 from cptron.json_text import parse_json
 
 WORK_DIR = ".work"
+LOCK = "lock"
+"""In `WORK_DIR`."""
 
 
 def prepare(config: CurateConfig, *, restart: bool = False, alone: bool = True) -> Work:
@@ -39,8 +41,9 @@ def prepare(config: CurateConfig, *, restart: bool = False, alone: bool = True) 
     something cannot be used."""
     output = Path(config.corpus.output)
     directory = output / WORK_DIR
-    if restart:
-        shutil.rmtree(directory, ignore_errors=True)
+    if restart and directory.is_dir():
+        with locked(directory / LOCK, shared=False):
+            shutil.rmtree(directory, ignore_errors=True)
     _require_ours(output)
     corpus = look_up(config.corpus)
     steps = identities(config)
@@ -70,7 +73,7 @@ def _require_ours(output: Path) -> None:
 
 def curate(work: Work, executor: Executor, workers: int) -> CorpusManifest:
     """Do all that is missing and publish. Raises a `CptronError`; the same call then goes on."""
-    with locked(work.directory / "lock", shared=False):
+    with locked(work.directory / LOCK, shared=False):
         do_missing(work, "hash", work.stages[0], executor)
         for stage in work.stages:
             do_stage(work, stage, executor)
@@ -81,7 +84,7 @@ def curate(work: Work, executor: Executor, workers: int) -> CorpusManifest:
 def do_part(work: Work, number: int, part: tuple[int, int], executor: Executor) -> None:
     """Part I of N of a stage, with others at the same time. Raises DataError where the stage before is not finished."""
     stage = work.stages[number]
-    with locked(work.directory / "lock", shared=True):
+    with locked(work.directory / LOCK, shared=True):
         if number:
             before = work.stages[number - 1]
             if not (work.directory / before.decided / "decision").is_dir():
@@ -96,7 +99,7 @@ def do_part(work: Work, number: int, part: tuple[int, int], executor: Executor) 
 def finish(work: Work, number: int, workers: int) -> CorpusManifest | None:
     """Finish a stage whose parts are all done; the last one publishes. Raises DataError where parts are missing."""
     stage = work.stages[number]
-    with locked(work.directory / "lock", shared=False):
+    with locked(work.directory / LOCK, shared=False):
         if number == 0:
             require_done(work, "hash", stage)
         finish_stage(work, stage, workers)
