@@ -58,7 +58,9 @@ def _parser() -> tuple[argparse.ArgumentParser, Sequence[argparse.Action]]:
     parser.add_argument(
         "overrides", nargs="*", help="key=value, such as shard_bytes=1000000 or steps.length.min_words=5"
     )
-    parser.add_argument("--workers", type=_positive, default=0, help="processes (default: all cores)")
+    parser.add_argument(
+        "--workers", type=_positive, default=0, help="processes (default: all cores, of the cluster with Ray)"
+    )
     parser.add_argument(
         "--restart", action="store_true", help="discard all that earlier runs made, and begin again"
     )

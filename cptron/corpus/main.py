@@ -11,14 +11,13 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 from cptron.corpus.arguments import parsed
-from cptron.corpus.datatrove_executor import ray_executor
 from cptron.corpus.executor import LocalExecutor
 from cptron.corpus.load import load_curation
 from cptron.corpus.manifest import CorpusManifest
+from cptron.corpus.ray_executor import RayExecutor
 from cptron.corpus.run import curate, do_part, finish, prepare
 from cptron.corpus.slurm import require_no_jobs, submit
 from cptron.errors import ConfigError
@@ -55,9 +54,7 @@ def _run(args: argparse.Namespace, part: tuple[int, int] | None) -> int:
     if args.finish is not None:
         manifest = finish(work, _stage(args.finish, len(work.stages)), workers)
     else:
-        local = LocalExecutor(workers) if args.executor == "local" else None
-        with local or nullcontext():
-            executor = local or ray_executor(workers)
+        with LocalExecutor(workers) if args.executor == "local" else RayExecutor(args.workers) as executor:
             if part:
                 do_part(work, _stage(args.stage, len(work.stages)), part, executor)
             else:

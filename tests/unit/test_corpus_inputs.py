@@ -339,23 +339,3 @@ def test_options_that_would_have_no_effect_are_refused(words: tuple[str, ...], s
     """In one line, before anything is written."""
     assert main(["curate", "c.yaml", *words]) == 2
     assert not (scheduler / "out").exists()
-
-
-def test_datatrove_runs_the_units(tmp_path: Path) -> None:
-    """Its local executor, which is used as Ray's is, gives what ours gives."""
-    local = pytest.importorskip("datatrove.executor.local")
-    from corpus_world import files_of
-
-    from cptron.corpus.datatrove_executor import DatatroveExecutor
-    from cptron.corpus.run import curate, prepare
-
-    def make(pipeline: list[Any], tasks: int, logs: str) -> Any:
-        return local.LocalPipelineExecutor(
-            pipeline=pipeline, tasks=tasks, workers=1, logging_dir=logs, skip_completed=False
-        )
-
-    config = config_of(tmp_path / "out", write_inputs(tmp_path / "raw"), [{"step": "exact_dedup"}])
-    run({**config, "output": str(tmp_path / "ours")})
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
-    curate(prepare(load_curation(tmp_path / "c.yaml")), DatatroveExecutor(make), 1)
-    assert files_of(tmp_path / "out") == files_of(tmp_path / "ours")
