@@ -1,8 +1,8 @@
 """The command line of `cptron submit`.
 
 Place in the flow: `submit` parses with it, and `cptron curate --executor slurm` takes the options that any job has. Two
-forms: a recipe with its overrides, which is trained; or, behind `--`, any other cptron command. Invariant: what is behind
-`--` reaches the job word by word.
+forms: a recipe with its overrides, which is trained; or, behind `--`, any other cptron command. Invariant: what is
+behind `--` reaches the job word by word.
 """
 
 from __future__ import annotations

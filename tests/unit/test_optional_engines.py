@@ -160,6 +160,7 @@ def test_spacy_tags() -> None:
     assert tags[:3] == ["NNP", "NNP", "VBD"]
 
 
+@pytest.mark.more
 def test_nltk_without_its_data() -> None:
     """One line that names the data."""
     nltk = pytest.importorskip("nltk", reason="nltk is not installed")
@@ -187,6 +188,15 @@ def test_words_of_datatrove() -> None:
         result = step.apply(Document(text, "x", "x"), Tally())
         verdict = theirs.filter(Theirs(text, "x"))
         assert isinstance(result, Document) == (verdict is True), (text, verdict)
+
+
+def test_words_that_datatrove_cannot_cut() -> None:
+    """One line before the first document: of a language it does not know, and without spaCy."""
+    pytest.importorskip("datatrove", reason="datatrove is not installed")
+    languages = ["zz_nothing"] if importlib.util.find_spec("spacy") else ["zz_nothing", "eng"]
+    for language in languages:
+        with pytest.raises(DataError, match=f"words of '{language}' cannot be cut"):
+            made("gopher_quality", words="datatrove", language=language)
 
 
 def test_what_to_type() -> None:
