@@ -62,6 +62,7 @@ test: env $(MODEL)/complete.json check slurm ## check, then all tests, then the 
 
 test-more: env $(MODEL)/complete.json ## more cases of what `make test` proves: FP8 and adapters under more layouts
 	$(PYTEST) -m "more and not slurm"
+	$(PYTEST) --hypothesis-profile anew -m "not more" tests/unit tests/mixture
 
 test-slurm: $(READY) ## jobs on a real SLURM of two nodes on this machine, installed where it can be (about 10 minutes)
 	$(VENV)/bin/python tests/slurm/slurm_install.py --required

@@ -29,22 +29,24 @@ def environment(**changes: str) -> dict[str, str]:
     return {**kept, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **changes}
 
 
-def call(words: Sequence[str | Path], timeout_s: float, **env: str) -> subprocess.CompletedProcess[str]:
+def call(
+    words: Sequence[str | Path], timeout_s: float, *, cwd: Path = ROOT, **env: str
+) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; past the limit its whole process group is killed and the test fails."""
-    with started(words, **env) as process:
+    with started(words, cwd=cwd, **env) as process:
         stdout, stderr = process.communicate(timeout=timeout_s)
     return subprocess.CompletedProcess(list(words), process.returncode, stdout, stderr)
 
 
 @contextlib.contextmanager
-def started(words: Sequence[str | Path], **env: str) -> Iterator[subprocess.Popen[str]]:
+def started(words: Sequence[str | Path], *, cwd: Path = ROOT, **env: str) -> Iterator[subprocess.Popen[str]]:
     """A running command in a process group of its own, which is gone when the context ends."""
     process = subprocess.Popen(
         [str(word) for word in words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=ROOT,
+        cwd=cwd,
         env=environment(**env),
         start_new_session=True,
     )

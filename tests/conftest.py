@@ -5,6 +5,7 @@ Fixtures that the end-to-end and the fault tests share come from `tiny_world`.
 
 from __future__ import annotations
 
+import signal
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,9 +23,14 @@ __all__ = ["forgetting_world", "whole_runs", "world"]
 TESTS_DIR = Path(__file__).parent
 MARKED_FOLDERS = ("ranks", "e2e", "faults", "fuzz", "slurm")
 
-# a loaded machine is no reason to fail
-settings.register_profile("cptron", deadline=None)
+# A loaded machine is no reason to fail, and one run finds what another does; `make test-more` draws anew.
+settings.register_profile("cptron", deadline=None, derandomize=True)
+settings.register_profile("anew", deadline=None)
 settings.load_profile("cptron")
+
+# A shell without a terminal starts its background commands with SIGINT ignored, and those of a test would inherit it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:

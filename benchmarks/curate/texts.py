@@ -40,6 +40,7 @@ _MARGIN = re.compile(r"[ \t]*\n[ \t]*(\n[ \t]*)+")
 def fetch(cache: Path) -> Path:
     """Download and unpack the packages, unless they are there. Raises BenchmarkError."""
     unpacked = cache / "packages"
+    unpacked.mkdir(parents=True, exist_ok=True)
     for package in PACKAGES:
         if (unpacked / package).is_dir():
             continue
@@ -50,7 +51,11 @@ def fetch(cache: Path) -> Path:
             (archive,) = downloads.glob("*.deb")
             subprocess.run(["dpkg-deb", "-x", archive, unpacked / package], check=True, capture_output=True)
         except (OSError, ValueError, subprocess.CalledProcessError) as error:
-            raise BenchmarkError(f"package {package} cannot be fetched ({error}); needs apt-get") from None
+            said = getattr(error, "stderr", None) or str(error).encode()
+            why = said.decode(errors="replace").strip().splitlines()[-1]
+            raise BenchmarkError(
+                f"package {package} cannot be fetched ({why}); needs apt-get and dpkg-deb"
+            ) from None
     return unpacked
 
 
@@ -106,10 +111,12 @@ def write(output: Path, count: int, cache: Path = CACHE) -> int:
         print(f"  {kind}: {len(mine)} documents", file=sys.stderr, flush=True)
         chosen += mine[: int(count * LARGEST_SHARE)]
     chosen.sort()
-    with output.open("w", encoding="utf-8") as stream:
+    unfinished = output.with_suffix(".unfinished")
+    with unfinished.open("w", encoding="utf-8") as stream:
         for _, name, text in chosen[:count]:
             line = json.dumps({"text": text, "id": name, "source": name.split("/")[0]}, ensure_ascii=False)
             stream.write(line.encode("utf-8", "replace").decode() + "\n")
+    unfinished.replace(output)
     return min(count, len(chosen))
 
 
@@ -120,7 +127,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--documents", type=int, default=100_000)
     parser.add_argument("--cache", type=Path, default=CACHE)
     args = parser.parse_args(argv)
-    print(write(args.output, args.documents, args.cache))
+    try:
+        print(write(args.output, args.documents, args.cache))
+    except BenchmarkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

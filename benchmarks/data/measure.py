@@ -63,6 +63,7 @@ class Rounds:
 def run_process(words: Sequence[str | Path], env: Mapping[str, str] | None = None) -> Run:
     """Run a command to its end. Raises BenchmarkError when it fails."""
     with _Errors() as errors:
+        inherited = _status_bytes("self", "VmHWM")
         started_s = time.perf_counter()
         process = subprocess.Popen(
             [str(word) for word in words],
@@ -80,9 +81,10 @@ def run_process(words: Sequence[str | Path], env: Mapping[str, str] | None = Non
     if process.returncode != 0:
         reason = " / ".join((stderr.strip() or stdout.strip() or "no output").splitlines()[-2:])
         raise BenchmarkError(f"{words[1]} ended with {process.returncode}: {reason}")
-    return Run(
-        wall_s, usage.ru_utime + usage.ru_stime, max(sampler.peak_bytes, usage.ru_maxrss * 1024), stdout
-    )
+    alone = usage.ru_maxrss * 1024
+    if alone <= inherited:  # the kernel's peak begins with that of the process that forks, which is this one
+        alone = sampler.alone_bytes
+    return Run(wall_s, usage.ru_utime + usage.ru_stime, max(sampler.peak_bytes, alone), stdout)
 
 
 def run_case(
@@ -131,10 +133,10 @@ class _Errors:
 
 
 class _Sampler:
-    """Peak of the proportional set sizes of a process and its descendants."""
+    """Peaks of a process alone, and of the proportional set sizes of it and its descendants."""
 
     def __init__(self, pid: int) -> None:
-        self.peak_bytes = 0
+        self.alone_bytes = self.peak_bytes = 0
         self._pid = pid
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -147,6 +149,7 @@ class _Sampler:
 
     def _watch(self) -> None:
         while not self._over.wait(SAMPLING_INTERVAL_S):
+            self.alone_bytes = max(self.alone_bytes, _status_bytes(str(self._pid), "VmHWM"))
             children = _family(self._pid)
             if len(children) > 1:  # one process alone is measured exactly by the kernel
                 self.peak_bytes = max(self.peak_bytes, sum(_pss_bytes(pid) for pid in children))
@@ -164,10 +167,19 @@ def _family(pid: int) -> list[int]:
 
 
 def _pss_bytes(pid: int) -> int:
+    return _kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Pss")
+
+
+def _status_bytes(process: str, key: str) -> int:
+    return _kilobytes(Path(f"/proc/{process}/status"), key)
+
+
+def _kilobytes(path: Path, key: str) -> int:
+    """Bytes that a file of the kernel says in kB, 0 where the process has ended."""
     try:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
+        for line in path.read_text().splitlines():
+            if line.startswith(f"{key}:"):
                 return int(line.split()[1]) * 1024
     except OSError:
-        pass  # it ended meanwhile
+        pass
     return 0

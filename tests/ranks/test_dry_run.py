@@ -27,6 +27,8 @@ SMALL = replace(
 )
 TIED = replace(SMALL, tied_embeddings=True)
 LORA = AdapterConfig(kind="lora", rank=4)
+# Bytes that gloo's own threads may hold for a moment after an operation is done: two gathered inputs of a layer, bf16.
+HELD_BY_GLOO = 2 * 128 * 128 * 2
 
 
 def small(**others: Any) -> Config:
@@ -57,8 +59,8 @@ def small(**others: Any) -> Config:
     ids=["micro2", "tp2-pp2-tied", "interleaved-cp2-bf16-moments", "tp2-fp32-recomputed", "pp2-lora"],
 )
 def test_traced_is_what_a_real_step_allocates(config: Config, arch: Architecture, ranks: int) -> None:
-    """Weights, gradients, optimizer to the byte on every rank; activations and the peak within a hundredth, and the
-    peak within a twentieth of what torch's profiler has seen of its allocator."""
+    """Weights, gradients, optimizer to the byte on every rank; activations and the peak within a hundredth, but for
+    what gloo still holds, and the peak within a twentieth of what torch's profiler has seen of its allocator."""
     real = run_ranks(measured, ranks, config, arch)
     (fake,) = run_ranks(traced, 1, config, arch, ranks, list(range(ranks)))
     for (real_static, real_peak, profiled), (fake_static, fake_peak, _) in zip(real, fake, strict=True):
@@ -66,11 +68,15 @@ def test_traced_is_what_a_real_step_allocates(config: Config, arch: Architecture
             assert fake_static.by_category[category] == real_static.by_category[category]
             assert fake_peak.by_category[category] == real_peak.by_category[category]
         assert fake_peak.phase == real_peak.phase
-        assert fake_peak.by_category["activations"] == pytest.approx(
-            real_peak.by_category["activations"], rel=0.01
-        )
-        assert fake_peak.allocated == pytest.approx(real_peak.allocated, rel=0.01)
+        _about(fake_peak.by_category["activations"], real_peak.by_category["activations"], ranks)
+        _about(fake_peak.allocated, real_peak.allocated, ranks)
         assert fake_peak.allocated == pytest.approx(profiled, rel=0.05)
+
+
+def _about(fake: int, real: int, ranks: int) -> None:
+    """Within a hundredth; with several ranks, what a thread of gloo has not let go of yet may be on top."""
+    in_flight = HELD_BY_GLOO if ranks > 1 else 0
+    assert 0.99 * fake <= real <= 1.01 * fake + in_flight, (fake, real)
 
 
 @pytest.mark.parametrize(

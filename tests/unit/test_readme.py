@@ -201,7 +201,8 @@ def test_the_readme_is_read() -> None:
     found = list(commands(ROOT / "README.md"))
     programs = {" ".join(words[:2]) for words in found}
     assert {"make demo", "make test"} <= programs
-    assert {f"cptron {verb}" for verb in ("preprocess", "convert", "train", "eval", "export")} <= programs
+    verbs = ("curate", "tokenizer", "preprocess", "convert", "train", "eval", "export")
+    assert {f"cptron {verb}" for verb in verbs} <= programs
     assert any("launch/train.sbatch" in words for words in found)
     assert len((ROOT / "README.md").read_text().splitlines()) < 190
 
