@@ -151,10 +151,9 @@ def test_presidio_downloads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_spacy_tags() -> None:
     """The parts of speech are the model's."""
     pytest.importorskip("en_core_web_sm", reason="the spaCy model en_core_web_sm is not installed")
-    import spacy
-
     from cptron.corpus.select.tags import open_tagger
 
+    spacy = pytest.importorskip("spacy")
     tags = open_tagger("spacy", "en_core_web_sm", "dacp")(PEOPLE)
     assert tags == [token.tag_ for token in spacy.load("en_core_web_sm")(PEOPLE)]
     assert tags[:3] == ["NNP", "NNP", "VBD"]
