@@ -123,7 +123,7 @@ sanitize: $(READY) ## the kernels' tests under AddressSanitizer and UndefinedBeh
 	CXXFLAGS="$(SANITIZE) -g" LDFLAGS="$(SANITIZE)" $(VENV)/bin/python setup.py --quiet build --build-lib $(SANITIZED) \
 		--build-temp $(SANITIZED)/temp
 	$(SANITIZED_PYTHON) -c 'import cptron._kernels as kernels; assert "sanitized" in kernels.__file__, kernels.__file__'
-	$(SANITIZED_PYTHON) -m pytest -q $(PYTEST_ARGS) $(wildcard tests/unit/test_data_*.py tests/unit/test_dedup_*.py)
+	$(SANITIZED_PYTHON) -m pytest -q $(PYTEST_ARGS) $(wildcard tests/unit/test_data_*.py tests/unit/test_dedup_*.py tests/unit/test_corpus_fast_rules.py)
 
 test-gpu: ## the engine on one CUDA device, in the environment of PY: make test-gpu PY=python3
 	$(PY) -m pytest $(PYTEST_ARGS) -m gpu tests/gpu

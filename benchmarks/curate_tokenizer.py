@@ -1,18 +1,15 @@
 """Rows of the tokenizer: a real English model extended for Vietnamese and for Hindi, and first rows for the new tokens.
 
-Usage: python -m benchmarks.curate_tokenizer --texts DIR [--model DIR] [--results FILE]
-
-Place in the flow: a part of `make bench-curate`. Invariant: nothing is learned from what is measured on: texts come in
-`train` and `valid` files; ours and the peer encode the same documents, and losses are over the same bytes.
+Place in the flow: `--rows tokenizer` of `benchmarks.curate.run`. Invariant: nothing is learned from what is measured
+on: no paragraph is in both parts of the texts; ours and the peer encode the same documents, and losses are over the
+same bytes.
 
 The peers: the base as it is; the recipe that pushes the domain's most frequent words through `add_tokens`; and other
-first values of the rows. DIR has `libreoffice_help_{vi,hi}.{train,valid}.jsonl.gz`, of which the documents that are
-really in the language are taken: half of these manuals is not translated.
+first values of the rows.
 """
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import random
@@ -21,7 +18,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,20 +26,17 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer as Backend
 
+from benchmarks.curate.language_texts import LANGUAGES, write
+from benchmarks.curate.reached import not_reached
 from benchmarks.curate_tokenizer_loss import bits_per_byte, toy_losses
 from benchmarks.data.measure import ROOT, BenchmarkError
-from benchmarks.data.results import Row, merge, table
+from benchmarks.data.results import Row
 from cptron.tokenizer.extend import ExtendOptions, extend
 from cptron.tokenizer.texts import Corpus
 
-RESULTS = ROOT / "benchmarks" / "results" / "curate.json"
 GENERAL = sorted((ROOT / "examples" / "quickstart" / "data").glob("*.valid.jsonl.gz"))
-LANGUAGES = {
-    "vi": ("Vietnamese", "[\u00c0-\u01b0\u1ea0-\u1ef9]", 0.1),
-    "hi": ("Hindi", "[\u0900-\u097f]", 0.5),
-}
-"""Characters that only the language has (beside other languages of its script), and their least share of the letters
-of a document that is in it."""
+VARIANTS = (("vi", False), ("hi", False), ("hi", True))
+"""Language, and whether marks are joined to their letters."""
 NEW_TOKENS = 3000
 MIN_FREQUENCY = 10
 FUZZED = 20_000
@@ -53,7 +47,8 @@ SEED_WORD = re.compile(r"\w+")
 class Settings:
     """What the rows need."""
 
-    texts: Path
+    cache: Path
+    """Of Debian's packages."""
     model: Path
     work_dir: Path
     command: str
@@ -75,41 +70,28 @@ def rows(settings: Settings) -> list[Row]:
     if not (settings.model / "tokenizer.json").is_file():
         raise BenchmarkError(f"{settings.model} holds no model; `make demo` fetches it")
     found: list[Row] = []
-    for number, language in enumerate(LANGUAGES, start=1):
-        made = _extend(settings, language)
+    for number, (language, join_marks) in enumerate(VARIANTS, start=1):
+        made = _extend(settings, language, join_marks)
         found += _encoding_rows(settings, made, number) + _loss_rows(settings, made, number)
-    return [*found, _toy_row(settings, "tokenizer 3")]
+    return [*found, _toy_row(settings, f"tokenizer {len(VARIANTS) + 1}")]
 
 
-def _extend(settings: Settings, language: str) -> Extended:
-    name, characters, least = LANGUAGES[language]
-    parts = {}
-    for part in ("train", "valid"):
-        source = settings.texts / f"libreoffice_help_{language}.{part}.jsonl.gz"
-        if not source.is_file():
-            raise BenchmarkError(f"{source} is missing; give --texts the directory that has it")
-        parts[part] = settings.work_dir / f"{language}.{part}.jsonl"
-        _write_translated(source, parts[part], re.compile(characters), least)
-    directory = settings.work_dir / f"tokenizer_{language}"
+def _extend(settings: Settings, language: str, join_marks: bool) -> Extended:
+    train, valid = write(language, settings.cache, settings.work_dir)
+    name = LANGUAGES[language].name + (", marks joined" if join_marks else "")
+    directory = settings.work_dir / f"tokenizer_{language}{'_joined' if join_marks else ''}"
     shutil.rmtree(directory, ignore_errors=True)
     options = ExtendOptions(
         model=settings.model,
         output=directory,
-        domain=Corpus(inputs=(str(parts["train"]),)),
-        held_out=Corpus(inputs=(str(parts["valid"]),)),
+        domain=Corpus(inputs=(str(train),)),
+        held_out=Corpus(inputs=(str(valid),)),
         general=Corpus(inputs=tuple(map(str, GENERAL))),
         num_tokens=NEW_TOKENS,
         min_count=MIN_FREQUENCY,
+        join_marks=join_marks,
     )
-    return Extended(name, directory, extend(options), parts["train"], parts["valid"])
-
-
-def _write_translated(source: Path, target: Path, characters: re.Pattern[str], least: float) -> None:
-    with target.open("w", encoding="utf-8") as stream:
-        for text in _texts(source):
-            letters = sum(map(str.isalpha, text))
-            if letters and len(characters.findall(text)) / letters >= least:
-                stream.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+    return Extended(name, directory, extend(options), train, valid)
 
 
 def _texts(path: Path) -> Iterator[str]:
@@ -128,6 +110,7 @@ def _encoding_rows(settings: Settings, made: Extended, number: int) -> list[Row]
     ours, base = domain["tokens_per_byte_after"], domain["tokens_per_byte_before"]
     general_ours, general_base = general["tokens_per_byte_after"], general["tokens_per_byte_before"]
     failed, lost_by_base = _round_trips(settings.model, made.directory)
+    lost = not_reached(settings.model, made.directory, [*_texts(made.train), *_texts(made.valid)])
     common: dict[str, Any] = {"unit": "tokens/byte", "rounds": 1, "command": settings.command}
     seed = "add_tokens of frequent words"
     return [
@@ -140,7 +123,8 @@ def _encoding_rows(settings: Settings, made: Extended, number: int) -> list[Row]
             ratio=base / ours,
             input=about,
             note=f"learned from {learned['documents']} documents, {learned['bytes']} bytes; {report['stopped']}; "
-            f"{domain['new_tokens_unused']} new tokens not in the held-out text",
+            f"{domain['new_tokens_unused']} new tokens not in the held-out text; its pre-tokenizer cuts "
+            f"{_words_per_byte(made):.4f} words/byte, and no extension gets below",
             **common,
         ),
         Row(
@@ -184,9 +168,9 @@ def _encoding_rows(settings: Settings, made: Extended, number: int) -> list[Row]
             row=f"{name}e",
             work=f"{made.name}: new tokens that no text reaches",
             goal="0",
-            ours=report["unreachable"],
-            met=report["unreachable"] == 0,
-            input=f"{report['new_tokens']} new tokens, each found in a real encoding",
+            ours=len(lost),
+            met=not lost,
+            input=f"{report['new_tokens']} new tokens, each looked for in real encodings by a search of its own",
             **common | {"unit": "tokens"},
         ),
         Row(
@@ -208,6 +192,13 @@ def _encoding_rows(settings: Settings, made: Extended, number: int) -> list[Row]
             **common | {"unit": "MB/s"},
         ),
     ]
+
+
+def _words_per_byte(made: Extended) -> float:
+    """Of the held-out text."""
+    cut = Backend.from_file(str(made.directory / "tokenizer.json")).pre_tokenizer.pre_tokenize_str
+    texts = list(_texts(made.valid))
+    return sum(len(cut(text)) for text in texts) / sum(len(text.encode()) for text in texts)
 
 
 def _seed_recipe(settings: Settings, made: Extended) -> tuple[float, float]:
@@ -302,34 +293,3 @@ def _toy_row(settings: Settings, name: str) -> Row:
         note=", ".join(f"{key} {value:.3f}" for key, value in found.items()),
         command=settings.command,
     )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, record and show."""
-    parser = argparse.ArgumentParser(description="Measure the extension of a tokenizer.")
-    parser.add_argument(
-        "--texts", type=Path, required=True, help="directory of the Vietnamese and Hindi texts"
-    )
-    parser.add_argument("--model", type=Path, default=ROOT / ".cache" / "smollm2-135m")
-    parser.add_argument("--work-dir", type=Path, default=ROOT / ".cache" / "bench-tokenizer")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file to merge into")
-    args = parser.parse_args(argv)
-    args.work_dir.mkdir(parents=True, exist_ok=True)
-    try:
-        found = rows(
-            Settings(
-                args.texts,
-                args.model,
-                args.work_dir,
-                "python -m benchmarks.curate_tokenizer --texts [...]",
-            )
-        )
-    except BenchmarkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(table(merge(found, args.results)))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -146,7 +146,7 @@ class Clusters {
     std::sort(members.begin(), members.end(), [](const Member& a, const Member& b) {
       return a.size != b.size ? a.size < b.size : a.document < b.document;
     });
-    std::vector<std::vector<Member>> groups;  // members so far, by cluster
+    Groups groups;
     for (const Member& member : members) place(member, groups, counts, edges);
     clear_cache();
   }
@@ -158,40 +158,75 @@ class Clusters {
     return true;
   }
 
-  // Compares a member with groups that it is not in yet, the nearest in size first, until one of each is similar; joins those.
-  void place(const Member& member, std::vector<std::vector<Member>>& groups, JoinCounts& counts, std::vector<Edge>& edges) {
-    std::vector<Member> own;
-    uint64_t left = most_comparisons_;
-    for (size_t g = groups.size(); g-- > 0;) {
-      std::vector<Member>& group = groups[g];
-      if (find(group.front().document) == find(member.document) || reaches(member, group, left, counts, edges)) {
-        if (own.size() < group.size()) own.swap(group);
-        own.insert(own.end(), group.begin(), group.end());
-        group.swap(groups.back());
-        groups.pop_back();
-      } else if (left == 0) {
-        ++counts.cut;
-        break;
+  // Members of one cluster. Fixed ones are apart: they are nothing to each other, so one of them need not look at the rest.
+  struct Group {
+    std::vector<Member> fixed, others;
+
+    bool empty() const { return fixed.empty() && others.empty(); }
+    uint64_t any() const { return (others.empty() ? fixed : others).front().document; }
+    void take(Group& group) {
+      for (const auto part : {&Group::fixed, &Group::others}) {
+        if ((this->*part).size() < (group.*part).size()) (this->*part).swap(group.*part);
+        (this->*part).insert((this->*part).end(), (group.*part).begin(), (group.*part).end());
       }
     }
-    own.push_back(member);
-    groups.push_back(std::move(own));
+  };
+  struct Groups {
+    std::vector<Group> fixed, others;  // those with none but fixed members, and the rest
+  };
+
+  // Compares a member with groups that it is not in yet, the nearest in size first, until one of each is similar; joins those.
+  void place(const Member& member, Groups& groups, JoinCounts& counts, std::vector<Edge>& edges) {
+    const bool is_fixed = member.document < fixed_;
+    Group own;
+    uint64_t left = most_comparisons_;
+    gather(member, groups.others, groups, own, left, counts, edges);
+    if (!is_fixed) gather(member, groups.fixed, groups, own, left, counts, edges);
+    if (left == 0) ++counts.cut;
+    (is_fixed ? own.fixed : own.others).push_back(member);
+    (own.others.empty() ? groups.fixed : groups.others).push_back(std::move(own));
   }
 
-  bool reaches(const Member& member, const std::vector<Member>& group, uint64_t& left, JoinCounts& counts,
-               std::vector<Edge>& edges) {
-    for (auto other = group.rbegin(); other != group.rend(); ++other) {
-      if (!similar(other->size, member.size)) continue;  // the larger set alone keeps them apart
-      if (other->document < fixed_ && member.document < fixed_) continue;
-      if (left == 0) return false;
+  // Moves those groups of `from` that the member belongs to into `own`. Members come by size, and what is too small for one is too
+  // small for all that follow: it goes. So a bucket costs no more than its size times `most_comparisons_`.
+  void gather(const Member& member, std::vector<Group>& from, Groups& groups, Group& own, uint64_t& left, JoinCounts& counts,
+              std::vector<Edge>& edges) {
+    for (size_t g = from.size(); g-- > 0 && left > 0;) {
+      Group group = std::move(from[g]);
+      if (find(group.any()) == find(member.document) || reaches(member, group, left, counts, edges)) {
+        own.take(group);
+      } else if (!group.others.empty() || (&from == &groups.fixed && !group.empty())) {
+        from[g] = std::move(group);
+        continue;
+      } else if (!group.empty()) {
+        groups.fixed.push_back(std::move(group));
+      }
+      if (g + 1 < from.size()) from[g] = std::move(from.back());
+      from.pop_back();
+    }
+  }
+
+  bool reaches(const Member& member, Group& group, uint64_t& left, JoinCounts& counts, std::vector<Edge>& edges) {
+    if (reaches(member, group.others, left, counts, edges)) return true;
+    return member.document >= fixed_ && reaches(member, group.fixed, left, counts, edges);
+  }
+
+  // Whether one of `members` is similar; those that are too small are taken out.
+  bool reaches(const Member& member, std::vector<Member>& members, uint64_t& left, JoinCounts& counts, std::vector<Edge>& edges) {
+    for (size_t i = members.size(); i-- > 0 && left > 0;) {
+      const Member other = members[i];
+      if (!similar(other.size, member.size)) {  // the larger set alone keeps them apart
+        members[i] = members.back();
+        members.pop_back();
+        continue;
+      }
       ++counts.comparisons;
-      const uint64_t shared = shared_hashes(*set_of(other->document), *set_of(member.document));
-      const uint64_t together = other->size + member.size - shared;
+      const uint64_t shared = shared_hashes(*set_of(other.document), *set_of(member.document));
+      const uint64_t together = other.size + member.size - shared;
       if (similar(shared, together)) {
         ++counts.similar;
-        unite(other->document, member.document);
-        edges.push_back({std::min(other->document, member.document), std::max(other->document, member.document), shared,
-                         together});
+        unite(other.document, member.document);
+        edges.push_back({std::min(other.document, member.document), std::max(other.document, member.document), shared, together});
         return true;
       }
       --left;

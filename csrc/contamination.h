@@ -42,8 +42,13 @@ class Contamination {
     return n;
   }
 
+  // Before anything is looked for; once, behind all items: it sorts all runs.
   void finish_adding() {
     for (Runs& runs : runs_) runs.prepare();
+  }
+
+  bool is_finished() const {
+    return std::all_of(runs_.begin(), runs_.end(), [](const Runs& runs) { return runs.sorted; });
   }
 
   size_t num_runs() const {

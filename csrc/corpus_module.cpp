@@ -149,6 +149,7 @@ std::vector<SetFile> files_of(const std::vector<std::tuple<int, uint64_t, uint64
 }
 
 Array<int64_t> find_matches(const Contamination& index, const Array<uint8_t>& text, const Array<int64_t>& starts) {
+  require(index.is_finished(), "finish_adding comes before find");
   const Pieces<uint8_t> documents(text, starts);
   std::vector<int64_t> rows;
   {
@@ -180,10 +181,10 @@ void bind_contamination(py::module_& m) {
              for (int64_t i = 0; i < items.n; ++i) {
                words.push_back(static_cast<int64_t>(index.add(items.begin(i), static_cast<size_t>(items.end(i) - items.begin(i)))));
              }
-             index.finish_adding();
              return array_of(words);
            },
            py::arg("text").noconvert(), py::arg("starts").noconvert())
+      .def("finish_adding", &Contamination::finish_adding)
       .def_property_readonly("num_runs", &Contamination::num_runs)
       .def("find", &find_matches, py::arg("text").noconvert(), py::arg("starts").noconvert());
 }

@@ -1,5 +1,5 @@
 // Python bindings of the kernels, `cptron._kernels`: those of the data room, the checksum of weights, and
-// (corpus_module.cpp) those of the corpus room. Every decision is made
+// (corpus_module.cpp, prose_module.cpp) those of the corpus room. Every decision is made
 // in integers, so that all platforms and compilers give the same order; each kernel has a twin in plain Python in
 // tests/unit/kernels_reference.py, or in torch beside its caller. Objects keep the
 // arrays they look into alive, nothing is shared between objects, and the interpreter lock is released while work is done.
@@ -170,6 +170,7 @@ uint64_t checksum_of(const Array<T>& matrix, uint64_t first_row, uint64_t first_
 PYBIND11_MODULE(_kernels, m) {
   m.doc() = "Kernels of cptron.data and cptron.corpus; see csrc/.";
   bind_corpus(m);
+  bind_prose(m);
   py::class_<Permutation>(m, "Permutation")
       .def(py::init<uint64_t, uint64_t>(), py::arg("n"), py::arg("key"))
       .def("__len__", &Permutation::size)

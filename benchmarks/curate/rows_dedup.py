@@ -41,8 +41,6 @@ class Settings:
     """A Hugging Face causal model, of the rows `whole`, `select` and `tokenizer`."""
     domains: Path
     """Directory of the domains of `select`."""
-    texts: Path
-    """Directory of the texts of `tokenizer`."""
     rounds: int
     documents: int
     """Of the large row."""

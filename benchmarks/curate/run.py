@@ -32,7 +32,7 @@ def _tokenizer(settings: Settings) -> list[Row]:
     directory = settings.work_dir / "tokenizer"
     directory.mkdir(exist_ok=True)
     return curate_tokenizer.rows(
-        curate_tokenizer.Settings(settings.texts, settings.model, directory, settings.command)
+        curate_tokenizer.Settings(settings.work_dir, settings.model, directory, settings.command)
     )
 
 
@@ -69,12 +69,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--domains", type=Path, default=rows_select.DOMAINS, help="of select: NAME.{train,valid}.jsonl.gz"
     )
-    parser.add_argument(
-        "--texts",
-        type=Path,
-        default=texts.CACHE / "languages",
-        help="of tokenizer: libreoffice_help_{vi,hi}.{train,valid}.jsonl.gz",
-    )
     parser.add_argument("--work-dir", type=Path, default=texts.CACHE, help="inputs and outputs, up to 6 GB")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file to merge into")
     return parser.parse_args(argv)
@@ -94,7 +88,6 @@ def settings_of(arguments: argparse.Namespace, chosen: Sequence[str], words: Seq
         corpus=corpus.resolve(),
         model=arguments.model.resolve(),
         domains=arguments.domains.resolve(),
-        texts=arguments.texts.resolve(),
         rounds=arguments.rounds,
         documents=arguments.documents,
         few_documents=arguments.few_documents,

@@ -37,11 +37,11 @@ _TAG = re.compile(r"<[^>]*>")
 _MARGIN = re.compile(r"[ \t]*\n[ \t]*(\n[ \t]*)+")
 
 
-def fetch(cache: Path) -> Path:
+def fetch(cache: Path, packages: Sequence[str] = PACKAGES) -> Path:
     """Download and unpack the packages, unless they are there. Raises BenchmarkError."""
     unpacked = cache / "packages"
-    unpacked.mkdir(parents=True, exist_ok=True)
-    for package in PACKAGES:
+    unpacked.mkdir(parents=True, exist_ok=True)  # dpkg-deb makes the last folder alone
+    for package in packages:
         if (unpacked / package).is_dir():
             continue
         downloads = cache / "downloads" / package
@@ -49,7 +49,9 @@ def fetch(cache: Path) -> Path:
         try:
             subprocess.run(["apt-get", "download", package], cwd=downloads, check=True, capture_output=True)
             (archive,) = downloads.glob("*.deb")
-            subprocess.run(["dpkg-deb", "-x", archive, unpacked / package], check=True, capture_output=True)
+            part = downloads / "unpacked"
+            subprocess.run(["dpkg-deb", "-x", archive, part], check=True, capture_output=True)
+            part.rename(unpacked / package)
         except (OSError, ValueError, subprocess.CalledProcessError) as error:
             said = getattr(error, "stderr", None) or str(error).encode()
             why = said.decode(errors="replace").strip().splitlines()[-1]

@@ -1,6 +1,7 @@
 """The compiled kernels of this room, or one clear error.
 
-Place in the flow: below everything in `dedup`. Invariant: there is no slow substitute.
+Place in the flow: below everything in `dedup`, the rules for prose and a language identifier.
+Invariant: there is no slow substitute.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from cptron.errors import DataError
 
 try:
     from cptron._kernels import (
+        Automaton,
         Clusters,
         Contamination,
+        ProseCounter,
         band_keys,
+        broken_rule,
         shingle_sets,
         signature_variants,
         signatures,
@@ -22,9 +26,12 @@ except ImportError as error:
     ) from error
 
 __all__ = [
+    "Automaton",
     "Clusters",
     "Contamination",
+    "ProseCounter",
     "band_keys",
+    "broken_rule",
     "shingle_sets",
     "signature_variants",
     "signatures",

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from cptron.corpus import kernels
 from cptron.corpus.optional import optional_module
 from cptron.errors import DataError
 
@@ -18,7 +19,7 @@ Label = Callable[[str], tuple[str, float]]
 UNKNOWN = ("und", 0.0)
 PACKAGES: dict[str, tuple[str, ...]] = {
     "fasttext": ("fasttext-predict",),
-    "py3langid": ("py3langid",),
+    "py3langid": ("py3langid", "numpy"),
     "lingua": ("lingua-language-detector",),
     "script": (),
 }
@@ -71,7 +72,7 @@ def _fasttext(step: str, path: str) -> Label:
 
 def _py3langid(step: str, path: str) -> Label:
     module = optional_module("py3langid.langid", "py3langid", step)
-    identifier: Any = module.LanguageIdentifier.from_model_file(module.MODEL_FILE, norm_probs=True)
+    identifier = _by_kernel(module.LanguageIdentifier).from_model_file(module.MODEL_FILE, norm_probs=True)
 
     def label(text: str) -> tuple[str, float]:
         if not text.strip():
@@ -80,6 +81,31 @@ def _py3langid(step: str, path: str) -> Label:
         return str(language), float(score)
 
     return label
+
+
+def _by_kernel(base: Any) -> Any:
+    """py3langid's `LanguageIdentifier`, `base`, whose automaton the kernel runs: to the same bits of every score."""
+
+    class Identifier(base):  # type: ignore[misc]
+        nb_ptc: Any
+
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            moves, rows, features = self.tk_nextmove, self.tk_row, self.tk_output
+            self._automaton = kernels.Automaton(
+                np.asarray(moves, np.uint32), np.asarray(rows, np.int32), np.asarray(features, np.int32)
+            )
+            self.nb_ptc = self.nb_ptc.astype(
+                np.float32
+            )  # of 16 bits: else turned into these for every document
+
+        def _raw_score(self, text: bytes) -> Any:
+            features, times = self._automaton.visits(text)
+            if not len(features):
+                return super()._raw_score(text)
+            return np.log1p(times) @ self.nb_ptc[features] + self.nb_pc
+
+    return Identifier
 
 
 def _lingua(step: str, path: str) -> Label:

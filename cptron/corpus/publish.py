@@ -62,7 +62,7 @@ def publish(work: Work) -> CorpusManifest:
 
 
 def _require_unchanged(work: Work) -> None:
-    for _, path, size, changed in work.files():
+    for _, path, size, changed in work.files:
         if file_identity(path) != (size, changed):
             raise DataError(f"input {path} has changed since the start, must not; run the same command again")
 
@@ -111,7 +111,7 @@ def _place(made: Path, final: Path) -> None:
 def _manifest(work: Work, summary: Summary, files: list[OutputFile]) -> CorpusManifest:
     config = work.config.corpus
     steps = identities(work.config)
-    inputs = tuple(InputFile(**_content(work, number)) for number in range(len(work.files())))
+    inputs = tuple(InputFile(**_content(work, number)) for number in range(len(work.files)))
     tokenizer = tokenizer_record(config.tokenizer) if config.tokenizer else None
     counted = config.tokenizer != ""
     settings = _settings(plain_values(config), "output", "keep_intermediate")

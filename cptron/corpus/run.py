@@ -41,10 +41,9 @@ def prepare(config: CurateConfig, *, restart: bool = False, alone: bool = True) 
     something cannot be used."""
     output = Path(config.corpus.output)
     directory = output / WORK_DIR
-    if restart and directory.is_dir():
-        with locked(directory / LOCK, shared=False):
-            shutil.rmtree(directory, ignore_errors=True)
     _require_ours(output)
+    if restart and directory.is_dir():
+        _discard(directory)
     corpus = look_up(config.corpus)
     steps = identities(config)
     tokenizer = tokenizer_record(config.corpus.tokenizer).fingerprint if config.corpus.tokenizer else ""
@@ -60,6 +59,21 @@ def prepare(config: CurateConfig, *, restart: bool = False, alone: bool = True) 
     for note in note_changes(directory, config, steps) if alone else ():
         print(f"note: {note}", file=sys.stderr)
     return Work(config, corpus, stages, directory)
+
+
+def _discard(directory: Path) -> None:
+    """Remove all that was made, unless another run is at it. The directory stays: it says whose the output is."""
+    with locked(directory / "lock", shared=False):
+        try:
+            for path in directory.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != "lock":
+                    path.unlink()
+        except OSError as error:
+            raise DataError(
+                f"{error.filename or directory} cannot be removed ({error.strerror}); mend that, or remove {directory}"
+            ) from error
 
 
 def _require_ours(output: Path) -> None:

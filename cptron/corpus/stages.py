@@ -106,7 +106,7 @@ def _of_inputs(config: CurateConfig, corpus: Corpus) -> Any:
     given = config.corpus
     return {
         "format_version": FORMAT_VERSION,
-        "zstandard": zstandard.__version__,
+        "zstandard": [zstandard.__version__, *zstandard.ZSTD_VERSION],
         "orjson": orjson.__version__,
         "strict": given.strict,
         "max_document_bytes": given.max_document_bytes,

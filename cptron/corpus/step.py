@@ -103,7 +103,7 @@ class CorpusStep(Step[C]):
 
     def applied(self, decided: Path, shard: int) -> Callable[[Document, Tally], Result]:
         """Second pass over one shard: called with its documents in order. Here: keeps or drops by the verdicts."""
-        codes = iter(read_verdicts(decided, shard).tolist())
+        codes = each_verdict(decided, shard)
 
         def verdict(document: Document, tally: Tally) -> Result:
             code = next(codes)
@@ -127,6 +127,16 @@ def read_verdicts(decided: Path, shard: int) -> NDArray[np.uint8]:
         raise DataError(
             f"{path} cannot be read ({error.strerror}); run the same command with --restart"
         ) from None
+
+
+def each_verdict(decided: Path, shard: int) -> Iterator[int]:
+    """The same, one by one. The one after the last raises DataError: nothing else may end a shard's documents."""
+    codes = read_verdicts(decided, shard)
+    yield from codes.tolist()
+    raise DataError(
+        f"{_verdict_path(decided, shard)} has {len(codes)} verdicts, must have one a document; run the same command "
+        "with --restart"
+    )
 
 
 def _verdict_path(decided: Path, shard: int) -> Path:

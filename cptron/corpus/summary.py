@@ -73,6 +73,7 @@ def summarise(work: Work) -> Summary:
             _add_steps(source, steps, counts)
             summary.other_cpu_s += record["cpu_s"] - sum(one.cpu_s for one in counts)
             _check(record, counts, stage)
+            del record["steps"]  # added up: with its samples the largest part of a record
             if stage.number == 0:
                 _add_read(source, record, counts)
                 summary.inputs.append(record)

@@ -7,11 +7,13 @@ last, by a rename, so that a unit is done, or is not.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,7 +67,7 @@ class Work:
     def units(self, kind: Kind, stage: Stage) -> list[Unit]:
         """Those of a stage that there are, in order."""
         if kind == "hash":
-            return [Unit(kind, 0, number, size) for number, (_, _, size, _) in enumerate(self.files())]
+            return [Unit(kind, 0, number, size) for number, (_, _, size, _) in enumerate(self.files)]
         shards = self.corpus.shards
         if kind == "features":
             shards = tuple(shard for shard in shards if concerns(stage.tail, self.source_name(shard)))
@@ -98,10 +100,12 @@ class Work:
     def record_path(self, unit: Unit) -> Path:
         """The unit's JSON."""
         if unit.kind == "hash":
-            _, _, size, changed = self.files()[unit.number]
-            return self.stage_dir(unit) / f"{unit.number:05d}-{size}-{changed}.json"
+            name, _, size, changed = self.files[unit.number]
+            digest = hashlib.blake2b(name.encode("utf-8", "backslashreplace"), digest_size=10).hexdigest()
+            return self.stage_dir(unit) / f"{digest}-{size}-{changed}.json"
         return self.stage_dir(unit) / f"{unit.number:05d}.json"
 
+    @cached_property
     def files(self) -> list[tuple[str, Path, int, int]]:
         """All input files, in order."""
         return [file for source in self.corpus.sources for file in source.files]
@@ -128,7 +132,7 @@ class Work:
                 num_documents, text_bytes = num_documents + 1, text_bytes + num_bytes
                 if counter:
                     counter.add(document.text)
-            tokens = counter.total() if counter else None
+            tokens = int(counter.counts().sum()) if counter else None
             quarantine.publish()
             file = writer.publish()
         self._publish(unit, {
@@ -199,7 +203,7 @@ class Work:
         self._publish(unit, {"tally": tally, "cpu_s": time.process_time() - started_s})
 
     def _hash(self, unit: Unit) -> None:
-        name, path, _, _ = self.files()[unit.number]
+        name, path, _, _ = self.files[unit.number]
         record = hash_file(path)
         self._publish(unit, {"name": name, **asdict(record)})
 

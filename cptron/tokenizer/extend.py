@@ -19,6 +19,7 @@ from cptron.tokenizer.base import Base, open_base
 from cptron.tokenizer.characters import byte_ids, learn_characters
 from cptron.tokenizer.efficiency import Efficiency, measure
 from cptron.tokenizer.extended import extended_content, write_extended
+from cptron.tokenizer.marks import join_marks, name_class
 from cptron.tokenizer.merge_loop import Learned, MergeLoop
 from cptron.tokenizer.reach import unreachable
 from cptron.tokenizer.texts import Corpus
@@ -43,6 +44,8 @@ class ExtendOptions:
     num_tokens: int = 5000
     min_count: int = 10
     """Occurrences that a pair needs: a row of the embedding learns from nothing but its occurrences."""
+    join_marks: bool = False
+    """Whether combining marks stay in the words of their letters: see `marks`."""
     recovery_tokens: float = 100e6
     """Training tokens that the new rows are taken to cost; of the break-even."""
 
@@ -52,6 +55,8 @@ def extend(options: ExtendOptions) -> dict[str, Any]:
     where the base cannot be extended, no token is learned, or a check fails."""
     must_be_new(options.output)
     base = open_base(options.model)
+    if options.join_marks:
+        base = join_marks(base)
     domain = options.domain
     held_out = options.held_out
     if held_out is None:
@@ -66,6 +71,8 @@ def extend(options: ExtendOptions) -> dict[str, Any]:
     with new_directory(options.output) as working:
         content = extended_content(base, learned.new_tokens, learned.merges)
         extended = write_extended(base, content, working)
+        if options.join_marks:
+            name_class(working)
         lost = unreachable(base, extended, learned.new_tokens, learned.witness)
         if lost:
             raise DataError(
@@ -81,6 +88,7 @@ def extend(options: ExtendOptions) -> dict[str, Any]:
             "new_tokens": len(learned.new_tokens),
             "new_merges": len(learned.merges),
             "stopped": _why_stopped(learned, options),
+            "marks_joined": options.join_marks,
             "unreachable": len(lost),
             "learned_from": {
                 "documents": counts.num_documents,

@@ -35,8 +35,9 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(done, indent=2, ensure_ascii=False))
         return 0
     from cptron.inspect import text_lines
+    from cptron.tokenizer.shown import analysis_for_people
 
-    print("\n".join(text_lines(done)))
+    print("\n".join(text_lines(analysis_for_people(done) if args.verb == "analyze" else done)))
     return 0
 
 
@@ -92,6 +93,11 @@ def _add_extend(parser: argparse.ArgumentParser) -> None:
         "--held-out", nargs="+", metavar="FILE", help="domain text to measure on (default: 5 %% of the input)"
     )
     parser.add_argument("--general", nargs="+", metavar="FILE", help="other text to measure on")
+    parser.add_argument(
+        "--join-marks",
+        action="store_true",
+        help="also change where words end: combining marks, such as Hindi's vowel signs, stay with their letters",
+    )
     parser.add_argument(
         "--recovery-tokens",
         default="100M",
@@ -155,6 +161,7 @@ def _extend(args: argparse.Namespace) -> dict[str, Any]:
         general=corpus(args.general),
         num_tokens=args.new_tokens,
         min_count=args.min_frequency,
+        join_marks=args.join_marks,
         recovery_tokens=recovery_tokens,
     )
     return extend(options)

@@ -24,10 +24,11 @@ def unreachable(
     base: Base, extended: Base, tokens: Mapping[str, int], witness: Mapping[int, Word]
 ) -> list[int]:
     """Ids of `tokens` that no text tried is encoded into: the token's own text, the word it was learned in, and where
-    it is part of a character, characters around it."""
+    it is part of a character, characters around it, behind what it stands behind in that word."""
     left = {number: extended.bytes_of(token) for token, number in tokens.items()}
     own = {number: _decoded(raw) for number, raw in left.items()}
-    learned_in = {number: _decoded(_bytes_of(base, word)) for number, word in witness.items()}
+    words = {number: _bytes_of(base, word) for number, word in witness.items()}
+    learned_in = {number: _decoded(raw) for number, raw in words.items()}
     for texts in (own, learned_in):
         for before in BEFORE:
             tried = {number: before + texts[number] for number in left if texts.get(number)}
@@ -35,7 +36,11 @@ def unreachable(
             for number, ids in zip(tried, encoded, strict=True):
                 if number in ids:
                     del left[number]
-    return [number for number, raw in left.items() if not _in_a_completion(extended, number, raw)]
+    return [
+        number
+        for number, raw in left.items()
+        if not _in_a_completion(extended, number, raw, words.get(number, b""))
+    ]
 
 
 def _bytes_of(base: Base, word: Word) -> bytes:
@@ -43,9 +48,16 @@ def _bytes_of(base: Base, word: Word) -> bytes:
     return b"".join(base.bytes_of(base.tokens[number]) for number in word if number in base.tokens)
 
 
-def _in_a_completion(extended: Base, number: int, raw: bytes) -> bool:
-    texts = list(islice(_completions(raw), MAX_COMPLETIONS))
-    return any(number in ids for ids in extended.tokenizer.encode_batch(texts))
+def _in_a_completion(extended: Base, number: int, raw: bytes, word: bytes) -> bool:
+    """In some text around `raw`, alone and behind what precedes it in `word`: a pre-tokenizer may begin a word with a
+    letter and never with a vowel sign."""
+    before = word[: max(word.find(raw), 0)].decode("utf-8", "ignore")
+    completed = list(islice(_completions(raw), MAX_COMPLETIONS))
+    return any(
+        number in ids
+        for start in dict.fromkeys(("", before, before[-1:], *BEFORE))
+        for ids in extended.tokenizer.encode_batch([start + text for text in completed])
+    )
 
 
 def _completions(raw: bytes) -> Iterator[str]:

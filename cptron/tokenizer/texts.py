@@ -19,8 +19,6 @@ from cptron.tokens.read_blocks import read_blocks
 from cptron.tokens.records import Position
 
 MAX_DOCUMENT_BYTES = 64 << 20
-_LETTERS = 400
-"""Letters that tell the script of a document."""
 
 Part = tuple[float, float]
 """Documents whose draw from [0, 1) is at least the first and below the second."""
@@ -92,13 +90,11 @@ def in_part(text: bytes, part: Part) -> bool:
 
 
 def script_of(text: str) -> str:
-    """The script of most of the first letters, as Unicode names it; `none` where there is no letter."""
+    """The script of most letters, as Unicode names it; `none` where there is no letter."""
     found: Counter[str] = Counter()
-    for character in text:
+    for character, count in Counter(text).items():
         if character.isalpha():
-            found[_script(character)] += 1
-            if found.total() == _LETTERS:
-                break
+            found[_script(character)] += count
     return min(found, key=lambda name: (-found[name], name)) if found else "none"
 
 

@@ -8,11 +8,11 @@ or the run stops; `PREFIX.corpus.json` is there before the token files' own mani
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cptron.corpus.manifest import CorpusManifest, parse_manifest, read_manifest
+from cptron.corpus.manifest import CorpusManifest, OutputFile, parse_manifest, read_manifest
 from cptron.durable import replace_text
 from cptron.errors import DataError
 from cptron.json_text import parse_json
@@ -28,6 +28,8 @@ class Curated:
 
     directory: Path
     manifest: CorpusManifest
+    files: Mapping[Path, OutputFile]
+    """Those that the manifest names, by their paths."""
 
 
 def curated_among(inputs: Sequence[Input]) -> tuple[Curated, ...]:
@@ -38,35 +40,30 @@ def curated_among(inputs: Sequence[Input]) -> tuple[Curated, ...]:
         directory = source.path.parent
         if directory not in found:
             manifest = read_manifest(directory)
-            found[directory] = Curated(directory, manifest) if manifest else None
+            found[directory] = _curated(directory, manifest) if manifest else None
         curated = found[directory]
-        file = _file_of(curated, source.path) if curated else None
-        if file and source.path.stat().st_size != file[0]:
+        file = curated.files.get(source.path) if curated else None
+        if file and source.path.stat().st_size != file.bytes:
             raise DataError(
-                f"{source.path} has {source.path.stat().st_size} bytes, its manifest requires {file[0]}; {_REMEDY}"
+                f"{source.path} has {source.path.stat().st_size} bytes, its manifest requires {file.bytes}; {_REMEDY}"
             )
     named = {source.path for source in inputs}
-    return tuple(one for one in found.values() if one and any(_file_of(one, path) for path in named))
+    return tuple(one for one in found.values() if one and not named.isdisjoint(one.files))
 
 
-def _file_of(curated: Curated, path: Path) -> tuple[int, str] | None:
-    """Bytes and hash that the manifest requires of `path`, if it names it."""
-    if path.parent != curated.directory:
-        return None
-    for file in curated.manifest.files:
-        if file.name == path.name:
-            return file.bytes, file.sha256
-    return None
+def _curated(directory: Path, manifest: CorpusManifest) -> Curated:
+    return Curated(directory, manifest, {directory / file.name: file for file in manifest.files})
 
 
 def require_sources(corpora: Sequence[Curated], sources: Sequence[SourceRecord]) -> None:
     """Raise DataError where a file that was read is not the one that its corpus's manifest describes."""
     for source in sources:
         for curated in corpora:
-            file = _file_of(curated, Path(source.path))
-            if file and file[1] != source.sha256:
+            file = curated.files.get(Path(source.path))
+            if file and file.sha256 != source.sha256:
                 raise DataError(
-                    f"{source.path} has SHA-256 {source.sha256[:12]}, its manifest requires {file[1][:12]}; {_REMEDY}"
+                    f"{source.path} has SHA-256 {source.sha256[:12]}, its manifest requires {file.sha256[:12]}; "
+                    f"{_REMEDY}"
                 )
 
 

@@ -12,6 +12,7 @@ import lzma
 import zipfile
 import zlib
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 
@@ -69,9 +70,9 @@ class _Member(io.RawIOBase):
 
     def __init__(self, path: Path, member: str) -> None:
         super().__init__()
+        stat = path.stat()
         try:
-            with zipfile.ZipFile(path) as archive:
-                self._stream = archive.open(member)  # keeps the archive's file open
+            self._stream = _archive(path, stat.st_size, stat.st_mtime_ns).open(member)
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError, KeyError) as error:
             raise DataError(f"{path}/{member} cannot be unpacked ({error}); unpack the file first") from None
 
@@ -90,6 +91,12 @@ class _Member(io.RawIOBase):
     def close(self) -> None:
         self._stream.close()
         super().close()
+
+
+@lru_cache(maxsize=1)
+def _archive(path: Path, size: int, changed_ns: int) -> zipfile.ZipFile:
+    """The ZIP file that is read at present: its list of members, which may be long, is read once and not for each."""
+    return zipfile.ZipFile(path)
 
 
 def _plain(file: io.RawIOBase) -> Iterator[bytes]:

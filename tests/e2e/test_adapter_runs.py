@@ -79,7 +79,7 @@ def test_checkpoint_holds_the_adapter_alone(kind: str, world: World, runs: dict[
     assert numbers < num_parameters(base.arch) / 8
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["lora", pytest.param("dora", marks=pytest.mark.more)])
 def test_resumes_to_the_bit_and_under_another_layout(
     kind: str, world: World, runs: dict[str, Path], tmp_path: Path
 ) -> None:

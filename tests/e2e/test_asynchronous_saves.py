@@ -18,10 +18,14 @@ from cptron.runtime.pace import SAVE
 from cptron.testing import run_ranks
 
 ASYNC = "checkpoint.asynchronous=true"
-LAYOUTS = [Layout(1), Layout(2), Layout(2, tp=2), Layout(2, pp=2)]
+OTHERS = [Layout(1), Layout(2), Layout(2, pp=2)]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize(
+    "layout",
+    [Layout(2, tp=2), *(pytest.param(layout, marks=pytest.mark.more) for layout in OTHERS)],
+    ids=str,
+)
 def test_the_checkpoints_are_the_same(layout: Layout, world: World, tmp_path: Path) -> None:
     """Saved at each step, so that each save meets the one before: to the byte those of a run that waited; the losses
     too; and a resume from one of them goes on."""

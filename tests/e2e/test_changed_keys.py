@@ -157,6 +157,7 @@ def test_another_base_of_the_same_shape(
     assert json.loads((run / "run.json").read_text())["identity"]["start"] == "0" * 64
 
 
+@pytest.mark.more
 def test_an_accepted_precision(world: World, whole_runs: dict[Layout, Path], tmp_path: Path) -> None:
     """fp32 goes on in bf16, on the same curve but for the rounding."""
     run = interrupted(whole_runs[ONE], tmp_path / "run")
@@ -202,7 +203,10 @@ def test_an_accepted_tokenizer(world: World, whole_runs: dict[Layout, Path], tmp
 
 @pytest.mark.parametrize(
     "changes",
-    [["data.seq_length=16", "data.packing=best_fit"], ["data.order=megatron", "data.megatron_samples=400"]],
+    [
+        pytest.param(["data.seq_length=16", "data.packing=best_fit"], marks=pytest.mark.more),
+        ["data.order=megatron", "data.megatron_samples=400"],
+    ],
     ids=" ".join,
 )
 def test_another_order_begins_at_its_beginning(

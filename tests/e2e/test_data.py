@@ -92,6 +92,7 @@ def test_limits_stop_or_redistribute(world: World, tmp_path: Path) -> None:
     assert sum(account.samples for account in found.accounts) == 60 * 8
 
 
+@pytest.mark.more
 def test_prepared_cache_is_what_the_run_asks_for(world: World, tmp_path: Path) -> None:
     """No further file is made by the run, and its losses are those of the run without a cache."""
     cache = tmp_path / "cache"

@@ -124,7 +124,10 @@ def test_deterministic_and_resumable(chains: Chains, whole: Path, tmp_path: Path
 
 @pytest.mark.parametrize(
     "layout",
-    [pytest.param(Layout(2), marks=pytest.mark.more), Layout(2, cp=2), Layout(4, tp=2, pp=2)],
+    [
+        Layout(2, cp=2),
+        *(pytest.param(cut, marks=pytest.mark.more) for cut in (Layout(2), Layout(4, tp=2, pp=2))),
+    ],
     ids=str,
 )
 def test_every_layout_finds_the_same(chains: Chains, whole: Path, layout: Layout, tmp_path: Path) -> None:

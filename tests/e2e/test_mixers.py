@@ -115,7 +115,7 @@ def test_what_is_decided_is_in_force_in_every_stage(world: World, tmp_path: Path
     assert steps(run) == steps(whole) and state_of(run) == state_of(whole)
 
 
-@pytest.mark.parametrize("layout", [ONE, Layout(2)], ids=str)
+@pytest.mark.parametrize("layout", [pytest.param(ONE, marks=pytest.mark.more), Layout(2)], ids=str)
 def test_shares_set_by_something_else(world: World, layout: Layout, tmp_path: Path) -> None:
     """At a step that is saved, with batches read ahead: in force from the next batch on, in the next stage too, and
     after a resume; the log proves that no sample is repeated or left out."""

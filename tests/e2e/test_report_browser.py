@@ -80,7 +80,15 @@ def assert_quiet(tab: Tab, page: Path) -> None:
     assert tab.requested() == [page.resolve().as_uri()]
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)])
+@pytest.mark.parametrize(
+    ("width", "dark"),
+    [
+        pytest.param(1280, False, marks=pytest.mark.more),
+        pytest.param(390, False, marks=pytest.mark.more),
+        (390, True),
+        pytest.param(1280, True, marks=pytest.mark.more),
+    ],
+)
 def test_charts_are_there_with_all_points(browser: Browser, run: Path, width: int, dark: bool) -> None:
     page = write_report(run)
     with browser.opened(page, width, dark) as tab:

@@ -58,6 +58,7 @@ def test_an_earlier_checkpoint_is_chosen_and_survives(
     assert read_marks(run / "checkpoints") == {4: ("selected",)}
 
 
+@pytest.mark.more
 def test_interpolations(run: Path, forgetting_world: ForgettingWorld, tmp_path: Path) -> None:
     """At 0 the base, at 1 the checkpoint, between them a model within epsilon that has learned more than the chosen
     checkpoint; what the engine finds on an interpolation it finds on its conversion as well."""

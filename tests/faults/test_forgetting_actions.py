@@ -151,7 +151,7 @@ def test_stop_and_keep_best(
         pytest.param("rollback", "journalled", ONE, marks=pytest.mark.more),
         ("rollback", "loaded", Layout(2)),
         pytest.param("rollback", "acted", ONE, marks=pytest.mark.more),
-        ("stop_and_keep_best", "journalled", ONE),
+        pytest.param("stop_and_keep_best", "journalled", ONE, marks=pytest.mark.more),
     ],
     ids=lambda value: str(value),
 )
@@ -196,14 +196,8 @@ def test_killed_at_an_action_and_resumed(
         assert_close(steps(run), steps(reference))
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [
-        Layout(2, pp=2),
-        *(pytest.param(cut, marks=pytest.mark.more) for cut in (Layout(2, tp=2), Layout(2, cp=2))),
-    ],
-    ids=str,
-)
+@pytest.mark.more
+@pytest.mark.parametrize("layout", [Layout(2, pp=2), Layout(2, tp=2), Layout(2, cp=2)], ids=str)
 def test_every_layout_rolls_back(
     layout: Layout, forgetting_world: ForgettingWorld, whole: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -158,9 +158,8 @@ def test_killed_at_an_action_and_resumed(
     assert_accounts(run, audit(whole).skipped_batches)
 
 
-@pytest.mark.parametrize(
-    "layout", [Layout(2, tp=2), pytest.param(Layout(2, pp=2), marks=pytest.mark.more)], ids=str
-)
+@pytest.mark.more
+@pytest.mark.parametrize("layout", [Layout(2, tp=2), Layout(2, pp=2)], ids=str)
 def test_every_layout_rolls_back(layout: Layout, guarded: GuardWorld, tmp_path: Path) -> None:
     """All ranks go back together, and a resume after a kill repeats it to the bit. One of the runs saves while it
     trains: the checkpoint that it goes back to may just be in the making."""

@@ -1,4 +1,4 @@
-"""The short form of `make faults`: every fault at least once, with a fixed seed."""
+"""The short form of `make faults`: every fault at least once, with a fixed seed; most of them in `make test-more`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from tiny_world import World
 
 SEED = 1
 SHORT = [fault for fault in FAULTS if fault.short]
+QUICK = ("kill one rank", "corrupt", "disk full")
+"""Those that no other test in this folder brings about."""
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +20,17 @@ def ground(world: World, tmp_path_factory: pytest.TempPathFactory) -> Ground:
     return Ground(world, tmp_path_factory.mktemp("faults"))
 
 
-@pytest.mark.parametrize("fault", SHORT, ids=lambda fault: fault.name.replace(" ", "-"))
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(
+            fault,
+            id=fault.name.replace(" ", "-"),
+            marks=() if fault.name in QUICK else pytest.mark.more,
+        )
+        for fault in SHORT
+    ],
+)
 def test_fault_is_survived(fault: Fault, ground: Ground) -> None:
     """What is published is used, what is damaged is not, and the run ends as if nothing had been; a failure says how to
     repeat its trial."""

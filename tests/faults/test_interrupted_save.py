@@ -53,7 +53,13 @@ def largest_shard(checkpoint: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "damage", ["truncated shard", "missing shard", "missing manifest", "half a manifest"]
+    "damage",
+    [
+        "truncated shard",
+        pytest.param("missing shard", marks=pytest.mark.more),
+        pytest.param("missing manifest", marks=pytest.mark.more),
+        "half a manifest",
+    ],
 )
 def test_damaged_newest_checkpoint_is_passed_over(
     damage: str, world: World, whole_runs: dict[Layout, Path], tmp_path: Path
@@ -199,7 +205,10 @@ DAMAGE: dict[str, tuple[dict[str, object], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", DAMAGE)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=() if number % 2 else pytest.mark.more) for number, case in enumerate(DAMAGE)],
+)
 def test_damaged_state_is_refused(
     case: str, world: World, whole_runs: dict[Layout, Path], tmp_path: Path
 ) -> None:

@@ -87,6 +87,7 @@ def test_a_failure_is_told_once_and_in_full(world: World, tmp_path: Path) -> Non
     assert last == "cptron: [rank 1] stops because rank 0 failed: ValueError: the step went wrong"
 
 
+@pytest.mark.more
 def test_an_error_of_the_user_that_one_rank_alone_meets(world: World, tmp_path: Path) -> None:
     """In one line, code 2, and not started again; the other rank, which waits outside any collective, ends too."""
     done = run_faulty(world, tmp_path, "3,3,sleep,refuse")

@@ -21,6 +21,13 @@ def tampered(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return {change: root / change for change in ("swap", "nudge", "drop")}
 
 
+NAMED = {
+    "swap": ("swap", "decoder.layers.0.mlp.linear_fc2.weight, decoder.layers.1.mlp.linear_fc2.weight (2"),
+    "nudge": ("nudge", "decoder.final_layernorm.weight (1"),
+}
+"""What is changed, and how the error names it."""
+
+
 def test_unchanged_rewrite_passes(world: World, tmp_path: Path) -> None:
     """The way these checkpoints are made is not what the gate objects to."""
     run_ranks(rank_calls.rewrite_shards, 1, str(world.base), str(tmp_path / "same"), "none")
@@ -28,7 +35,7 @@ def test_unchanged_rewrite_passes(world: World, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["swap", "nudge"])
-@pytest.mark.parametrize("layout", [ONE, Layout(2, pp=2)], ids=str)
+@pytest.mark.parametrize("layout", [pytest.param(ONE, marks=pytest.mark.more), Layout(2, pp=2)], ids=str)
 def test_gate_stops_every_rank(
     change: str, layout: Layout, world: World, tampered: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -42,13 +49,19 @@ def test_gate_stops_every_rank(
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("change", "named", "layout"),
     [
-        ("swap", "decoder.layers.0.mlp.linear_fc2.weight, decoder.layers.1.mlp.linear_fc2.weight (2"),
-        ("nudge", "decoder.final_layernorm.weight (1"),
+        pytest.param(*NAMED[change], layout, id=f"{change}-{layout}", marks=marks)
+        for change, layout, marks in (
+            ("swap", Layout(2, tp=2), ()),
+            ("nudge", Layout(2, pp=2), ()),
+            ("swap", Layout(2, pp=2), pytest.mark.more),
+            ("nudge", Layout(2, tp=2), pytest.mark.more),
+            ("swap", ONE, pytest.mark.more),
+            ("nudge", ONE, pytest.mark.more),
+        )
     ],
 )
-@pytest.mark.parametrize("layout", [ONE, Layout(2, tp=2), Layout(2, pp=2)], ids=str)
 def test_changed_weights_are_named(
     change: str, named: str, layout: Layout, world: World, tmp_path: Path
 ) -> None:
@@ -75,6 +88,7 @@ def test_missing_weight_is_an_error_not_a_random_one(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.more
 def test_gate_under_torchrun(world: World, tampered: dict[str, Path], tmp_path: Path) -> None:
     """Real ranks: both refuse, none hangs, the launcher ends with an error."""
     overrides = [f"run.dir={tmp_path / 'run'}", f"start.checkpoint={tampered['swap']}", "parallel.tp=2"]

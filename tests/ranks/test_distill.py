@@ -26,9 +26,15 @@ DISTILL = ["data.sources.general.role=replay", "regularise.distill.weight=2.0", 
 SEQ = 32
 
 
-@pytest.mark.core_ranks
+@pytest.mark.parametrize(
+    "layouts",
+    [
+        pytest.param(("tp2",), id="tp2", marks=pytest.mark.core_ranks),
+        pytest.param(("vpp2", "cp2"), id="vpp2 and cp2", marks=pytest.mark.more),
+    ],
+)
 def test_live_teacher_under_layouts(
-    config_file: Path, checkpoints: dict[str, Path], tokens_NGS1: np.ndarray
+    layouts: tuple[str, ...], config_file: Path, checkpoints: dict[str, Path], tokens_NGS1: np.ndarray
 ) -> None:
     """At the start nothing is to be kept; then the pull lowers the divergence of the replay rows, and is the same where
     the vocabulary, the stages or the sequences are cut."""
@@ -39,7 +45,7 @@ def test_live_teacher_under_layouts(
         assert outcome.divergences[0] == pytest.approx([0.0, 0.0], abs=1e-4)
         assert all(nats[0] == 0.0 for nats in outcome.divergences), "the new source is not asked about"
     assert 0.01 < one.divergences[-1][1] < 0.8 * free.divergences[-1][1]
-    for layout in ("tp2", "vpp2", "cp2"):
+    for layout in layouts:
         found = run(config_file, base, tokens, DISTILL, layout)
         assert_same(found, one)
         np.testing.assert_allclose(found[0].divergences, one.divergences, rtol=1e-3, atol=1e-4)

@@ -16,9 +16,14 @@ LENGTHS = [(31, 17), (1, 47), (16, 32)]
 """Two documents in each row: cut anywhere, at a chunk's edge, after one token."""
 
 
-@pytest.mark.core_ranks
 @pytest.mark.parametrize(
-    "layout", [Layout(), Layout(cp=2), Layout(cp=4), Layout(cp=2, tp=2, sequence_parallel=True)], ids=str
+    "layout",
+    [
+        Layout(cp=2),
+        pytest.param(Layout(cp=2, tp=2, sequence_parallel=True), marks=pytest.mark.core_ranks),
+        *(pytest.param(cut, marks=pytest.mark.more) for cut in (Layout(), Layout(cp=4))),
+    ],
+    ids=str,
 )
 def test_two_documents_in_a_row_lose_what_they_lose_alone(
     layout: Layout, checkpoints: dict[str, Path]

@@ -40,7 +40,7 @@ def small(**others: Any) -> Config:
 @pytest.mark.parametrize(
     ("config", "arch", "ranks"),
     [
-        (small(micro=2), SMALL, 1),
+        pytest.param(small(micro=2), SMALL, 1, marks=pytest.mark.more),
         (small(tp=2, pp=2), TIED, 4),
         pytest.param(
             small(pp=2, virtual_stages=2, cp=2, overrides=("optim.moments=bf16",)),
@@ -92,7 +92,7 @@ def _about(fake: int, real: int, ranks: int) -> None:
             1,
             marks=pytest.mark.more,
         ),
-        (MemoryConfig(recompute="full"), {}, 1),
+        pytest.param(MemoryConfig(recompute="full"), {}, 1, marks=pytest.mark.more),
         (MemoryConfig(), {"tp": 2}, 2),
         pytest.param(MemoryConfig(), {"tp": 2, "sequence_parallel": False}, 2, marks=pytest.mark.more),
         pytest.param(MemoryConfig(), {"cp": 2}, 2, marks=pytest.mark.more),

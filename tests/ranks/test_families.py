@@ -137,11 +137,11 @@ MORE = pytest.mark.more
 ALL = tuple(case.id for case in CASES)
 OTHERS = tuple(name for name in ALL if name not in STAGED)
 LAYOUTS = [
-    pytest.param(Layout(), ALL, id="tp1"),
-    pytest.param(Layout(tp=2, sequence_parallel=True), ALL, id="tp2_sp", marks=NEWEST_TOO),
+    pytest.param(Layout(), ALL, id="tp1", marks=MORE),
+    pytest.param(Layout(tp=2, sequence_parallel=True), ALL, id="tp2_sp"),
     pytest.param(Layout(cp=2), OTHERS, id="cp2"),
     pytest.param(Layout(pp=2), STAGED, id="pp2"),
-    pytest.param(Layout(tp=2), HEAD_NORMED, id="tp2"),
+    pytest.param(Layout(tp=2), HEAD_NORMED, id="tp2", marks=NEWEST_TOO),
     pytest.param(
         Layout(tp=2), tuple(name for name in ALL if name not in HEAD_NORMED), id="tp2-rest", marks=MORE
     ),

@@ -87,7 +87,10 @@ def test_verified_and_exported_as_it_came(
     assert all(torch.equal(source.read(key), target.read(key)) for key in source.names)
 
 
-@pytest.mark.parametrize(("name", "layout"), [("qwen2", TP2), ("olmo2", TP2), ("gemma3", Layout())])
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [("qwen2", TP2), ("olmo2", TP2), pytest.param("gemma3", Layout(), marks=pytest.mark.more)],
+)
 def test_dora_equals_peft(
     name: str, layout: Layout, models: dict[str, Path], converted: dict[str, Path], tmp_path: Path
 ) -> None:

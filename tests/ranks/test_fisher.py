@@ -82,7 +82,10 @@ def by_autograd(
     return {name: total / sequences for name, total in sums.items()}
 
 
-@pytest.mark.parametrize("kind", ["untied", pytest.param("tied", marks=pytest.mark.core_ranks)])
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param("untied", marks=pytest.mark.more), pytest.param("tied", marks=pytest.mark.core_ranks)],
+)
 def test_equals_autograd_under_every_layout(
     kind: str, request: pytest.FixtureRequest, checkpoints: dict[str, Path], tokens: Path, tmp_path: Path
 ) -> None:
@@ -105,6 +108,7 @@ def test_equals_autograd_under_every_layout(
             torch.testing.assert_close(value, reference, rtol=1e-3, atol=1e-4, msg=f"{name} {parameter}")
 
 
+@pytest.mark.more
 def test_bf16_under_a_cut(checkpoints: dict[str, Path], tokens: Path, tmp_path: Path) -> None:
     """Gradients of bf16 weights are summed and squared in fp32: as one rank's, and near those of fp32."""
     words = ["--data", str(tokens), "--sequences", str(SEQUENCES), "--seq-length", str(SEQ)]

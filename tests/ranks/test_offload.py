@@ -14,9 +14,15 @@ from cptron.testing import run_ranks
 
 
 @pytest.mark.core_ranks
-@pytest.mark.parametrize("layout", [Layout(), Layout(pp=2)], ids=Layout.describe)
 @pytest.mark.parametrize(
-    "modules", [("core_attn",), ("attn_norm", "qkv_linear", "core_attn", "attn_proj", "mlp_norm")]
+    "layout", [pytest.param(Layout(), marks=pytest.mark.more), Layout(pp=2)], ids=Layout.describe
+)
+@pytest.mark.parametrize(
+    "modules",
+    [
+        pytest.param(("core_attn",), marks=pytest.mark.more),
+        ("attn_norm", "qkv_linear", "core_attn", "attn_proj", "mlp_norm"),
+    ],
 )
 def test_offloading_goes_on_after_an_evaluation(
     modules: tuple[str, ...], layout: Layout, checkpoints: dict[str, Path], tokens_NGS1: np.ndarray

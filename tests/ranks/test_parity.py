@@ -61,8 +61,26 @@ def plain_torch_run(directory: Path, tokens_NGS1: np.ndarray) -> list[tuple[floa
     return history
 
 
-@pytest.mark.parametrize("name", ["untied", pytest.param("tied", marks=NEWEST_TOO)])
-@pytest.mark.parametrize(("world_size", "tp", "pp"), [(1, 1, 1), (2, 2, 1), (4, 4, 1), (2, 1, 2), (4, 2, 2)])
+@pytest.mark.parametrize(
+    ("world_size", "tp", "pp", "name"),
+    [
+        (1, 1, 1, "untied"),
+        (4, 4, 1, "untied"),
+        (2, 1, 2, "tied"),
+        pytest.param(4, 2, 2, "tied", marks=NEWEST_TOO),
+        *(
+            pytest.param(*layout, name, marks=MORE)
+            for layout, name in (
+                ((1, 1, 1), "tied"),
+                ((2, 2, 1), "untied"),
+                ((2, 2, 1), "tied"),
+                ((4, 4, 1), "tied"),
+                ((2, 1, 2), "untied"),
+                ((4, 2, 2), "untied"),
+            )
+        ),
+    ],
+)
 def test_logits_equal_transformers(
     name: str, world_size: int, tp: int, pp: int, checkpoints: dict[str, Path], request: pytest.FixtureRequest
 ) -> None:
@@ -80,13 +98,13 @@ def test_logits_equal_transformers(
 @pytest.mark.parametrize(
     ("world_size", "tp", "pp", "name"),
     [
-        (1, 1, 1, "untied"),
         (2, 1, 1, "untied"),
-        pytest.param(2, 1, 2, "tied", marks=NEWEST_TOO),
+        (2, 1, 2, "tied"),
         pytest.param(4, 2, 2, "untied", marks=NEWEST_TOO),
         *(
             pytest.param(*layout, name, marks=MORE)
             for layout, name in (
+                ((1, 1, 1), "untied"),
                 ((1, 1, 1), "tied"),
                 ((2, 2, 1), "untied"),
                 ((2, 2, 1), "tied"),
@@ -119,7 +137,7 @@ def test_twenty_steps_equal_plain_torch(
 @pytest.mark.core_ranks
 @pytest.mark.parametrize(
     ("world_size", "tp", "pp"),
-    [*LAYOUTS[-1:], *(pytest.param(*layout, marks=MORE) for layout in LAYOUTS[:-1])],
+    [pytest.param(*layout, marks=() if layout == (2, 2, 1) else MORE) for layout in LAYOUTS],
 )
 def test_bf16_stays_close_to_fp32(
     world_size: int, tp: int, pp: int, checkpoints: dict[str, Path], tokens_NGS1: np.ndarray
@@ -177,9 +195,9 @@ def test_optimizer_resumes_under_any_layout(
     tokens_NGS1: np.ndarray,
     tmp_path: Path,
 ) -> None:
-    """Weights and moments saved after ten steps continue the curve: to the bit in the same layout, 1e-4 in
+    """Weights and moments saved after five steps continue the curve: to the bit in the same layout, 1e-4 in
     others."""
-    base = str(checkpoints["tied"])
+    base, tokens_NGS1, half = str(checkpoints["tied"]), tokens_NGS1[:10], 5
     world_size, tp, pp = source
     shards = tmp_path / "shards"
     shards.mkdir()
@@ -190,7 +208,7 @@ def test_optimizer_resumes_under_any_layout(
         engine_calls.train_losses,
         world_size,
         base,
-        tokens_NGS1[:10],
+        tokens_NGS1[:half],
         tp=tp,
         pp=pp,
         precision=precision,
@@ -201,15 +219,15 @@ def test_optimizer_resumes_under_any_layout(
             engine_calls.train_losses,
             layout[0],
             base,
-            tokens_NGS1[10:],
+            tokens_NGS1[half:],
             tp=layout[1],
             pp=layout[2],
             precision=precision,
-            first_step=10,
+            first_step=half,
             resume_shards=str(shards),
         )[0]
         if layout == source:
-            assert continued == whole[10:]
+            assert continued == whole[half:]
         else:
             rtol = 1e-4 if precision == "fp32" else 0.02
-            np.testing.assert_allclose(np.array(continued)[:, 0], np.array(whole)[10:, 0], rtol=rtol)
+            np.testing.assert_allclose(np.array(continued)[:, 0], np.array(whole)[half:, 0], rtol=rtol)

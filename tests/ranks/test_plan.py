@@ -43,8 +43,8 @@ MORE = pytest.mark.more
 @pytest.mark.parametrize(
     ("config", "arch", "ranks"),
     [
-        (short(), TINY, 2),
-        (short(tp=2, pp=2), TIED, 4),
+        pytest.param(short(), TINY, 2, marks=MORE),
+        pytest.param(short(tp=2, pp=2), TIED, 4, marks=MORE),
         (short(tp=2, pp=2, overrides=("train.precision=fp32",)), GEMMA, 4),
         (short(pp=2, virtual_stages=2, cp=2, overrides=("optim.moments=bf16",)), TIED, 4),
         (short(pp=2, first_stage_layers=1, overrides=("optim.name=sgd",)), TINY, 4),

@@ -88,8 +88,13 @@ FREEZE = [
 ]
 
 
-@pytest.mark.core_ranks
-@pytest.mark.parametrize("layout", ["dp2", "tp2", "pp2"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        *(pytest.param(cut, marks=pytest.mark.more) for cut in ("dp2", "tp2")),
+        pytest.param("pp2", marks=pytest.mark.core_ranks),
+    ],
+)
 def test_what_stands_still_does_not_move_by_a_bit(
     layout: str, config_file: Path, checkpoints: dict[str, Path], tokens_NGS1: np.ndarray
 ) -> None:

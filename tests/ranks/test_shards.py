@@ -26,23 +26,38 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.more), "bf16"])
-def test_what_is_saved_is_loaded(precision: str, world: World, tmp_path: Path) -> None:
+PAIRS = (("dp3", "tp2dp2"), ("tp2dp2", "pp2"), ("vpp2", "dp2"), ("cp2", "one"))
+"""Layouts of which the first saves and the second loads by megatron-core's own loader."""
+
+
+@pytest.mark.parametrize(
+    ("precision", "pairs"),
+    [
+        pytest.param("fp32", PAIRS, id="fp32", marks=pytest.mark.more),
+        pytest.param("bf16", PAIRS, id="bf16", marks=pytest.mark.more),
+        pytest.param("bf16", PAIRS[1:3], id="bf16-some"),
+    ],
+)
+def test_what_is_saved_is_loaded(
+    precision: str, pairs: tuple[tuple[str, str], ...], world: World, tmp_path: Path
+) -> None:
     """To the bit under every layout; and their weights, which one update made, are the same ones."""
     sums = {}
-    for name, (world_size, layout) in LAYOUTS.items():
+    for name in sorted({name for pair in pairs for name in pair}):
+        world_size, layout = LAYOUTS[name]
         shards = tmp_path / name
         shards.mkdir()
         words = str(world.base), str(shards), layout, precision, ADAMW
         sums[name] = run_ranks(shard_calls.saved_and_loaded, world_size, *words)[0]
     assert len({tuple(sorted(found.items())) for found in sums.values()}) == 1
-    for name, other in (("dp3", "tp2dp2"), ("tp2dp2", "pp2"), ("vpp2", "dp2"), ("cp2", "one")):
+    for name, other in pairs:
         world_size, layout = LAYOUTS[other]
         words = str(world.base), str(tmp_path / name), layout, precision, ADAMW
         run_ranks(shard_calls.loaded_by_megatron, world_size, *words)
 
 
-def test_other_optimizers(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.more), "bf16"])
+def test_other_optimizers(precision: str, world: World, tmp_path: Path) -> None:
     """One buffer instead of two moments; and state that every data parallel rank has whole."""
     for name, call, optim in (
         ("sgd", shard_calls.saved_and_loaded, SGD),
@@ -51,6 +66,4 @@ def test_other_optimizers(world: World, tmp_path: Path) -> None:
         for layout in (Layout(), Layout(tp=2)):
             shards = tmp_path / f"{name}{layout.tp}"
             shards.mkdir()
-            for precision in ("fp32", "bf16"):
-                (shards / precision).mkdir()
-                run_ranks(call, 2, str(world.base), str(shards / precision), layout, precision, optim)
+            run_ranks(call, 2, str(world.base), str(shards), layout, precision, optim)

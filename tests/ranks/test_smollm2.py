@@ -42,7 +42,10 @@ def export(checkpoint: str, target: str) -> None:
 
 @pytest.mark.parametrize(
     ("world_size", "tp", "pp"),
-    [(1, 1, 1), *(pytest.param(*cut, marks=pytest.mark.more) for cut in ((3, 3, 1), (2, 1, 2))), (6, 3, 2)],
+    [
+        *(pytest.param(*cut, marks=pytest.mark.more) for cut in ((1, 1, 1), (3, 3, 1), (2, 1, 2))),
+        (6, 3, 2),
+    ],
 )
 def test_logits_equal_transformers(world_size: int, tp: int, pp: int, checkpoint: Path) -> None:
     """No fp32 logit is off by more than 1e-4 from `transformers` in fp64, that is from the model itself.

@@ -46,7 +46,7 @@ def test_time_in_a_collective_is_not_a_ranks_own() -> None:
     ("layout", "rank", "where"),
     [
         (Layout(2), 1, "data"),
-        (Layout(2, tp=2), 1, "forward"),
+        pytest.param(Layout(2, tp=2), 1, "forward", marks=pytest.mark.more),
         (Layout(2, pp=2), 0, "forward"),
         pytest.param(Layout(2, pp=2), 1, "forward", marks=pytest.mark.more),
     ],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ from cptron.corpus.counts import SAMPLES
 from cptron.corpus.document import Document, Dropped, Result
 from cptron.corpus.executor import LocalExecutor
 from cptron.corpus.load import load_curation
-from cptron.corpus.run import do_missing, do_stage, finish_stage, prepare
+from cptron.corpus.run import do_missing, do_stage, finish_stage, locked, prepare
 from cptron.corpus.step import MapStep, Tally
 from cptron.corpus.steps import length
 from cptron.errors import DataError
@@ -196,12 +198,37 @@ def test_changed_input_is_noticed(tmp_path: Path) -> None:
     assert moved.fingerprint == first.fingerprint and moved.files == first.files
 
 
+def test_inputs_alike_in_size_and_time_are_told_apart(tmp_path: Path) -> None:
+    """In another order they are other files at each place: the manifest has the hash of each under its own name."""
+    for name in "ab":
+        (tmp_path / name).write_bytes(lines_of([name * 9]))
+        os.utime(tmp_path / name, ns=(10**18, 10**18))
+    for order in ("ab", "ba"):
+        inputs = {name: [str(tmp_path / name)] for name in order}
+        found = run(config_of(tmp_path / "out", inputs, STEPS[:1])).inputs
+        assert [(file.name, file.sha256) for file in found] == [
+            (f"{name}/{name}", hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()) for name in order
+        ]
+
+
 def test_output_of_others_is_left_alone(inputs: dict[str, list[str]], tmp_path: Path) -> None:
-    """A folder with other files is refused; two runs at once too."""
+    """A folder with other files is refused; two runs at once too, so that none discards what the other is at. What was
+    cut off in publishing can be begun again."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.txt").write_text("mine")
     with pytest.raises(DataError, match="no curated corpus"):
         run(config_of(tmp_path / "out", inputs, STEPS))
+    config = config_of(tmp_path / "mine", inputs, STEPS[:1])
+    run(config)
+    (made,) = (tmp_path / "mine/.work").glob("0-*")
+    with (
+        locked(tmp_path / "mine/.work/lock", shared=True),
+        pytest.raises(DataError, match="is locked by another"),
+    ):
+        run(config, restart=True)
+    assert any(made.iterdir())
+    (tmp_path / "mine/manifest.json").unlink()
+    assert run(config, restart=True).documents
 
 
 class Scripted(MapStep[Any]):

@@ -124,6 +124,23 @@ def test_damaged_zip_and_locked_zip(tmp_path: Path) -> None:
         expand_inputs([str(tmp_path / "x.zip")])
 
 
+def test_the_members_of_an_archive_are_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for each of them: an archive of many small texts would take the square of their number."""
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for number, text in enumerate(TEXTS):
+            archive.writestr(f"{number}.txt", text)
+    opened = []
+    whole = zipfile.ZipFile
+
+    def counted(*given: Any, **named: Any) -> zipfile.ZipFile:
+        opened.append(given)
+        return whole(*given, **named)
+
+    monkeypatch.setattr(zipfile, "ZipFile", counted)
+    assert sorted(curated_texts(tmp_path, tmp_path / "x.zip")) == sorted(TEXTS)
+    assert len(opened) <= 3
+
+
 def test_cut_depends_on_sizes_alone(tmp_path: Path) -> None:
     """Shards are of one source, near the size asked for, and cover every byte once."""
     inputs = write_inputs(tmp_path / "raw")

@@ -208,6 +208,11 @@ def test_exact_duplicates_against_a_set(
             expected.append(int(key in seen))
             seen.add(key)
         assert np.array_equal(read_verdicts(tmp_path / "decided", number), expected)
+        verdict = step.applied(tmp_path / "decided", number)
+        results = [verdict(Document(text, "x", "x"), Tally()) for text in shard]
+        assert [isinstance(result, Dropped) for result in results] == expected
+        with pytest.raises(DataError, match="has 7 verdicts, must have one a document"):
+            verdict(Document("one more", "x", "x"), Tally())
 
 
 def test_draw_is_uniform_and_its_own_for_each_seed() -> None:

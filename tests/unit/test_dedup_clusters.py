@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import random
+import resource
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cptron.corpus.dedup.cluster import Clusters, Sources, cluster
-from cptron.corpus.dedup.feature_file import FeatureFile, write_features
+from cptron.corpus.dedup.cluster import Clusters, Sources, allow_open_files, cluster
+from cptron.corpus.dedup.feature_file import FeatureFile, write_described, write_features
 from cptron.corpus.dedup.index import open_index, publish_index
-from cptron.corpus.dedup.keep import KEPT, LIKE_ANOTHER, LIKE_EARLIER, decide, name_of
+from cptron.corpus.dedup.keep import KEPT, LIKE_ANOTHER, LIKE_EARLIER, decide, names_of
 from cptron.corpus.dedup.scheme import Scheme, describe
 from cptron.corpus.document import Document
+from cptron.corpus.step import ShardFeatures
+from cptron.corpus.steps import near_duplicates
 from cptron.errors import DataError
 
 SCHEME = Scheme(shingle_size=2, bands=20, rows=4)
@@ -129,7 +132,7 @@ def test_one_document_of_a_cluster_is_kept(tmp_path: Path, rule: str, preferred:
     dropped = np.flatnonzero(codes != KEPT)
     for number, original in zip(dropped.tolist(), originals.tolist(), strict=True):
         assert codes[original] == KEPT and roots(clusters)[original] == roots(clusters)[number]
-        assert name_of(clusters, original) == DOCUMENTS[original].id
+        assert names_of(clusters, np.array([original], np.uint32)) == {original: DOCUMENTS[original].id}
 
 
 def test_earlier_corpora_stay_and_their_likes_go(tmp_path: Path) -> None:
@@ -164,6 +167,35 @@ def test_comparisons_in_vain_are_bounded_and_counted(tmp_path: Path) -> None:
     assert free.counts["cut"] == 0 < bound.counts["cut"]
     assert bound.counts["comparisons"] <= 3 * free.counts["candidates"] < free.counts["comparisons"]
     assert roots(free) == roots(bound) == list(range(60))
+
+
+def test_texts_of_one_length_are_told_apart_by_all_bits_of_their_hashes(tmp_path: Path) -> None:
+    """The smaller digest stays, by its last bit, though it comes later; so with the largest digest there is."""
+    described = [describe(["one two three four", "one two three four"], SCHEME)]
+    for digests in ((2**62 + 1, 2**62), (2**64 - 1, 2**64 - 2)):
+        path = tmp_path / str(digests[0])
+        write_described(described, [(0, 18, digest) for digest in digests], [b"a", b"b"], path, SCHEME)
+        clusters = cluster(Sources([FeatureFile(path)], 0, SCHEME), THRESHOLD)
+        (decision,) = decide(clusters, "longest")
+        assert decision.codes.tolist() == [LIKE_ANOTHER, KEPT] and decision.originals.tolist() == [1]
+
+
+def test_more_files_than_may_be_open(tmp_path: Path) -> None:
+    """The limit of the process is raised for them, before they are opened."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for number in range(80):
+        write_features(DOCUMENTS[number : number + 1], tmp_path / str(number), SCHEME)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+    try:
+        step = near_duplicates.Step("x", near_duplicates.Config(shingle_size=2, bands=20, rows=4), 0)
+        shards = [ShardFeatures(n, tmp_path / str(n), 1, lambda: iter(())) for n in range(80)]
+        (tmp_path / "decided").mkdir()
+        step.decide(shards, tmp_path / "decided", 1)
+        with pytest.raises(DataError, match="files of features, but"):
+            allow_open_files(2**40)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(list((tmp_path / "decided").glob("*.verdicts"))) == 80
 
 
 def test_damaged_features_are_refused(tmp_path: Path) -> None:

@@ -77,6 +77,9 @@ def test_equal_hashes_do_not_condemn() -> None:
     assert hashes[0] == hashes[1] != hashes[2]
     index = kernels.Contamination(folding, 1, 1)
     index.add(*packed(["abc"]))
+    with pytest.raises(ValueError, match="finish_adding comes before find"):
+        index.find(*packed(["abc"]))
+    index.finish_adding()
     assert index.find(*packed(["def", "abd", "abc", "x abc"]))[:, :3].tolist() == [[2, 0, 3], [3, 2, 5]]
 
 

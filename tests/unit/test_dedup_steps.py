@@ -95,6 +95,10 @@ def test_decontaminate_in_a_curation(tmp_path: Path, inputs: dict[str, list[str]
         ({"step": "near_duplicates", "permutations": 0}, "0 permutations"),
         ({"step": "near_duplicates", "shingle_size": 0}, "shingle_size is 0"),
         ({"step": "near_duplicates", "most_comparisons": 0}, "most_comparisons is 0"),
+        (
+            {"step": "near_duplicates", "earlier": ["a/b"], "save_index": "a/./b"},
+            "save_index a/./b is one of earlier",
+        ),
         ({"step": "decontaminate"}, "evaluation names nothing"),
         (
             {"step": "decontaminate", "evaluation": ["x"], "shortest_item_words": 13},

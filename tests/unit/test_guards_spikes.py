@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cptron.config.schema import GuardsConfig
@@ -47,6 +47,7 @@ def test_no_alarm_on_a_noisy_decay_with_warmup(seed: int, noise: float) -> None:
     assert alarms([1000 * loss for loss in losses], [norm / 1000 for norm in norms]) == []
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.integers(300, 590), st.sampled_from(["loss", "norm"]))
 def test_a_spike_is_found_and_leaves_no_echo(seed: int, at: int, what: str) -> None:
     """15 deviations of the noise, anywhere in a settled curve; nothing else is a spike, before or after."""

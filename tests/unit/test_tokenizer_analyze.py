@@ -110,6 +110,25 @@ def test_script_is_the_language_without_a_key(
     assert cli(["tokenizer", "analyze", str(base), "--input", str(corpus)]) == 0
     assert "Devanagari" in capsys.readouterr().out
     assert script_of("12 + 3") == "none"
+    assert script_of("a" * 500 + "हिन्दी" * 500) == "Devanagari"
+
+
+def test_tables_fit_a_terminal(
+    world: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 80 columns, with two tokenizers, long words and a long name of a file; the JSON has them whole."""
+    base, new, _ = world
+    source = tmp_path / f"{'long' * 20}.jsonl"
+    source.write_text(json.dumps({"text": "Donaudampfschifffahrtsgesellschaft " * 3 + HINDI}) + "\n")
+    words = [str(base), "--compare", str(new), "--input", str(source)]
+    assert cli(["tokenizer", "analyze", *words]) == 0
+    tables = capsys.readouterr().out.partition("by_language")[2]
+    assert "Donaudampfschif…" in tables
+    assert "to_first" in tables
+    assert max(map(len, tables.splitlines())) <= 80
+    found = analyzed(capsys, *words)
+    assert found["most_fragmented_words"][0]["word"] == "Donaudampfschifffahrtsgesellschaft"  # type: ignore[index]
+    assert found["by_source"][0]["source"] == source.name  # type: ignore[index]
 
 
 def test_a_sample_is_by_text(world: tuple[Path, Path, Path], tmp_path: Path) -> None:

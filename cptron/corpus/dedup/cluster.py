@@ -77,7 +77,7 @@ def cluster(
     """Join documents of which a chain of candidates leads to each other, neighbours of a Jaccard index of at least
     `threshold` by their sets. A document is compared in vain with at most `most_comparisons` others of a bucket.
 
-    Raises DataError where the files have other schemes or are too many to be open at once.
+    Raises DataError where the files have other schemes or too many documents.
     """
     _check(sources)
     starts = sources.first_documents()
@@ -144,12 +144,17 @@ def _check(sources: Sources) -> None:
         raise DataError(
             f"{total} documents, at most {MOST_DOCUMENTS} can be compared at once; curate them in parts"
         )
+
+
+def allow_open_files(num_files: int) -> None:
+    """Raise this process's limit so that as many feature files can be open. Raises DataError where it may not be."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = len(sources.files) + _FILES_BESIDE
-    if soft < needed:
-        if hard not in (resource.RLIM_INFINITY,) and hard < needed:
-            raise DataError(
-                f"{len(sources.files)} files of features, but {hard} may be open at once; make shards larger or raise "
-                "the limit (ulimit -n)"
-            )
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    needed = num_files + _FILES_BESIDE
+    if soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise DataError(
+            f"{num_files} files of features, but {hard} may be open at once; make shards larger or raise the limit "
+            "(ulimit -n)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

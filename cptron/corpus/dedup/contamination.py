@@ -41,6 +41,7 @@ class EvaluationIndex:
             self._names += [name for name, _ in batch]
             num_words = self._kernel.add(*packed([composed(text) for _, text in batch]))
             self.num_left_out += int((num_words < min(shortest, size)).sum())
+        self._kernel.finish_adding()
 
     @property
     def num_items(self) -> int:
@@ -65,11 +66,12 @@ class EvaluationIndex:
 
     def _spans(self, text: bytes, rows: list[list[int]]) -> Iterator[Span]:
         """Overlapping runs as one; bytes as characters."""
-        at_byte = at_character = 0
-        while rows:
-            _, begin, end, item, _ = rows.pop(0)
-            while rows and rows[0][1] <= end:
-                end = max(end, rows.pop(0)[2])
+        at_byte = at_character = at_row = 0
+        while at_row < len(rows):
+            _, begin, end, item, _ = rows[at_row]
+            while at_row < len(rows) and rows[at_row][1] <= end:
+                end = max(end, rows[at_row][2])
+                at_row += 1
             first = at_character + len(text[at_byte:begin].decode("utf-8", "surrogatepass"))
             last = first + len(text[begin:end].decode("utf-8", "surrogatepass"))
             yield Span(first, last, self._names[item])

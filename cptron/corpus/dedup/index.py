@@ -41,18 +41,27 @@ def publish_index(features: Sequence[Path], directory: Path) -> None:
 
 def open_index(directory: Path) -> list[FeatureFile]:
     """Its files, in order. Raises DataError where it is missing, or not what its record says."""
+    return [_opened(directory, name, num_bytes) for name, num_bytes in _files_of(directory)]
+
+
+def num_files_of(directory: Path) -> int:
+    """How many files `open_index` opens. Raises DataError as it does."""
+    return len(_files_of(directory))
+
+
+def _files_of(directory: Path) -> list[tuple[str, int]]:
+    """Names and bytes."""
     path = record_path(directory)
     try:
         with path.open("rb") as stream:
             entries = json.loads(stream.read(_MAX_RECORD_BYTES))["files"]
-        names = [(str(entry["name"]), int(entry["bytes"])) for entry in entries]
+        return [(str(entry["name"]), int(entry["bytes"])) for entry in entries]
     except OSError as error:
         raise DataError(
             f"{path} cannot be read ({error.strerror}); name a directory that save_index made"
         ) from None
     except (ValueError, KeyError, TypeError, RecursionError):
         raise DataError(f"{path} is no record of an index; make the index again") from None
-    return [_opened(directory, name, num_bytes) for name, num_bytes in names]
 
 
 def record_path(directory: Path) -> Path:

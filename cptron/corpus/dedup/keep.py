@@ -46,20 +46,24 @@ def decide(clusters: Clusters, rule: Rule) -> Iterator[Decision]:
         begin, end = starts[file], starts[file + 1]
         roots = clusters.roots(begin, end)
         kept = roots.copy()
-        chosen = np.searchsorted(winners[:, 0], roots)
-        known = chosen < len(winners)
-        known[known] = winners[chosen[known], 0] == roots[known]
-        kept[known] = winners[chosen[known], 1]
+        chosen = _positions(winners[:, 0], roots)
+        kept[chosen >= 0] = winners[chosen[chosen >= 0], 1]
         dropped = kept != np.arange(begin, end, dtype=np.uint32)
         codes = np.where(dropped, np.where(kept < first_new, LIKE_EARLIER, LIKE_ANOTHER), KEPT)
         yield Decision(file, codes.astype(np.uint8), kept[dropped])
 
 
-def name_of(clusters: Clusters, document: int) -> str:
-    """Name of a document by its number."""
-    starts = clusters.sources.first_documents()
-    file = int(np.searchsorted(starts, document, side="right")) - 1
-    return clusters.sources.files[file].name_of(document - starts[file])
+def names_of(clusters: Clusters, documents: NDArray[np.uint32]) -> dict[int, str]:
+    """Names of documents by their numbers."""
+    starts = np.array(clusters.sources.first_documents())
+    numbers = np.unique(documents).astype(np.int64)
+    files = np.searchsorted(starts, numbers, side="right") - 1
+    return {
+        number: clusters.sources.files[file].name_of(place)
+        for number, file, place in zip(
+            numbers.tolist(), files.tolist(), (numbers - starts[files]).tolist(), strict=True
+        )
+    }
 
 
 def _winners(clusters: Clusters, rule: Rule) -> NDArray[np.uint32]:
@@ -69,8 +73,8 @@ def _winners(clusters: Clusters, rule: Rule) -> NDArray[np.uint32]:
     none = np.zeros((0, 2), np.uint32)
     if rule == "first" and len({rank for file in new for rank in _ranks(clusters, file)}) < 2:
         return none
-    shared = [none[:, 0], *(_roots_of_others(clusters, file) for file in new)]
-    columns = [_members(clusters, file, rule, np.unique(np.concatenate(shared))) for file in new]
+    shared = np.unique(np.concatenate([none[:, 0], *(_roots_of_others(clusters, file) for file in new)]))
+    columns = [_members(clusters, file, rule, shared) for file in new]
     if not columns:
         return none
     root, rank, length, digest, number = np.concatenate(columns, axis=1)
@@ -93,14 +97,23 @@ def _roots_of_others(clusters: Clusters, file: int) -> NDArray[np.uint32]:
 
 
 def _members(clusters: Clusters, file: int, rule: Rule, shared: NDArray[np.uint32]) -> NDArray[np.uint64]:
-    """[5, n] of the file's documents whose root is in `shared`: root, rank, length, digest, number."""
+    """[5, n] of the file's documents whose root is in `shared` (sorted): root, rank, length, digest, number."""
     starts = clusters.sources.first_documents()
     roots = clusters.roots(starts[file], starts[file + 1])
-    chosen = np.flatnonzero(np.isin(roots, shared))
+    chosen = np.flatnonzero(_positions(shared, roots) >= 0)
     features = clusters.sources.files[file]
     columns = [roots[chosen], features.array("ranks")[chosen]]
     if rule == "longest":
         columns += [features.array("lengths")[chosen], features.array("digests")[chosen]]
     else:
         columns += [np.zeros(len(chosen)), np.zeros(len(chosen))]
-    return np.stack([*columns, chosen + starts[file]]).astype(np.uint64)
+    # each by itself: numpy takes integers of several types together for floats, which have too few bits for a digest
+    return np.stack([column.astype(np.uint64) for column in (*columns, chosen + starts[file])])
+
+
+def _positions(values: NDArray[np.uint32], wanted: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Where each of `wanted` is in `values`, which are sorted; -1 for nowhere."""
+    found = np.searchsorted(values, wanted)
+    there = found < len(values)
+    there[there] = values[found[there]] == wanted[there]
+    return np.where(there, found, -1)

@@ -14,12 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cptron.corpus.document import Document
-from cptron.tokens.engine import Engine, choose_engine
-from cptron.tokens.tokenizer import load_tokenizer
+from cptron.corpus.token_counter import TokenCounter
 
 Unit = Literal["bytes", "tokens", "documents"]
 REASONS = ("not_selected", "longer_than_budget")
-_BATCH_BYTES = 1 << 20
 
 
 class BudgetSettings(Protocol):
@@ -61,36 +59,20 @@ class Sizes:
     """Sizes of documents in the unit of a budget, as they pass by."""
 
     def __init__(self, config: BudgetSettings) -> None:
-        self._unit = config.unit
-        self._tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else None
-        self._engine: Engine | None = None
-        self._waiting: list[bytes] = []
-        self._waiting_bytes = 0
+        self._is_bytes = config.unit == "bytes"
+        self._tokens = TokenCounter(config.tokenizer) if config.unit == "tokens" else None
         self._sizes: list[int] = []
 
     def add(self, document: Document) -> None:
         """Measure the next document."""
-        if self._unit != "tokens":
-            self._sizes.append(document.num_bytes if self._unit == "bytes" else 1)
-            return
-        self._waiting.append(document.text.encode())
-        self._waiting_bytes += len(self._waiting[-1])
-        if self._waiting_bytes >= _BATCH_BYTES:
-            self._encode()
+        if self._tokens:
+            self._tokens.add(document.text)
+        else:
+            self._sizes.append(document.num_bytes if self._is_bytes else 1)
 
     def array(self) -> NDArray[np.int64]:
         """All of them, in order."""
-        self._encode()
-        return np.array(self._sizes, np.int64)
-
-    def _encode(self) -> None:
-        if not self._waiting:
-            return
-        assert self._tokenizer is not None
-        if self._engine is None:
-            self._engine, _ = choose_engine(self._tokenizer, self._waiting)
-        self._sizes += self._engine.encode(self._waiting)[1].tolist()
-        self._waiting, self._waiting_bytes = [], 0
+        return self._tokens.counts() if self._tokens else np.array(self._sizes, np.int64)
 
 
 def choose(

@@ -102,7 +102,7 @@ class CausalScorer:
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
             model: Any = AutoModelForCausalLM.from_pretrained(
-                directory, dtype=getattr(torch, dtype), local_files_only=True
+                directory, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
             )
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
             reason = " ".join(str(error).split())[:160]

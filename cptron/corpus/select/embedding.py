@@ -33,7 +33,9 @@ class Encoder:
         logging.disable_progress_bar()
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-            model: Any = AutoModel.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
+            model: Any = AutoModel.from_pretrained(
+                directory, dtype=torch.float32, local_files_only=True, use_safetensors=True
+            )
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
             reason = " ".join(str(error).split())[:160]
             raise DataError(

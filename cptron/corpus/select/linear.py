@@ -55,7 +55,7 @@ class LinearClassifier:
     def score(self, text: str) -> float:
         """0 to 1."""
         rows = SparseRows.of([bucket_counts(text, len(self.weights), self.longest)])
-        return float(_probabilities(rows, self.weights.astype(np.float64), self.bias)[0])
+        return float(_probabilities(rows, self.weights, self.bias)[0])
 
     def save(self, path: Path) -> None:
         """Into a file."""
@@ -106,7 +106,7 @@ def train(positives: Iterable[str], negatives: Iterable[str], how: Training) -> 
             )
     weights, bias = _fit(_taken(rows, ~out), labels[~out], how)
     stored = weights.astype(np.float32)
-    scores = np.round(_probabilities(_taken(rows, out), stored.astype(np.float64), bias), 6)
+    scores = np.round(_probabilities(_taken(rows, out), stored, bias), 6)
     return LinearClassifier(
         stored, bias, how.longest, choose_threshold(scores, labels[out] > 0, how.min_precision)
     )
@@ -119,12 +119,14 @@ def choose_threshold(
     `LEAST_FOUND` positive examples. Raises DataError where there is none."""
     found = int(positive.sum())
     least = max(1, min(LEAST_FOUND, found))
-    qualities = [at_threshold(scores, positive, float(threshold)) for threshold in np.unique(scores)]
-    enough = [quality for quality in qualities if round(quality.recall * found) >= least]
-    for quality in enough:
-        if quality.precision >= min_precision:
-            return quality
-    best = max((quality.precision for quality in enough), default=0.0)
+    thresholds, first = np.unique(np.sort(scores), return_index=True)
+    above = len(scores) - first  # scores at or above each threshold
+    right = found - np.concatenate([[0], np.cumsum(positive[np.argsort(scores, kind="stable")])])[first]
+    precisions = np.where(right >= least, right / above, 0.0)
+    good = np.flatnonzero((right >= least) & (precisions >= min_precision))
+    if len(good):
+        return at_threshold(scores, positive, float(thresholds[good[0]]))
+    best = float(precisions.max(initial=0.0))
     raise DataError(
         f"precision on held-out examples is {best:.3f} at best, must be min_precision {min_precision}; lower it or "
         "give other examples"
@@ -167,8 +169,8 @@ def _fit(rows: SparseRows, labels: NDArray[np.float64], how: Training) -> tuple[
     return point[:-1], float(point[-1])
 
 
-def _probabilities(rows: SparseRows, weights: NDArray[np.float64], bias: float) -> NDArray[np.float64]:
-    return _sigmoid(rows.row_sums(_unit_values(rows) * weights[rows.buckets]) + bias)
+def _probabilities(rows: SparseRows, weights: NDArray[np.float32], bias: float) -> NDArray[np.float64]:
+    return _sigmoid(rows.row_sums(_unit_values(rows) * weights[rows.buckets].astype(np.float64)) + bias)
 
 
 def _unit_values(rows: SparseRows) -> NDArray[np.float64]:

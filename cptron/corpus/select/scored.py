@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cptron.corpus.document import Document, Dropped, Result
 from cptron.corpus.select.array_file import load_arrays, save_arrays
 from cptron.corpus.select.budget import REASONS, BudgetSettings, Sizes, by_shard
-from cptron.corpus.step import FIGURES, CorpusStep, ShardFeatures, Tally, read_verdicts
+from cptron.corpus.step import FIGURES, CorpusStep, ShardFeatures, Tally, each_verdict
 from cptron.errors import DataError
 
 RESTART = "run the same command with --restart"
@@ -56,7 +56,7 @@ class ScoredStep(CorpusStep[C]):
 
     def applied(self, decided: Path, shard: int) -> Callable[[Document, Tally], Result]:
         """See `CorpusStep`."""
-        codes = iter(read_verdicts(decided, shard).tolist())
+        codes = each_verdict(decided, shard)
         scores = iter(load_arrays(_scores_path(decided, shard), RESTART)[1]["scores"].tolist())
         key = f"{self.name}_score"
 

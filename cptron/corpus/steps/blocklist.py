@@ -38,6 +38,8 @@ class Config:
 class Step(MapStep[Config]):
     """See the module."""
 
+    packages = ("regex",)
+
     @classmethod
     def problem(cls, config: Config) -> str:
         """See `Step`."""

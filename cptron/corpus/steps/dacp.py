@@ -98,6 +98,7 @@ class Step(ScoredStep[Config]):
         super().__init__(name, config, seed)
         self._measured = METHODS[config.method]
         tagger = PACKAGES[config.tagger] if "diversity" in self._measured else ()
+        tagger = (*tagger, config.tagger_model) if config.tagger_model else tagger
         self.packages = (*tagger, *(("torch", "transformers") if config.encoder else ()))  # type: ignore[misc]
 
     @classmethod

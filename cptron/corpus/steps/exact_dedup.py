@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from cptron.corpus.document import Document
 from cptron.corpus.step import CorpusStep, ShardFeatures, Tally
 
-_HASH = np.dtype([("high", "<u8"), ("low", "<u8")])
 _AT_ONCE = 8_000_000
 """Hashes that are sorted together: 0.3 GB."""
 _WORDS = regex.compile(r"\w+")  # unlike re, it knows that vowel signs belong to words
@@ -38,46 +37,46 @@ class Config:
 class Step(CorpusStep[Config]):
     """See the module."""
 
+    version = 2
+    packages = ("regex",)
     reasons = ("duplicate",)
 
     def features(self, documents: Iterable[Document], path: Path, tally: Tally) -> None:
-        """128 bits of each document."""
-        hashes = [
+        """128 bits of each document, sorted: all upper halves, all lower halves, and whose they are."""
+        digests = (
             hashlib.blake2b(self._key(document.text), digest_size=16).digest() for document in documents
-        ]
-        path.write_bytes(b"".join(hashes))
+        )
+        hashes = np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
+        order = np.lexsort((hashes[:, 1], hashes[:, 0]))
+        with path.open("wb") as stream:
+            for column in (hashes[order, 0], hashes[order, 1], order.astype("<u4")):
+                stream.write(column.tobytes())
 
     def decide(self, shards: Sequence[ShardFeatures], decided: Path, workers: int) -> None:
         """A later hash that was there before is a duplicate. Hashes are looked at in ranges, so that memory is bounded
-        by a byte a document and `_AT_ONCE` hashes."""
+        by a byte a document and `_AT_ONCE` hashes; each is read once."""
         total = sum(shard.num_documents for shard in shards)
         parts = max(1, -(-total // _AT_ONCE))
         codes = np.zeros(total, np.uint8)
         for part in range(parts):
-            self._mark(shards, part, parts, codes)
+            self._mark(shards, -(-part * 2**64 // parts), -(-(part + 1) * 2**64 // parts), codes)
         start = 0
         for shard in shards:
             self.write_verdicts(decided, shard, codes[start : start + shard.num_documents])
             start += shard.num_documents
 
-    def _mark(self, shards: Sequence[ShardFeatures], part: int, parts: int, codes: NDArray[np.uint8]) -> None:
-        """Duplicates among the hashes of one range."""
-        places: list[NDArray[np.int64]] = []
-        hashes: list[NDArray[np.void]] = []
+    def _mark(self, shards: Sequence[ShardFeatures], first: int, stop: int, codes: NDArray[np.uint8]) -> None:
+        """Duplicates among the hashes whose upper half is in [first, stop)."""
+        columns: list[list[NDArray[np.uint64]]] = [[], [], []]
         start = 0
         for shard in shards:
-            found = np.fromfile(shard.path, _HASH)
-            # The range of a hash, from its upper 32 bits.
-            mine = np.flatnonzero(
-                (found["high"] >> np.uint64(32)) * np.uint64(parts) >> np.uint64(32) == part
-            )
-            places.append(mine + start)
-            hashes.append(found[mine])
+            for column, values in zip(columns, _range_of(shard, first, stop), strict=True):
+                column.append(values)
+            columns[2][-1] = columns[2][-1] + np.uint64(start)
             start += shard.num_documents
-        place, key = np.concatenate(places), np.concatenate(hashes)
-        order = np.lexsort((place, key["low"], key["high"]))
-        key = key[order]
-        same = (key["high"][1:] == key["high"][:-1]) & (key["low"][1:] == key["low"][:-1])
+        high, low, place = map(np.concatenate, columns) if shards else [np.zeros(0, np.uint64)] * 3
+        order = np.lexsort((place, low, high))
+        same = (np.diff(high[order]) == 0) & (np.diff(low[order]) == 0)
         codes[place[order[1:][same]]] = 1
 
     def _key(self, text: str) -> bytes:
@@ -86,3 +85,16 @@ class Step(CorpusStep[Config]):
         elif self.config.same == "words":
             text = " ".join(_WORDS.findall(text.casefold()))
         return text.encode()
+
+
+def _range_of(shard: ShardFeatures, first: int, stop: int) -> list[NDArray[np.uint64]]:
+    """Upper halves in [first, stop), the lower halves beside them, and the documents' places in the shard."""
+    count = shard.num_documents
+    if not count:
+        return [np.zeros(0, np.uint64)] * 3
+    high = np.memmap(shard.path, "<u8", "r", 0, count)
+    begin = int(np.searchsorted(high, np.uint64(first)))
+    end = count if stop == 2**64 else int(np.searchsorted(high, np.uint64(stop)))
+    low = np.memmap(shard.path, "<u8", "r", 8 * count, count)
+    places = np.memmap(shard.path, "<u4", "r", 16 * count, count)
+    return [np.array(column[begin:end], np.uint64) for column in (high, low, places)]

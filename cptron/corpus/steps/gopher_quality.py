@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cptron.corpus.datatrove_filter import FilterStep, Words
+from cptron.corpus.fast_rules import quality_by_kernel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,8 +61,8 @@ class Step(FilterStep[Config]):
 
     def make_filter(self, filters: Any, words: Any) -> tuple[type, dict[str, Any]]:
         """See `FilterStep`."""
-        config = self.config
-        return filters.GopherQualityFilter, {
+        config, base = self.config, filters.GopherQualityFilter
+        return quality_by_kernel(base) if config.words == "fast" else base, {
             "min_doc_words": config.min_doc_words,
             "max_doc_words": config.max_doc_words,
             "min_avg_word_length": config.min_avg_word_length,

@@ -1,6 +1,6 @@
 """Gopher's rules against repetition: of lines, paragraphs and n-grams (Rae et al. 2021, table A1).
 
-Place in the flow: a map step; the dearest of the quality rules, so it belongs behind the others.
+Place in the flow: a map step; dear, most of all with `words: datatrove`, so it belongs behind the other rules.
 Invariant: see `FilterStep`.
 """
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cptron.corpus.datatrove_filter import FilterStep, Words
+from cptron.corpus.fast_rules import repetition_by_kernel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,8 +44,8 @@ class Step(FilterStep[Config]):
 
     def make_filter(self, filters: Any, words: Any) -> tuple[type, dict[str, Any]]:
         """See `FilterStep`."""
-        config = self.config
-        return filters.GopherRepetitionFilter, {
+        config, base = self.config, filters.GopherRepetitionFilter
+        return repetition_by_kernel(base) if config.words == "fast" else base, {
             "dup_line_frac": config.dup_line_frac,
             "dup_para_frac": config.dup_para_frac,
             "dup_line_char_frac": config.dup_line_char_frac,

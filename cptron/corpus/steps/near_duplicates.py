@@ -15,13 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cptron.corpus.dedup.cluster import Clusters, Sources, cluster
+import numpy as np
+from numpy.typing import NDArray
+
+from cptron.corpus.dedup.cluster import Clusters, Sources, allow_open_files, cluster
 from cptron.corpus.dedup.feature_file import FeatureFile, write_features
-from cptron.corpus.dedup.index import open_index, publish_index, record_path
-from cptron.corpus.dedup.keep import decide, name_of
+from cptron.corpus.dedup.index import num_files_of, open_index, publish_index, record_path
+from cptron.corpus.dedup.keep import decide, names_of
 from cptron.corpus.dedup.scheme import Scheme
 from cptron.corpus.document import Document, Dropped, Result
-from cptron.corpus.step import CorpusStep, ShardFeatures, Tally, read_verdicts
+from cptron.corpus.step import CorpusStep, ShardFeatures, Tally, each_verdict
 
 MOST_PERMUTATIONS = 1024
 
@@ -85,6 +88,8 @@ class Step(CorpusStep[Config]):
         if not 1 <= max(config.permutations, config.bands * config.rows) <= MOST_PERMUTATIONS:
             used = max(config.permutations, config.bands * config.rows)
             return f"{used} permutations, must be 1 to {MOST_PERMUTATIONS}; 128 are usual"
+        if config.save_index and Path(config.save_index).resolve() in map(_resolved, config.earlier):
+            return f"save_index {config.save_index} is one of earlier, must be another; an index is never written to"
         if config.most_comparisons < 1:
             return f"most_comparisons is {config.most_comparisons}, must be at least 1; 1000 is usual"
         return ""
@@ -117,13 +122,13 @@ class Step(CorpusStep[Config]):
             for decision in decide(clusters, self.config.keep):
                 shard = shards[decision.file - sources.num_earlier]
                 self.write_verdicts(decided, shard, decision.codes)
-                _write_originals(_originals_path(decided, shard.shard), clusters, decision.originals.tolist())
+                _write_originals(_originals_path(decided, shard.shard), clusters, decision.originals)
         if self.config.save_index:
             publish_index([shard.path for shard in shards], Path(self.config.save_index))
 
     def applied(self, decided: Path, shard: int) -> Callable[[Document, Tally], Result]:
         """See `CorpusStep`."""
-        codes = iter(read_verdicts(decided, shard).tolist())
+        codes = each_verdict(decided, shard)
         originals = iter(_originals_path(decided, shard).read_bytes().decode().split("\n"))
 
         def verdict(document: Document, tally: Tally) -> Result:
@@ -135,9 +140,11 @@ class Step(CorpusStep[Config]):
     @contextmanager
     def _opened(self, shards: Sequence[ShardFeatures]) -> Iterator[Sources]:
         files: list[FeatureFile] = []
+        earlier = [Path(directory) for directory in self.config.earlier]
+        allow_open_files(len(shards) + sum(map(num_files_of, earlier)))
         try:
-            for directory in self.config.earlier:
-                files += open_index(Path(directory))
+            for directory in earlier:
+                files += open_index(directory)
             num_earlier = len(files)
             for shard in shards:
                 files.append(FeatureFile(shard.path))
@@ -147,12 +154,16 @@ class Step(CorpusStep[Config]):
                 file.close()
 
 
+def _resolved(directory: str) -> Path:
+    return Path(directory).resolve()
+
+
 def _originals_path(decided: Path, shard: int) -> Path:
     """Names of the documents that stay in the place of those dropped, a line each."""
     return decided / f"{shard:05d}.originals"
 
 
-def _write_originals(path: Path, clusters: Clusters, originals: Sequence[int]) -> None:
-    names = {document: name_of(clusters, document) for document in sorted(set(originals))}
-    lines = (names[document].replace("\n", " ") + "\n" for document in originals)
+def _write_originals(path: Path, clusters: Clusters, originals: NDArray[np.uint32]) -> None:
+    names = names_of(clusters, originals)
+    lines = (names[document].replace("\n", " ") + "\n" for document in originals.tolist())
     path.write_bytes("".join(lines).encode())

@@ -152,5 +152,5 @@ def _kenlm(model: str, step: str) -> Any:
 
 def model_files(directory: Path) -> list[Path]:
     """Weights, settings and tokenizer of a Hugging Face directory; empty where there are none."""
-    suffixes = (".json", ".safetensors", ".model", ".txt", ".bin", ".jinja")
+    suffixes = (".json", ".safetensors", ".model", ".txt", ".jinja")  # pickled weights are not loaded
     return [path for path in sorted(directory.glob("*")) if path.suffix in suffixes and path.is_file()]

@@ -38,7 +38,10 @@ class Config:
 class Step(MapStep[Config]):
     """See the module."""
 
-    packages = ("presidio-analyzer", "spacy")
+    def __init__(self, name: str, config: Config, seed: int) -> None:
+        super().__init__(name, config, seed)
+        model = (config.spacy_model,) if config.spacy_model else ()
+        self.packages = ("presidio-analyzer", "spacy", *model)  # type: ignore[misc]
 
     @classmethod
     def problem(cls, config: Config) -> str:

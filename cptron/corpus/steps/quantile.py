@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,7 @@ from cptron.corpus.document import Document, Dropped, Result
 from cptron.corpus.select.array_file import load_arrays, save_arrays
 from cptron.corpus.select.budget import by_shard, quantile_ranks
 from cptron.corpus.select.scored import RESTART, write_figures
-from cptron.corpus.step import CorpusStep, ShardFeatures, Tally, read_verdicts
+from cptron.corpus.step import CorpusStep, ShardFeatures, Tally, each_verdict
 from cptron.errors import DataError
 
 BUCKETS = ("head", "middle", "tail", "")
@@ -83,8 +84,12 @@ class Step(CorpusStep[Config]):
             )
         ranks = np.full(len(values), np.nan)
         figures: dict[str, float | int] = {"documents_without_number": int((~there).sum())}
-        for number, name in enumerate(names):
-            mine = there & (groups == number)
+        order = np.argsort(
+            np.where(there, groups, len(names)), kind="stable"
+        )  # documents of a group in a row
+        edges = np.searchsorted(groups[order][: int(there.sum())], np.arange(len(names) + 1))
+        for name, (first, stop) in zip(names, pairwise(edges.tolist()), strict=True):
+            mine = order[first:stop]
             ranks[mine] = quantile_ranks(values[mine])
             figures |= self._thresholds(name, values[mine])
         codes, buckets = self._codes(ranks)
@@ -113,7 +118,7 @@ class Step(CorpusStep[Config]):
 
     def applied(self, decided: Path, shard: int) -> Callable[[Document, Tally], Result]:
         """See `CorpusStep`."""
-        codes = iter(read_verdicts(decided, shard).tolist())
+        codes = each_verdict(decided, shard)
         buckets = iter(load_arrays(decided / f"{shard:05d}.buckets", RESTART)[1]["buckets"].tolist())
 
         def verdict(document: Document, tally: Tally) -> Result:

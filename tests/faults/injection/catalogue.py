@@ -1,7 +1,8 @@
 """All faults, with how often each is injected.
 
 Place in the flow: read by `make faults` and by the short form in the tests. Invariant: the short form injects each,
-but for the pairs of layouts, which `tests/e2e/test_resume.py` tries on warm ranks.
+some in `make test` and the others in `make test-more`, but for the pairs of layouts, which `tests/e2e/test_resume.py`
+tries on warm ranks.
 """
 
 from __future__ import annotations
