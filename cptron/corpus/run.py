@@ -63,12 +63,12 @@ def prepare(config: CurateConfig, *, restart: bool = False, alone: bool = True) 
 
 def _discard(directory: Path) -> None:
     """Remove all that was made, unless another run is at it. The directory stays: it says whose the output is."""
-    with locked(directory / "lock", shared=False):
+    with locked(directory / LOCK, shared=False):
         try:
             for path in directory.iterdir():
                 if path.is_dir():
                     shutil.rmtree(path)
-                elif path.name != "lock":
+                elif path.name != LOCK:
                     path.unlink()
         except OSError as error:
             raise DataError(
