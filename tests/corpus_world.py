@@ -17,6 +17,7 @@ from cptron.corpus.executor import LocalExecutor
 from cptron.corpus.load import load_curation
 from cptron.corpus.manifest import CorpusManifest
 from cptron.corpus.run import curate, prepare
+from cptron.corpus.schema import CurateConfig
 
 UNORDERED = "timing.json"
 """What may differ between equal runs."""
@@ -92,13 +93,18 @@ STEPS: list[dict[str, Any]] = [
 """Two corpus steps, and map steps before, between and behind them."""
 
 
-def run(config: Mapping[str, Any], workers: int = 1, **options: Any) -> CorpusManifest:
-    """Curate, as the command does."""
+def loaded(config: Mapping[str, Any]) -> CurateConfig:
+    """From a file, which lies beside the output."""
     path = Path(config["output"]).with_suffix(".yaml")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(dict(config)))
+    return load_curation(path)
+
+
+def run(config: Mapping[str, Any], workers: int = 1, **options: Any) -> CorpusManifest:
+    """Curate, as the command does."""
     with LocalExecutor(workers, progress=False) as executor:
-        return curate(prepare(load_curation(path), **options), executor, workers)
+        return curate(prepare(loaded(config), **options), executor, workers)
 
 
 def files_of(output: Path) -> dict[str, bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from corpus_world import config_of
+from tokens_world import save_byte_tokenizer
 
 KEY = "sk-secret-0123456789abcdef"
 VARIABLE = "CPTRON_TEST_KEY"
@@ -87,8 +89,8 @@ class Server:
 
 
 @contextmanager
-def serving(reply: Callable[[str, int], Reply]) -> Iterator[Server]:
-    """A server on this machine."""
+def serving(reply: Callable[[str, int], Reply], context: ssl.SSLContext | None = None) -> Iterator[Server]:
+    """A server on this machine; with TLS where there is a `context`."""
     server = Server(reply)
 
     class Handler(BaseHTTPRequestHandler):
@@ -106,6 +108,9 @@ def serving(reply: Callable[[str, int], Reply]) -> Iterator[Server]:
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     http.daemon_threads = True
     server.url = f"http://127.0.0.1:{http.server_port}/v1"
+    if context:
+        http.socket = context.wrap_socket(http.socket, server_side=True, do_handshake_on_connect=False)
+        server.url = f"https://localhost:{http.server_port}/v1"
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
@@ -134,4 +139,23 @@ def synthesis(root: Path, url: str, documents: int = 6, **settings: Any) -> dict
         "step": "synthesise", "kinds": ["factual"], "id_key": "n", "endpoint": endpoint, "cache": str(root / "cache"),
         **settings,
     }  # fmt: skip
-    return config_of(root / "out", {"x": [str(root / "in.jsonl")]}, [step], shard_bytes=1024)
+    config: dict[str, Any] = config_of(
+        root / "out", {"x": [str(root / "in.jsonl")]}, [step], shard_bytes=1024
+    )
+    return config
+
+
+def tiny_model(folder: Path) -> Path:
+    """A Llama with random weights, and a tokenizer of bytes, without a chat template."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    save_byte_tokenizer(folder, ("</s>",), eos_token="</s>", tokenizer_class="PreTrainedTokenizerFast")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=4096, bos_token_id=None, eos_token_id=tokenizer.eos_token_id, initializer_range=0.3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder

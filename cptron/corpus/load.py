@@ -6,6 +6,7 @@ own types, unique names, and passes every rule that needs no look at the inputs.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
@@ -15,7 +16,7 @@ from typing import Any, cast
 import yaml
 
 from cptron.config.load import build_section, plain_values
-from cptron.config.nodes import TAG, apply_override, compose, read_text, where
+from cptron.config.nodes import TAG, apply_override, compose, read_text, shown, where
 from cptron.corpus.registry import STEPS, config_class, step_class
 from cptron.corpus.schema import CorpusConfig, CurateConfig, StepConfig
 from cptron.errors import ConfigError
@@ -23,6 +24,8 @@ from cptron.errors import ConfigError
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _LEAST_SHARD_BYTES = 1 << 10
 _LEVELS = range(1, 20)
+_NEAR = 0.5
+"""Likeness from which an unknown step is taken for another."""
 
 
 def load_curation(path: Path, overrides: Sequence[str] = ()) -> CurateConfig:
@@ -68,27 +71,49 @@ def _steps(node: yaml.Node) -> tuple[StepConfig, ...]:
 def _step(node: yaml.Node, key: str) -> StepConfig:
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"{where(node)}: {key} must be a section; write `step: NAME` and its settings")
-    own = {pair[0].value: pair[1] for pair in node.value if pair[0].value in ("step", "name", "sources")}
+    own = _own(node, key)
     settings = [pair for pair in node.value if pair[0].value not in own]
     kind = own.get("step")
     if not isinstance(kind, yaml.ScalarNode) or kind.value not in STEPS:
-        found = kind.value if isinstance(kind, yaml.ScalarNode) else "nothing"
-        raise ConfigError(
-            f"{where(node)}: {key}.step is {found}, must be one of {', '.join(STEPS)}; correct it"
-        )
+        raise _no_step(node, kind, key)
     config = build_section(
         config_class(kind.value), yaml.MappingNode(node.tag, settings, node.start_mark, node.end_mark), key
     )
     problem = cast(Any, step_class(kind.value)).problem(config)
     if problem:
         raise ConfigError(f"{where(node)}: {key} ({kind.value}): {problem}")
-    name = own.get("name")
+    name = own.get("name", kind)
+    if not isinstance(name, yaml.ScalarNode):
+        raise ConfigError(f"{where(name)}: {key}.name={shown(name)} must be text; write one name")
     return StepConfig(
         step=kind.value,
-        name=str(name.value) if isinstance(name, yaml.ScalarNode) else kind.value,
+        name=str(name.value),
         sources=_names(own.get("sources"), f"{key}.sources"),
         settings=config,
     )
+
+
+def _own(node: yaml.MappingNode, key: str) -> dict[str, yaml.Node]:
+    """What is of every step, and not a setting of one."""
+    own: dict[str, yaml.Node] = {}
+    for name, value in node.value:
+        if name.value in ("step", "name", "sources"):
+            if name.value in own:
+                raise ConfigError(f"{where(name)}: {key}.{name.value} is set twice; remove one")
+            own[name.value] = value
+    return own
+
+
+def _no_step(node: yaml.MappingNode, kind: yaml.Node | None, key: str) -> ConfigError:
+    """Of a section that names no step that there is, with the nearest one."""
+    if kind is None:
+        meant = next((str(name.value) for name, _ in node.value if name.value in STEPS), "")
+        remedy = f"`step: {meant}` and its settings beside it" if meant else "`step: NAME`"
+        return ConfigError(f"{where(node)}: {key} has no key step; write {remedy}")
+    found = str(kind.value) if isinstance(kind, yaml.ScalarNode) else shown(kind)
+    near = difflib.get_close_matches(found.lower().replace("-", "_"), STEPS, 1, _NEAR)
+    hint = f"did you mean {near[0]}?" if near else "correct it"
+    return ConfigError(f"{where(kind)}: {key}.step is {found}, must be one of {', '.join(STEPS)}; {hint}")
 
 
 def _names(node: yaml.Node | None, key: str) -> tuple[str, ...]:

@@ -17,9 +17,11 @@ from cptron.corpus.arguments import parsed
 from cptron.corpus.executor import LocalExecutor
 from cptron.corpus.load import load_curation
 from cptron.corpus.manifest import CorpusManifest
+from cptron.corpus.quarantine import QUARANTINE
 from cptron.corpus.ray_executor import RayExecutor
 from cptron.corpus.run import curate, do_part, finish, prepare
 from cptron.corpus.slurm import require_no_jobs, submit
+from cptron.corpus.stages import build_step
 from cptron.errors import ConfigError
 from cptron.interrupts import terminated_like_interrupted
 from cptron.report.console import table
@@ -61,6 +63,8 @@ def _run(args: argparse.Namespace, part: tuple[int, int] | None) -> int:
                 manifest = curate(work, executor, workers)
     if manifest:
         print(_shown(manifest, output))
+        for said in filter(None, (build_step(config, step).said() for step in config.steps)):
+            print(said)
     return 0
 
 
@@ -93,5 +97,12 @@ def _shown(manifest: CorpusManifest, output: Path) -> str:
         dropped = sum(step.dropped.values())
         rows.append((step.name, f"{step.documents_in:,}", f"{dropped:,}", f"{step.documents_changed:,}"))
     tokens = "" if manifest.tokens is None else f", {manifest.tokens:,} tokens"
-    last = f"{manifest.documents:,} documents, {manifest.text_bytes / 1e6:,.2f} MB{tokens}: see {output}/report.md"
+    nothing = "" if manifest.documents else "nothing is left: "
+    last = (
+        f"{nothing}{manifest.documents:,} documents, {manifest.text_bytes / 1e6:,.2f} MB{tokens}: "
+        f"see {output}/report.md"
+    )
+    if manifest.records_rejected:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest.records_rejected.items())
+        last = f"damaged records ({reasons}): see {output}/{QUARANTINE}\n{last}"
     return f"{table(('step', 'documents in', 'left out', 'changed'), rows)}\n{last}"

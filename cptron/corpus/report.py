@@ -7,6 +7,7 @@ alone, as the output does; what differs from run to run is in timing.json.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,8 @@ REPORTS = ("report.json", "report.md", "timing.json")
 _MOST_TALLIES = 40
 """Lines of what else a step counts; report.json has all."""
 _SAMPLE_CHARACTERS = 160
+_MARKUP = re.compile(r"[\\`|<>\[\]*]|(?<!\w)_|_(?!\w)")
+"""What Markdown would take for its own in the middle of a line."""
 
 
 def write_reports(output: Path, manifest: CorpusManifest, summary: Summary) -> None:
@@ -134,7 +137,7 @@ def _step_section(step: StepCounts, figures: Mapping[str, float]) -> Iterator[st
         yield from ("", f"Dropped for `{reason}`:", "")
         for sample in step.samples[reason]:
             detail = f" ({_cell(sample['detail'])})" if sample["detail"] else ""
-            yield f"- `{_cell(sample['id'])}`{detail}: {_cell(sample['text'][:_SAMPLE_CHARACTERS])}"
+            yield f"- {_code(sample['id'])}{detail}: {_cell(sample['text'][:_SAMPLE_CHARACTERS])}"
 
 
 def _most_first(step: StepCounts) -> list[tuple[str, Amount]]:
@@ -162,7 +165,13 @@ def _share(part: int, whole: int) -> str:
 
 def _cell(text: str) -> str:
     """Text of a corpus on one line, in which nothing is a table's border, a link or a tag."""
-    line = " ".join(text.split())
-    return "".join(
-        f"\\{char}" if char in "\\`|<>[]*_#!" else char for char in line if char.isprintable() or char == " "
-    )
+    return _MARKUP.sub(r"\\\g<0>", _line(text))
+
+
+def _code(text: str) -> str:
+    """A name that can be copied: between backticks every character stands for itself."""
+    return f"`{_line(text).replace('`', chr(39))}`"
+
+
+def _line(text: str) -> str:
+    return "".join(char for char in " ".join(text.split()) if char.isprintable() or char == " ")

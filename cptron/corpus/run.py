@@ -22,7 +22,7 @@ from cptron.corpus.manifest import MANIFEST, CorpusManifest
 from cptron.corpus.publish import publish
 from cptron.corpus.schema import CurateConfig
 from cptron.corpus.shard_file import read_shard
-from cptron.corpus.shards import look_up
+from cptron.corpus.shards import Corpus, look_up
 from cptron.corpus.stages import Stage, build_step, cut_into_stages, identities
 from cptron.corpus.step import CorpusStep, ShardFeatures
 from cptron.corpus.token_counter import tokenizer_record
@@ -33,7 +33,7 @@ from cptron.json_text import parse_json
 
 WORK_DIR = ".work"
 LOCK = "lock"
-"""In `WORK_DIR`."""
+"""Held by whoever works in `.work`."""
 
 
 def prepare(config: CurateConfig, *, restart: bool = False, alone: bool = True) -> Work:
@@ -45,6 +45,7 @@ def prepare(config: CurateConfig, *, restart: bool = False, alone: bool = True) 
     if restart and directory.is_dir():
         _discard(directory)
     corpus = look_up(config.corpus)
+    _require_apart(output, config, corpus)
     steps = identities(config)
     tokenizer = tokenizer_record(config.corpus.tokenizer).fingerprint if config.corpus.tokenizer else ""
     stages = cut_into_stages(config, corpus, steps, tokenizer)
@@ -74,6 +75,19 @@ def _discard(directory: Path) -> None:
             raise DataError(
                 f"{error.filename or directory} cannot be removed ({error.strerror}); mend that, or remove {directory}"
             ) from error
+
+
+def _require_apart(output: Path, config: CurateConfig, corpus: Corpus) -> None:
+    """Never read as input what this curation writes."""
+    place = output.resolve()
+    folders = [Path(path).resolve() for source in config.corpus.inputs for path in source.paths]
+    files = [path.resolve() for source in corpus.sources for _, path, _, _ in source.files]
+    for path in [path for path in folders if path.is_dir() and place.is_relative_to(path)] + [
+        path for path in files if place in path.parents
+    ]:
+        raise DataError(
+            f"output {output} and the input {path} lie in each other, must be apart; choose another output"
+        )
 
 
 def _require_ours(output: Path) -> None:
@@ -135,13 +149,15 @@ def do_missing(
     mine = [unit for unit in work.units(kind, stage) if unit.number % count == index]
     missing = [unit for unit in mine if not work.is_done(unit)]
     done_bytes = sum(unit.weight for unit in mine) - sum(unit.weight for unit in missing)
-    executor.run(work, missing, _shown(kind, stage), done_bytes)
+    executor.run(work, missing, _shown(work, kind, stage), done_bytes)
 
 
-def _shown(kind: Kind, stage: Stage) -> str:
+def _shown(work: Work, kind: Kind, stage: Stage) -> str:
+    """On the progress bar: short, for a bar that is wider than a terminal shows no numbers."""
     if kind == "hash":
         return "hashes of the input"
-    return f"{stage.tail.name}: features" if kind == "features" and stage.tail else stage.shown
+    what = f"features for {stage.tail.name}" if kind == "features" and stage.tail else stage.shown_steps
+    return f"[{stage.number + 1}/{len(work.stages)}] {what}"
 
 
 def finish_stage(work: Work, stage: Stage, workers: int) -> None:
@@ -155,6 +171,7 @@ def finish_stage(work: Work, stage: Stage, workers: int) -> None:
         return
     step = build_step(work.config, stage.tail)
     assert isinstance(step, CorpusStep)
+    print(f"[{stage.number + 1}/{len(work.stages)}] {stage.tail.name} decides", file=sys.stderr)
     step.open()
     step.decide(features_of(work, stage), begin_directory(decision), workers)
     publish_directory(decision)

@@ -32,6 +32,8 @@ FORMAT_VERSION = 1
 """Of what is in `.work`, and of how the runner calls steps."""
 STAGE_LEVEL = 1
 """Of zstd between stages."""
+_MOST_SHOWN = 3
+"""Steps of a stage that are named one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +53,15 @@ class Stage:
 
     @property
     def shown(self) -> str:
-        """For people."""
+        """For people; numbers as `--stage` has them."""
+        return f"stage {self.number} ({self.shown_steps})"
+
+    @property
+    def shown_steps(self) -> str:
+        """What is done to documents, in few words."""
         steps = [*([self.head.name] if self.head else []), *(step.name for step in self.maps)]
-        return f"stage {self.number} ({', '.join(steps) or 'reading'})"
+        few = steps if len(steps) <= _MOST_SHOWN else [steps[0], "...", steps[-1]]
+        return ", ".join(few) or "reading"
 
 
 def build_step(config: CurateConfig, step: StepConfig) -> AnyStep:

@@ -54,6 +54,10 @@ class Step(ABC, Generic[C]):
     def open(self) -> None:
         """Import packages and load models, once in each process that uses the step. Raises a `CptronError`."""
 
+    def said(self) -> str:
+        """One line for who ran it, about this run and not the corpus, such as what it has cost; empty for nothing."""
+        return ""
+
 
 class MapStep(Step[C]):
     """Looks at one document at a time."""

@@ -144,7 +144,8 @@ def check_columns(path: str, wanted: Sequence[str], present: Sequence[str]) -> N
     missing = [name for name in wanted if name not in present]
     if missing:
         raise DataError(
-            f"{path} has no column {missing[0]!r}, only {', '.join(present)}; choose another with --json-keys"
+            f"{path} has no column {missing[0]!r}, only {', '.join(present)}; "
+            "choose another (--json-keys, or text_key and meta_keys of a curation)"
         )
 
 

@@ -7,11 +7,22 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from corpus_world import STEPS, config_of, documents_of, files_of, lines_of, run, text_of, write_inputs
+from corpus_world import (
+    STEPS,
+    config_of,
+    documents_of,
+    files_of,
+    lines_of,
+    loaded,
+    run,
+    text_of,
+    write_inputs,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -229,6 +240,31 @@ def test_output_of_others_is_left_alone(inputs: dict[str, list[str]], tmp_path: 
     assert any(made.iterdir())
     (tmp_path / "mine/manifest.json").unlink()
     assert run(config, restart=True).documents
+
+
+def test_nothing_is_discarded_under_a_run(inputs: dict[str, list[str]], tmp_path: Path) -> None:
+    """`--restart` beside a run is refused like any second run; without one it begins anew."""
+    config = config_of(tmp_path / "out", inputs, STEPS[:1])
+    first = run(config)
+    work = tmp_path / "out/.work"
+    before = sorted(work.rglob("*"))
+    with locked(work / "lock", shared=True), pytest.raises(DataError, match="locked by another process"):
+        prepare(loaded(config), restart=True)
+    assert sorted(work.rglob("*")) == before
+    prepare(loaded(config), restart=True)
+    assert not list(work.rglob("*.zst")) and run(config) == first
+
+
+@pytest.mark.parametrize(("output", "path"), [("in/deep/out", "in"), ("in", "in/*.jsonl")])
+def test_output_within_the_input(output: str, path: str, tmp_path: Path) -> None:
+    """The next run would read what this one wrote."""
+    (tmp_path / "in/.work").mkdir(parents=True)  # as if it were a curated corpus
+    (tmp_path / "in/x.jsonl").write_bytes(lines_of(["a text"]))
+    config = loaded(config_of(tmp_path / "out", {"x": [str(tmp_path / path)]}, []))
+    elsewhere = replace(config, corpus=replace(config.corpus, output=str(tmp_path / output)))
+    with pytest.raises(DataError, match="lie in each other"):
+        prepare(elsewhere, restart=True)
+    assert not (tmp_path / "in/deep").exists()
 
 
 class Scripted(MapStep[Any]):

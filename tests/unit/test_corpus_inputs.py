@@ -160,6 +160,9 @@ def test_cut_depends_on_sizes_alone(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"steps": [{"step": "lenght"}]}, "steps.0.step is lenght, must be one of"),
+        ({"steps": [{"step": "lenght"}]}, "did you mean length?"),
+        ({"steps": [{"pii": {"kinds": ["email"]}}]}, "steps.0 has no key step; write `step: pii`"),
+        ({"steps": [{"step": "pii", "name": ["x"]}]}, "steps.0.name=(a list) must be text"),
         ({"steps": [{"step": "length", "min_wrods": 3}]}, "unknown key steps.0.min_wrods; did you mean"),
         ({"steps": [{"step": "length", "min_words": "x"}]}, "min_words"),
         ({"steps": [{"step": "length", "min_words": 9, "max_words": 3}]}, "min_words 9 and max_words 3"),

@@ -27,6 +27,11 @@ HARMLESS = [
     "order 4111 1111 1111 1112, half of 10.0.0.1/8 and 192.168.0.17",
     "DE89 3704 0044 0532 0130 01 is not an account; call us; @home; a@b",
     "RFC 3986, section 127.0.0.1, in 1998-2004, 100-200-3000 units; 555-1234",
+    "\n9.7.3.1. Regular Expression Details\nof text\n\n  36.7.1.2 Arrays\n## 38.5.9.1.\n"
+    "see sections 9.7.3.1, 9.7.3.2 and 9.7.3.3",
+    "LibreOffice 7.0.4.2 (The Document Foundation), Firefox/3.6.12.1, phiên bản 7.0.4.2, release number 130.1.2.3",
+    "at +48.858370, +2.294481; sums +1 2 3 4 5 6 7, +12345678.50; pH 7.12345678; logo@2x.png, vue@3.2.js",
+    "call 1234567 functions of mobile 2000000 users in cell 12345678",
     "f(x) = +1234 and 2001:db8::1 of the documentation, ::1, a::b",
 ]
 
@@ -129,8 +134,14 @@ def test_harmless_numbers_are_left_alone(text: str) -> None:
         ("Tel: 030 901820", [("phone", "030 901820")]),
         ("Điện thoại: 0912 345 678", [("phone", "0912 345 678")]),
         ("फ़ोन: 09876 543210", [("phone", "09876 543210")]),
+        ("cell: 4155550132", [("phone", "4155550132")]),
+        ("call 0912345678", [("phone", "0912345678")]),
+        ("+1.4155550123 +33 1 23 45 67 89", [("phone", "+1.4155550123"), ("phone", "+33 1 23 45 67 89")]),
         ("0049 30 1234567", [("phone", "0049 30 1234567")]),
         ("from 8.8.8.8 to", [("ip_address", "8.8.8.8")]),
+        ("8.8.4.4 - - [10/Oct/2000] GET", [("ip_address", "8.8.4.4")]),
+        ("8.8.4.4 dns.example\n91.198.174.192 Host", [("ip_address", "8.8.4.4"), ("ip_address", "91.198.174.192")]),
+        ("Server 8.8.4.4, http://9.9.9.9/x", [("ip_address", "8.8.4.4"), ("ip_address", "9.9.9.9")]),
         ("[2a00:1450:4001:82a::200e]", [("ip_address", "2a00:1450:4001:82a::200e")]),
     ],
 )  # fmt: skip
@@ -181,6 +192,8 @@ def test_spans_are_in_order_and_the_rest_stays(left: str, right: str) -> None:
         "1-",
         "+1",
         "1.",
+        "1.2.3.4 ",
+        "1.2.3.4. A\n",
         ":",
         "a:",
         "A1",

@@ -131,7 +131,7 @@ def test_slow_server_is_not_waited_for(tmp_path: Path) -> None:
     """The time is for the whole answer, however alive the connection looks."""
 
     def reply(prompt: str, before: int) -> Reply:
-        time.sleep(1.5)
+        time.sleep(30)
         return good(prompt, before)
 
     with serving(reply) as server:
@@ -139,7 +139,7 @@ def test_slow_server_is_not_waited_for(tmp_path: Path) -> None:
         started = time.monotonic()
         with pytest.raises(DataError, match=r"no answer in 2 tries .*no whole answer in 0\.2 s"):
             run(config)
-        assert time.monotonic() - started < 1.4
+        assert time.monotonic() - started < 25
 
 
 @pytest.mark.parametrize("status", [401, 404])
@@ -153,7 +153,7 @@ def test_refused_key_stops_at_once_and_is_never_shown(
         config = synthesis(tmp_path, server.url, endpoint={"api_key_variable": VARIABLE})
         with pytest.raises(DataError, match="wrong key API_KEY") as caught:
             run(config)
-        assert server.keys == {f"Bearer {KEY}"} and len(server.bodies) <= 6
+        assert server.keys == {f"Bearer {KEY}"} and set(server.asked.values()) == {1}
     assert KEY not in str(caught.value) + "".join(capsys.readouterr())
 
 
@@ -242,8 +242,15 @@ def test_failed_endpoint_stops_or_drops(tmp_path: Path) -> None:
         run(synthesis(tmp_path, server.url, **settings))
         assert dropped(tmp_path) == {"model_failed": 1}
         server.reply = lambda prompt, before: (400, {}, b"")
+        config = synthesis(tmp_path / "b", server.url, documents=30)
+        config["shard_bytes"] = 1 << 20
         with pytest.raises(DataError, match="none of 20 questions in a row"):
-            run(synthesis(tmp_path / "b", server.url, documents=30))
+            run(config)
+        # They are no answers: the server was not as it should be.
+        assert not list((tmp_path / "b/cache").glob("???/*.json"))
+        server.reply = good
+        run(config)
+        assert dropped(tmp_path / "b") == {}
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthesis_world import document, synthesis
-from tokens_world import save_byte_tokenizer
+from synthesis_world import document, synthesis, tiny_model
 
 from cptron.corpus.document import Document, Rejected
 from cptron.corpus.language_engines import ENGINES
@@ -21,7 +21,7 @@ from cptron.corpus.steps.synthesise import Config, Step
 from cptron.corpus.synthesis.answer import Answer, Request
 from cptron.corpus.synthesis.ask import Asker
 from cptron.corpus.synthesis.cache import Cache
-from cptron.corpus.synthesis.checks import Bounds, PassageChecks, read_refusals
+from cptron.corpus.synthesis.checks import MENTIONS, REFUSALS, Bounds, PassageChecks, read_list
 from cptron.corpus.synthesis.grounding import grounded_share, numbers_of, units_of
 from cptron.corpus.synthesis.make import _filled
 from cptron.corpus.synthesis.parse import Pair, Problem, parse_answer
@@ -53,11 +53,26 @@ def test_forms_of_answers(text: str) -> None:
 
 def test_cut_off_answers_give_what_is_whole() -> None:
     """In both forms, with a word about the rest."""
-    for text in (json.dumps([PAIR, PAIR])[:-20], f"Q: a?\nA: {PAIR['answer']}\nQ: b?\nA: It is"):
+    lines = f"Q: a?\nA: {PAIR['answer']}\nQ: b?\nA: It is"
+    for text in (json.dumps([PAIR, PAIR])[:-20], json.dumps([PAIR])[:-1] + ",", lines):
         found = parse_answer(text, True)
         assert isinstance(found[0], Pair) and len(found) == 2
         assert isinstance(found[1], Problem) and found[1].why.reason == "cut_off"
     assert parse_answer(json.dumps([PAIR]), True) == [ONE]
+
+
+def test_broken_pairs_are_counted() -> None:
+    """Each that stands between whole ones, and one that stops although the model says that it was done."""
+    whole, broken = json.dumps(PAIR), '{"question": "a?", "answer": "He said "no"."}'
+    found = parse_answer(f"[{broken}, {whole}, {broken}, {broken}, {whole}]", False)
+    assert [one.why.reason if isinstance(one, Problem) else "" for one in found] == [
+        "unreadable", "", "unreadable", "unreadable", ""
+    ]  # fmt: skip
+    for cut_off in (True, False):
+        pair, rest = parse_answer(json.dumps([PAIR, PAIR])[:-12], cut_off)
+        assert pair == ONE and isinstance(rest, Problem) and "What is it" in rest.text
+        assert rest.why.reason == ("cut_off" if cut_off else "unreadable")
+    assert parse_answer(f"It may be {whole[:20]}}}. </think>[{whole}]", False) == [ONE]
 
 
 @settings(max_examples=40)
@@ -76,9 +91,9 @@ def test_no_answer_is_lost(text: str, cut_off: bool) -> None:
 )
 def test_hostile_answers_are_read_quickly(text: str) -> None:
     """No blow-up."""
-    started = time.monotonic()
+    started = time.process_time()
     assert parse_answer(text, False)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 @settings(max_examples=40)
@@ -116,7 +131,8 @@ def test_grounding() -> None:
     assert numbers_of("1,200 and 3.5, 1.200") == {"1200", "3.5"}
 
 
-BOUNDS = Bounds(5, 200, 1, 400, 0.5, read_refusals())
+BOUNDS = Bounds(5, 200, 1, 400, 0.5, read_list(REFUSALS), read_list(MENTIONS))
+FREE = replace(BOUNDS, mentions=())
 PASSAGE = (
     "The engine was built in 1802 by the river, and its boiler holds 900 litres of water for the whole town."
 )
@@ -125,8 +141,14 @@ PASSAGE = (
 def checks(prompt: str = "factual", **more: Any) -> PassageChecks:
     """Of one passage."""
     template = read_prompt(prompt, shipped_path(prompt))
-    values = {"grounded": template.grounded, "bounds": BOUNDS, "label": ENGINES["script"]("x", ""), **more}
-    return PassageChecks(passage=PASSAGE, prompt=template, seen=set(), **values)
+    values = {
+        "passage": PASSAGE,
+        "grounded": template.grounded,
+        "bounds": BOUNDS,
+        "label": ENGINES["script"]("x", ""),
+        **more,
+    }
+    return PassageChecks(prompt=template, seen=set(), **values)
 
 
 @pytest.mark.parametrize(
@@ -139,9 +161,18 @@ def checks(prompt: str = "factual", **more: Any) -> PassageChecks:
         ("When was it built?", "I’m sorry, I don't know.", "refusal"),
         ("When was it built?", "It names what it is about, and never says the text.", "repeats_prompt"),
         ("When was it built?", "when was it built?", "repeats_question"),
+        ("Was it built in 1802 or in 1803?", "In 1802.", "answer_in_question"),
+        ("Was it built in 1802?", "Yes, in 1802.", ""),
+        ("According to the text, when was it built?", "In 1802.", "mentions_text"),
+        ("When was the engine in the textile mill built?", "In 1802.", ""),
         ("When was it built?", "the engine of the engine " * 12, "loops"),
         ("Когда был построен двигатель?", "Двигатель построен у реки в городе.", "other_language"),
+        ("When was it built?", "In the year of 1802 it was built by the river. " * 4, "loops"),
+        ("When was it built? " * 10, "In 1802.", "loops"),
+        ("什么时候建造的？", "蒸汽机在河边，" * 8, "loops"),
         ("When was it built?", PASSAGE[:80], "copies_document"),
+        ("When was it built?", f"It says: {PASSAGE[4:]} So it is.", "copies_document"),
+        (f"{PASSAGE[:90]}: for whom?", "For the whole town.", "copies_document"),
         ("When was it built?", "The engine was built in 1803.", "unknown_number"),
         ("When was it built?", "Whales swim below glaciers.", "not_grounded"),
     ],
@@ -158,6 +189,9 @@ def test_repeated_question_and_own_thresholds() -> None:
     assert one.problem(Pair("Who built it?", "The river.")) is None
     found = one.problem(Pair("WHO  built it?", "The engine."))
     assert found and found.reason == "repeated"
+    spoken = Pair("What does the engine in the text do?", "It heats water.")
+    assert checks(grounded=0.0, passage="It stands in the text of a law.").problem(spoken) is None
+    assert checks(grounded=0.0).problem(spoken) and not checks(grounded=0.0, bounds=FREE).problem(spoken)
     assert (
         checks("reasoning").problem(Pair("Why is it?", "With 2 engines the boiler holds 1800 litres."))
         is None
@@ -233,23 +267,8 @@ def test_equal_questions_at_the_same_time_are_asked_once(tmp_path: Path) -> None
 @pytest.fixture(scope="module")
 def local_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama with random weights, and a tokenizer of bytes."""
-    torch = pytest.importorskip("torch")
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    folder = save_byte_tokenizer(
-        tmp_path_factory.mktemp("local"),
-        ("</s>",),
-        eos_token="</s>",
-        tokenizer_class="PreTrainedTokenizerFast",
-    )
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=2048, bos_token_id=None, eos_token_id=tokenizer.eos_token_id, initializer_range=0.3,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return Path(folder)
+    pytest.importorskip("torch")
+    return tiny_model(tmp_path_factory.mktemp("local"))
 
 
 def local_results(folder: Path, cache: Path, documents: list[Document], **more: Any) -> list[list[str]]:
@@ -293,14 +312,17 @@ def test_local_model_is_greedy_and_refuses_what_does_not_fit(local_folder: Path,
     request = prompt.request(document(0), 3, "")
     tokenizer = AutoTokenizer.from_pretrained(local_folder)
     model = AutoModelForCausalLM.from_pretrained(local_folder).eval()
-    ids = tokenizer(f"{request.system}\n\n{request.user}\n")["input_ids"]
+    ids = tokenizer(request.completion)["input_ids"]
     made: list[int] = []
     with torch.no_grad():
         while len(made) < 12 and (not made or made[-1] != tokenizer.eos_token_id):
             made.append(int(model(torch.tensor([ids + made])).logits[0, -1].argmax()))
-    expected = tokenizer.decode(made, skip_special_tokens=True).replace("\0", "").strip()
+    expected = "Q:" + tokenizer.decode(made, skip_special_tokens=True).replace("\0", "")
     one = Document(document(0), "d0", "x")
-    assert local_results(local_folder, tmp_path / "a", [one]) == [[expected]]
+    found = parse_answer(expected, True)
+    assert local_results(local_folder, tmp_path / "a", [one]) == [
+        [getattr(part, "text", "") for part in found]
+    ]
     long = Document("Water. " * 600, "long", "x")
     config = Config(
         local=LocalSettings(folder=str(local_folder)),

@@ -21,7 +21,7 @@ _AMERICAN = re.compile(
 )
 _NAMED = re.compile(rf"\(?\d(?:{_GAP}\d){{6,14}}(?!\d)")
 _NAME = re.compile(
-    r"(?<!\w)(?:tele?(?:phone|fon|f)?|t[ée]l[ée]phone|phone|ph|mobile?|cell|call|fax|whatsapp|handy|tel[ée]fono|"
+    r"(?<!\w)(?:tele?(?:phone|fon|f)?|t[ée]l[ée]phone|phone|(?P<weak>ph|mobile?|cell|call|handy)|fax|whatsapp|tel[ée]fono|"
     r"điện thoại|đt|sđt|di động|फ़ोन|फोन|मोबाइल|दूरभाष|电话|電話|手机|тел|телефон)"
     r"(?: ?(?:no|number|nr|num|số|नंबर)\b)?[\s.:：(#№-]{1,6}\Z",
     re.IGNORECASE,
@@ -29,6 +29,9 @@ _NAME = re.compile(
 _NAME_CHARACTERS = 32
 _MOST_DIGITS = 15
 _LEAST_DIGITS = 7
+_DECIMAL = re.compile(r"\+?(?:\d{1,3}\.\d{1,7}|\d+\.\d{1,2})|\d\.\d+")
+"""A coordinate, an amount; the dotted form of registries (`+1.4155550123`) has more digits behind its dot."""
+_DIGITS = re.compile(r"\d+")
 _DATE = re.compile(r"\d{4}[-./]\d{1,2}[-./]\d{1,2}|\d{1,2}[-./]\d{1,2}[-./]\d{4}")
 
 
@@ -55,16 +58,24 @@ def _matches(pattern: re.Pattern[str]) -> Callable[[str, int, int], list[tuple[i
 
 
 def _named(text: str, start: int, stop: int) -> list[tuple[int, int]]:
-    """Digits behind a word that says what they are."""
+    """Digits behind a word that says what they are; behind one that says other things too, not a plain count."""
     match = _NAMED.search(text, start, stop)
-    if match and _NAME.search(text, max(0, match.start() - _NAME_CHARACTERS), match.start()):
-        return [match.span()]
-    return []
+    name = match and _NAME.search(text, max(0, match.start() - _NAME_CHARACTERS), match.start())
+    if not (match and name):
+        return []
+    is_count = match[0].isdecimal() and match[0][0] != "0" and ":" not in name[0]
+    return [] if name["weak"] and is_count else [match.span()]
 
 
 _PATTERNS = (_matches(_INTERNATIONAL), _matches(_WITH_ZEROS), _matches(_AMERICAN), _named)
 
 
 def _is_phone(written: str) -> bool:
-    num_digits = sum(char.isdigit() for char in written)
-    return _LEAST_DIGITS <= num_digits <= _MOST_DIGITS and not _DATE.fullmatch(written)
+    groups = _DIGITS.findall(written)
+    single = sum(len(group) == 1 for group in groups)  # a list of small numbers has them
+    return (
+        _LEAST_DIGITS <= sum(map(len, groups)) <= _MOST_DIGITS
+        and 2 * single <= len(groups)
+        and not _DATE.fullmatch(written)
+        and not _DECIMAL.fullmatch(written)
+    )

@@ -15,6 +15,7 @@ from typing import Literal
 
 from cptron.corpus.pii.checks import iban_at, is_card
 from cptron.corpus.pii.phones import phone_spans
+from cptron.corpus.pii.quads import dotted_quads, follows
 
 Kind = Literal["email", "ip_address", "phone", "card", "iban"]
 Span = tuple[int, int, Kind]
@@ -25,13 +26,11 @@ _DOMAIN = re.compile(
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9-])"
 )
 _LOCAL_CHARACTERS = 64
-_IPV4 = re.compile(r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}(?![\w-]|\.\d)")
+_FILES = ("png", "jpg", "jpeg", "gif", "svg", "webp", "css", "js", "html", "json", "pdf")
+"""Ends of file names such as `logo@2x.png`, which are no domains."""
 _COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:")
 _IPV6 = re.compile(r"[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:])")
 _HEX = re.compile(r"[0-9A-Fa-f]{0,4}\Z")
-_NO_ADDRESS_BEFORE = re.compile(
-    r"(?:\bversions?|\bver\.?|\bv\.?|\brelease|\bsections?|\bchapter|§)[\s:]{0,2}\Z", re.IGNORECASE
-)
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 _CARD = re.compile(
     r"(?:\d{13,19}|\d{4}([ -])\d{4}\1\d{4}\1\d{4}(?:\1\d{3})?|3\d{3}([ -])\d{6}\2\d{4,5})(?!\d|[.,]\d)"
@@ -76,17 +75,19 @@ def _emails(text: str) -> Iterator[tuple[int, int]]:
     while at >= 0:
         local = _LOCAL.search(text, max(last, at - _LOCAL_CHARACTERS), at)
         domain = _DOMAIN.match(text, at + 1) if local else None
-        if local and domain and not local[0].endswith("."):
+        if local and domain and not (local[0].endswith(".") or _is_file(domain[0])):
             last = domain.end()
             yield local.start(), last
         at = text.find("@", at + 1)
 
 
+def _is_file(domain: str) -> bool:
+    return domain.rpartition(".")[2].lower() in _FILES
+
+
 def _addresses(text: str, public_only: bool) -> Iterator[tuple[int, int]]:
-    spans = [match.span() for match in _IPV4.finditer(text) if not _follows(text, match.start(), ".")]
-    for start, end in spans:
-        named = _NO_ADDRESS_BEFORE.search(text, max(0, start - 16), start)
-        if not named and _is_address(text[start:end], public_only):
+    for start, end in dotted_quads(text):
+        if _is_address(text[start:end], public_only):
             yield start, end
     last = 0
     for colons in _COLONS.finditer(text):
@@ -95,15 +96,8 @@ def _addresses(text: str, public_only: bool) -> Iterator[tuple[int, int]]:
         first = _HEX.search(text, max(0, colons.start() - 4), colons.start())
         match = _IPV6.match(text, first.start() if first else colons.start())
         last = match.end() if match else colons.end() - 1
-        if match and not _follows(text, match.start(), ":.") and _is_address(match[0], public_only):
+        if match and not follows(text, match.start(), ":.") and _is_address(match[0], public_only):
             yield match.span()
-
-
-def _follows(text: str, start: int, marks: str) -> bool:
-    """Whether a word, or one of `marks`, ends right before `start`: then it is the middle of something. (A lookbehind
-    at the beginning of a pattern would slow the search for it down.)"""
-    before = text[start - 1 : start]
-    return bool(before) and (before.isalnum() or before == "_" or before in marks)
 
 
 def _is_address(text: str, public_only: bool) -> bool:
@@ -122,7 +116,7 @@ def _cards(text: str) -> Iterator[tuple[int, int]]:
     )
     for match in chain.from_iterable(matches):
         written = match[0]
-        if _follows(text, match.start(), ".,+-"):
+        if follows(text, match.start(), ".,+-"):
             continue
         for candidate in (written, written[:19]):  # a group of three behind it may be its check value
             if is_card(candidate):
@@ -132,6 +126,6 @@ def _cards(text: str) -> Iterator[tuple[int, int]]:
 
 def _ibans(text: str) -> Iterator[tuple[int, int]]:
     for match in _IBAN_START.finditer(text):
-        end = 0 if _follows(text, match.start(), "") else iban_at(text, match.start())
+        end = 0 if follows(text, match.start(), "") else iban_at(text, match.start())
         if end:
             yield match.start(), end

@@ -19,14 +19,16 @@ from cptron.corpus.load import DECIDES
 from cptron.corpus.step import MapStep, Tally
 from cptron.corpus.synthesis.answer import Model, Request
 from cptron.corpus.synthesis.ask import Asker
+from cptron.corpus.synthesis.budget import read_spent
 from cptron.corpus.synthesis.cache import Cache, entries
-from cptron.corpus.synthesis.checks import REFUSALS, Bounds, read_refusals
+from cptron.corpus.synthesis.checks import MENTIONS, REFUSALS, Bounds, read_list
 from cptron.corpus.synthesis.endpoint import Endpoint
 from cptron.corpus.synthesis.local_model import PACKAGES, LocalModel, model_files
 from cptron.corpus.synthesis.make import Maker, Part
 from cptron.corpus.synthesis.passages import passages_of
 from cptron.corpus.synthesis.prompt import KINDS, read_prompt, shipped_path
 from cptron.corpus.synthesis.settings import EndpointSettings, LocalSettings, endpoint_problem, local_problem
+from cptron.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,8 @@ class Config:
     """Most of the passage that an answer may repeat word for word."""
     refusals: tuple[str, ...] = ()
     """Further beginnings of answers that are refusals."""
+    self_contained: bool = True
+    """Reject questions that speak of "the text" or its author, which who is asked does not see."""
     language: Literal["script", "py3langid", "lingua", "none"] = "script"
     """Who checks that the passage's language is kept; `script` compares the script of most letters."""
     text: str = "{question}\n{answer}"
@@ -84,17 +88,22 @@ class Config:
     cache: str = field(default=".cache/synthesis", metadata={DECIDES: False})
     """Directory of answers and of what was spent; several runs may share it."""
     batch_documents: int = field(default=32, metadata={DECIDES: False})
-    """Documents whose passages are asked about together; more keep a quick endpoint busy."""
+    """Documents whose passages an endpoint is asked about together; more keep a quick one busy."""
+
+
+_LOCAL_BATCH_DOCUMENTS = 32
+"""Of a local model, whose prompts are answered in groups: which ones are in a group must not be a matter of speed."""
 
 
 class Step(MapStep[Config]):
     """See the module."""
 
-    version = 1
+    version = 2
 
     def __init__(self, name: str, config: Config, seed: int) -> None:
         super().__init__(name, config, seed)
-        self.batch_documents = config.batch_documents  # type: ignore[misc]
+        local = max(_LOCAL_BATCH_DOCUMENTS, config.local.batch_size)
+        self.batch_documents = local if config.local.folder else config.batch_documents  # type: ignore[misc]
         languages = () if config.language == "none" else LANGUAGE_PACKAGES[config.language]
         self.packages = (*(PACKAGES if config.local.folder else ()), *languages, "regex")  # type: ignore[misc]
 
@@ -121,7 +130,7 @@ class Step(MapStep[Config]):
 
     def files(self) -> Sequence[Path]:
         """See `Step`."""
-        found = [*(self._prompt_path(kind) for kind in self.config.kinds), REFUSALS]
+        found = [*(self._prompt_path(kind) for kind in self.config.kinds), REFUSALS, MENTIONS]
         if self.config.local.folder:
             found += model_files(Path(self.config.local.folder))
         return found + (entries(Path(self.config.cache)) if self.config.cached_only else [])
@@ -138,9 +147,16 @@ class Step(MapStep[Config]):
         bounds = Bounds(
             config.min_question_characters, config.max_question_characters, config.min_answer_characters,
             config.max_answer_characters, config.max_copied,
-            (*read_refusals(), *(" ".join(words.casefold().split()) for words in config.refusals)),
+            (*read_list(REFUSALS), *(" ".join(words.casefold().split()) for words in config.refusals)),
+            read_list(MENTIONS) if config.self_contained else (),
         )  # fmt: skip
         self._prompts = [read_prompt(kind, self._prompt_path(kind)) for kind in config.kinds]
+        completes = bool(config.endpoint.url) and config.endpoint.interface == "completions"
+        if completes and (bare := [prompt.name for prompt in self._prompts if not prompt.completion]):
+            raise ConfigError(
+                f"prompt {bare[0]}: {self._prompt_path(bare[0])} has no `--- completion`, must have it for "
+                "endpoint.interface completions; add it"
+            )
         self._maker = Maker(
             bounds=bounds,
             label=label,
@@ -150,6 +166,16 @@ class Step(MapStep[Config]):
             id_key=config.id_key,
             model={**model.identity},
             parameters={**model.parameters, "questions": config.questions},
+        )
+
+    def said(self) -> str:
+        """See `Step`."""
+        if not self.config.endpoint.url:
+            return ""
+        spent = read_spent(Path(self.config.cache))
+        return (
+            f"{self.name}: {spent.requests:,} requests and {spent.tokens:,} tokens of the endpoint since "
+            f"{self.config.cache} was begun"
         )
 
     def apply(self, document: Document, tally: Tally) -> Result:

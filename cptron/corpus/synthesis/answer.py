@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from cptron.errors import DataError
+
 End = Literal["stop", "length", "refused", "failed"]
 """`stop`: whole; `length`: cut off; `refused`: the model will not answer it; `failed`: it could not, however often."""
 
@@ -21,6 +23,20 @@ class Request:
     system: str
     """What it is told before; may be empty."""
     user: str
+    completion: str = ""
+    """The same for a model without chats: a text with examples, which it goes on with; empty where there is none."""
+    stop: str = ""
+    """Where the answer to `completion` ends, if the model writes on; empty for nowhere."""
+
+    @property
+    def begun(self) -> str:
+        """Last line of `completion`: the beginning of the answer."""
+        return self.completion.rpartition("\n")[2]
+
+    def completed(self, text: str) -> tuple[str, bool]:
+        """The whole answer, where a model went on with `text`, and whether `stop` ended it."""
+        text, stopped, _ = text.partition(self.stop) if self.stop else (text, "", "")
+        return self.begun + text, bool(stopped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +49,10 @@ class Answer:
     tokens_in: int
     """As the model counts them; 0 where it does not say."""
     tokens_out: int
+
+
+class NoneAnsweredError(DataError):
+    """So many requests in a row were refused or failed that it is not the requests: what they got is no answer."""
 
 
 class Model(Protocol):

@@ -1,8 +1,8 @@
 """Answers on disk: what a model was asked once is not asked again.
 
 Place in the flow: `ask` looks here first; runs that were killed, and runs with other steps behind it, share it.
-Invariant: the first answer that is published under a key stays; a file with its final name is whole. So all processes
-go on with the same answer, though the model itself may give another one each time.
+Invariant: the first answer that is published under a key stays, unless it turned out to be none; a file with its final
+name is whole. So all processes go on with the same answer, though the model itself may give another one each time.
 """
 
 from __future__ import annotations
@@ -76,6 +76,14 @@ class Cache:
                 raise self._unusable(lock, error) from None
             time.sleep(_WAIT_S)
         return found
+
+    def forget(self, key: str) -> None:
+        """Have it asked again, as what is stored was no answer."""
+        path = self._path(key)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._unusable(path, error) from None
 
     def _publish(self, key: str, answers: list[Answer]) -> list[Answer]:
         """Store them, unless there are some; returns those that are stored."""

@@ -6,25 +6,23 @@ for `repeated`, which looks at the pairs before it; every refusal has a reason a
 
 from __future__ import annotations
 
-import functools
-from collections import Counter
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cptron.corpus.document import Dropped
 from cptron.corpus.language_engines import UNKNOWN
-from cptron.corpus.synthesis.grounding import grounded_share, numbers_of, units_of
+from cptron.corpus.synthesis.grounding import UNSPACED, grounded_share, numbers_of, units_of
 from cptron.corpus.synthesis.parse import Pair
 from cptron.corpus.synthesis.prompt import Prompt
+from cptron.corpus.synthesis.repetition import copied_share, repeated_share, runs_of
 from cptron.corpus.words import WORD
 
 REFUSALS = Path(__file__).parent / "refusals.txt"
-_RUN_WORDS = 8
-"""Words in a row that an answer shares with the instructions only where it repeats them."""
-_LOOP_WORDS = 30
-_LOOP_SHARE = 0.25
-"""Different words among all, below which a text of `_LOOP_WORDS` turns in a circle."""
+MENTIONS = Path(__file__).parent / "mentions.txt"
+_MOST_REPEATED = 0.3
+"""Of a text's runs of words; above it the text turns in a circle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +35,9 @@ class Bounds:
     max_answer_characters: int
     max_copied: float
     refusals: tuple[str, ...]
-    """Beginnings, casefolded."""
+    """Beginnings of answers, casefolded."""
+    mentions: tuple[str, ...]
+    """Words in questions that speak of the text, casefolded."""
 
 
 @dataclass(slots=True)
@@ -67,8 +67,8 @@ class PassageChecks:
     def problem(self, pair: Pair) -> Dropped | None:
         """Why the pair is not to be kept; None if it is."""
         checks: Sequence[Callable[[Pair], Dropped | None]] = (
-            self._length, self._refusal, self._repeats_prompt, self._loops, self._language_kept, self._copied,
-            self._numbers_kept, self._grounded, self._repeated,
+            self._length, self._refusal, self._mentions_text, self._repeats_prompt, self._gives_answer, self._loops,
+            self._language_kept, self._copied, self._numbers_kept, self._grounded, self._repeated,
         )  # fmt: skip
         for check in checks:
             if found := check(pair):
@@ -92,22 +92,32 @@ class PassageChecks:
         found = next((words for words in self.bounds.refusals if begins.startswith(words)), None)
         return Dropped("refusal", found) if found else None
 
+    def _mentions_text(self, pair: Pair) -> Dropped | None:
+        question = _folded(pair.question)
+        for words in self.bounds.mentions:
+            # Where the passage has them too, they may be about something else.
+            if words in question and _has(question, words) and words not in _folded(self.passage):
+                return Dropped("mentions_text", words)
+        return None
+
     def _repeats_prompt(self, pair: Pair) -> Dropped | None:
-        runs = _runs(self.prompt.instructions)
+        runs = runs_of(self.prompt.instructions)
         for name, text in (("question", pair.question), ("answer", pair.answer)):
-            if not runs.isdisjoint(_runs(text) - _runs(self.passage)):
-                return Dropped(
-                    "repeats_prompt", f"its {name} has {_RUN_WORDS} words in a row of the instructions"
-                )
+            if not runs.isdisjoint(runs_of(text) - runs_of(self.passage)):
+                return Dropped("repeats_prompt", f"its {name} has words in a row of the instructions")
+        return None
+
+    def _gives_answer(self, pair: Pair) -> Dropped | None:
         if _folded(pair.question) == _folded(pair.answer):
             return Dropped("repeats_question", "question and answer are the same")
+        if units_of(pair.answer) <= units_of(pair.question):
+            return Dropped("answer_in_question", "all words of the answer are in the question")
         return None
 
     def _loops(self, pair: Pair) -> Dropped | None:
-        words = WORD.findall(pair.answer.casefold())
-        share = len(Counter(words)) / len(words) if words else 1.0
-        if len(words) >= _LOOP_WORDS and share < _LOOP_SHARE:
-            return Dropped("loops", f"{share:.2f} of its words are different ones")
+        for name, text in (("question", pair.question), ("answer", pair.answer)):
+            if (share := repeated_share(text)) > _MOST_REPEATED:
+                return Dropped("loops", f"{share:.2f} of its {name} was in it before")
         return None
 
     def _language_kept(self, pair: Pair) -> Dropped | None:
@@ -119,9 +129,13 @@ class PassageChecks:
         return Dropped("other_language", f"{found}, of a text in {self._language}")
 
     def _copied(self, pair: Pair) -> Dropped | None:
-        share = len(pair.answer) / max(1, len(self.passage))
-        if share > self.bounds.max_copied and _folded(pair.answer) in _folded(self.passage):
-            return Dropped("copies_document", f"{share:.2f} of the passage, word for word")
+        passage = _folded(self.passage)
+        for name, text in (("question", pair.question), ("answer", pair.answer)):
+            share = copied_share(text, self.passage)
+            if (folded := _folded(text)) in passage:  # of few words, too
+                share = max(share, len(folded) / max(1, len(passage)))
+            if share > self.bounds.max_copied:
+                return Dropped("copies_document", f"its {name} has {share:.2f} of the passage, word for word")
         return None
 
     def _numbers_kept(self, pair: Pair) -> Dropped | None:
@@ -143,7 +157,7 @@ class PassageChecks:
         return None
 
 
-def read_refusals(path: Path = REFUSALS) -> tuple[str, ...]:
+def read_list(path: Path) -> tuple[str, ...]:
     """Lines of a list, as `Bounds` wants them."""
     lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     return tuple(_folded(line) for line in lines if line and not line.startswith("#"))
@@ -153,7 +167,8 @@ def _folded(text: str) -> str:
     return " ".join(text.casefold().replace("’", "'").split())
 
 
-@functools.lru_cache(maxsize=64)
-def _runs(text: str) -> frozenset[tuple[str, ...]]:
-    words = WORD.findall(text.casefold())
-    return frozenset(tuple(words[place : place + _RUN_WORDS]) for place in range(len(words) - _RUN_WORDS + 1))
+def _has(text: str, words: str) -> bool:
+    """Whether they are words of it, and not parts of words, where words are set apart."""
+    if UNSPACED.search(words):
+        return True
+    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text) is not None

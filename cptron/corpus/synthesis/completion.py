@@ -18,12 +18,15 @@ class BadCompletionError(Exception):
     """Status 200, and no completion; one line why."""
 
 
-def read_completion(body: bytes) -> Answer:
-    """The first choice. Raises BadCompletionError."""
+def read_completion(body: bytes, chat: bool = True) -> Answer:
+    """The first choice, of `/chat/completions` or else of `/completions`. Raises BadCompletionError."""
     try:
         content = json.loads(body.decode())
         choice = content["choices"][0]
-        message, reason = choice["message"], choice.get("finish_reason")
+        message, reason = (
+            choice["message"] if chat else {"content": choice["text"]},
+            choice.get("finish_reason"),
+        )
         text, refusal = message.get("content"), message.get("refusal")
         usage = content.get("usage") or {}
         tokens = [_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
@@ -45,11 +48,10 @@ def read_error(body: bytes) -> str:
     """What a body says of an error, for people."""
     try:
         content = json.loads(body.decode())
-        error: Any = content["error"]
-        return " ".join(str(error["message"] if isinstance(error, dict) else error).split())[
-            :_SHOWN_CHARACTERS
-        ]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        error: Any = next(content[key] for key in ("error", "detail", "message") if key in content)
+        said = error.get("message", error) if isinstance(error, dict) else error
+        return " ".join(str(said).split())[:_SHOWN_CHARACTERS]
+    except (ValueError, TypeError, StopIteration, RecursionError):
         return _shown(body)
 
 

@@ -1,4 +1,4 @@
-"""Any server with OpenAI's `/chat/completions`.
+"""Any server with OpenAI's `/chat/completions`, or `/completions` for models without chats.
 
 Place in the flow: a `Model`, behind the cache. Invariant: the key is in the header of requests and nowhere else; it is
 cut out of everything that the server says before that is looked at.
@@ -9,33 +9,51 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
-from cptron.corpus.synthesis.answer import Answer, Request
+from cptron.corpus.synthesis.answer import Answer, NoneAnsweredError, Request
 from cptron.corpus.synthesis.budget import Budget
 from cptron.corpus.synthesis.cache import LOCKS
 from cptron.corpus.synthesis.completion import BadCompletionError, read_completion, read_error
-from cptron.corpus.synthesis.http_post import ConnectionProblemError, Poster, Response
+from cptron.corpus.synthesis.http_post import (
+    ConnectionProblemError,
+    NotSentError,
+    Poster,
+    Response,
+    UntrustedError,
+)
 from cptron.corpus.synthesis.locks import wait_for
 from cptron.corpus.synthesis.settings import EndpointSettings, extra_values
 from cptron.errors import DataError
 
-PATH = "/chat/completions"
+PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 _SLOTS = 1 << 61
 _AGAIN = frozenset((408, 409, 429))
 _OF_REQUEST = frozenset((400, 413, 422))
 """Something is wrong with this one question, such as its length."""
 _MOST_IN_A_ROW = 20
 """Questions that are refused or fail one after the other: then it is not the questions."""
+_LEAST_SECRET = 8
+"""Characters of a key that is cut out of what a server says: shorter ones, such as `EMPTY`, are no secret but words."""
+_SECONDS = re.compile(r"[0-9]+(?:\.[0-9]*)?")
 _TEMPLATE_TOKENS = 64
 """What a chat template adds to two messages, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """A try that may go better next time."""
+
+    why: str
+    wait_s: float
 
 
 class Endpoint:
@@ -55,8 +73,12 @@ class Endpoint:
     ) -> None:
         self._settings = settings
         self._key = _key(settings.api_key_variable) if asks else ""
+        self._secret = self._key if len(self._key) >= _LEAST_SECRET else ""
         self._answer_tokens = answer_tokens
+        self._chats = settings.interface == "chat"
         self.identity: Mapping[str, Any] = {"endpoint_model": settings.model}
+        if not self._chats:
+            self.identity = {**self.identity, "interface": settings.interface}
         sampling = {"temperature": temperature, "top_p": top_p} if temperature >= 0 else {}
         self.parameters: Mapping[str, Any] = {
             **sampling, settings.max_tokens_key: answer_tokens, **extra_values(settings)
@@ -80,57 +102,82 @@ class Endpoint:
             return [answer]
         self._bad_in_a_row += 1
         if self._bad_in_a_row >= _MOST_IN_A_ROW:
-            raise DataError(
+            raise NoneAnsweredError(
                 f"the endpoint answered none of {_MOST_IN_A_ROW} questions in a row ({answer.text}); mend that and run "
                 "the same command again"
             )
         return [answer]
 
     def _answer(self, request: Request) -> Answer:
-        body = self._body(request)
-        most_tokens = (
-            len(request.system.encode()) + len(request.user.encode()) + _TEMPLATE_TOKENS + self._answer_tokens
-        )
-        tried, why = 0, ""
+        tried = 0
         while True:
-            wait_s = self._backoff_s(tried)
             with self._slot():
-                self._budget.reserve(most_tokens)
-                try:
-                    response = self._post(body)
-                    if response.status == 200:
-                        answer = read_completion(response.body)
-                        answer = replace(answer, text=self._clean(answer.text))
-                        if answer.tokens_in + answer.tokens_out:
-                            self._budget.settle(most_tokens, answer.tokens_in + answer.tokens_out)
-                        return answer
-                    why = f"status {response.status}: {self._clean(read_error(response.body))}"
-                    if response.status in _OF_REQUEST:
-                        self._budget.settle(most_tokens, 0)
-                        return Answer(why, "refused", 0, 0)
-                    self._require_worth_it(response.status, why)
-                    if response.status == 429:
-                        self._budget.settle(most_tokens, 0)
-                    wait_s = self._asked_wait_s(response, wait_s)
-                except (ConnectionProblemError, BadCompletionError) as error:
-                    why = self._clean(str(error))
+                found = self._try(request, self._backoff_s(tried))
+                if isinstance(found, Answer):
+                    return found
                 if tried == self._settings.retries:
-                    return self._given_up(tried + 1, why)
+                    return self._given_up(tried + 1, found.why)
                 # With the slot: a server that is busy gets fewer requests.
-                if self._stopped.wait(wait_s):
+                if self._stopped.wait(found.wait_s):
                     raise DataError(
-                        f"stopped while the endpoint was tried again (last: {why}); run the command again"
+                        f"stopped while the endpoint was tried again (last: {found.why}); run the command again"
                     )
             tried += 1
 
+    def _try(self, request: Request, wait_s: float) -> Answer | _Failed:
+        """One time. Raises DataError where there is no use in another one, or no budget."""
+        most_tokens = self._most_tokens(request)
+        self._budget.reserve(most_tokens)
+        try:
+            response = self._post(self._body(request))
+            if response.status == 200:
+                answer = self._read(response.body, request)
+                if answer.tokens_in + answer.tokens_out:
+                    self._budget.settle(most_tokens, answer.tokens_in + answer.tokens_out)
+                return answer
+        except UntrustedError as error:
+            self._budget.settle(most_tokens, 0)
+            raise DataError(
+                f"the endpoint {self._settings.url} has no certificate that this machine trusts ({error}), must have "
+                "one; correct url, or name the file of its authority in the environment variable SSL_CERT_FILE"
+            ) from None
+        except (ConnectionProblemError, BadCompletionError) as error:
+            if isinstance(error, NotSentError):
+                self._budget.settle(most_tokens, 0)
+            return _Failed(self._clean(str(error)), wait_s)
+        if response.status < 500:  # it did nothing for us
+            self._budget.settle(most_tokens, 0)
+        why = f"status {response.status}: {self._clean(read_error(response.body))}"
+        if response.status in _OF_REQUEST:
+            return Answer(why, "refused", 0, 0)
+        self._require_worth_it(response.status, why)
+        return _Failed(why, self._asked_wait_s(response, wait_s))
+
+    def _most_tokens(self, request: Request) -> int:
+        """That a try can cost: a token has a byte at least."""
+        if self._chats:
+            prompt = len(request.system.encode()) + len(request.user.encode()) + _TEMPLATE_TOKENS
+        else:
+            prompt = len(request.completion.encode()) + 1
+        return prompt + self._answer_tokens
+
     def _body(self, request: Request) -> bytes:
-        system = [{"role": "system", "content": request.system}] if request.system else []
-        content = {
-            "model": self._settings.model,
-            "messages": [*system, {"role": "user", "content": request.user}],
-            **self.parameters,
-        }
+        content: dict[str, Any] = {"model": self._settings.model, **self.parameters, "stream": False}
+        if self._chats:
+            system = [{"role": "system", "content": request.system}] if request.system else []
+            content["messages"] = [*system, {"role": "user", "content": request.user}]
+        else:
+            content["prompt"] = request.completion
+            content |= {"stop": [request.stop]} if request.stop else {}
         return json.dumps(content).encode()
+
+    def _read(self, body: bytes, request: Request) -> Answer:
+        answer = read_completion(body, self._chats)
+        text, end = self._clean(answer.text), answer.end
+        if not self._chats and end != "refused":
+            text, stopped = request.completed(text)
+            end = "stop" if stopped else end
+        return replace(answer, text=text, end=end)
 
     def _slot(self) -> AbstractContextManager[None]:
         return wait_for(self._locks, [_SLOTS + number for number in range(self.concurrency)])
@@ -142,9 +189,15 @@ class Endpoint:
         try:
             poster = self._idle.pop()
         except IndexError:
-            poster = Poster(self._settings.url, PATH, self._settings.timeout_s)
+            poster = Poster(self._settings.url, PATHS[self._settings.interface], self._settings.timeout_s)
         try:
-            return poster.post(body, headers)
+            response = poster.post(body, headers)
+            # Before a message is shortened, which could leave half of a key.
+            return (
+                replace(response, body=response.body.replace(self._secret.encode(), b"API_KEY"))
+                if (self._secret)
+                else response
+            )
         finally:
             self._idle.append(poster)
 
@@ -181,12 +234,12 @@ class Endpoint:
 
     def _clean(self, text: str) -> str:
         """Without the key, which some servers repeat."""
-        return text.replace(self._key, "API_KEY") if self._key else text
+        return text.replace(self._secret, "API_KEY") if self._secret else text
 
 
 def _retry_after_s(value: str) -> float | None:
     """Seconds of a `Retry-After`, which may be a date; None where it says nothing."""
-    if value.strip().isdecimal():
+    if _SECONDS.fullmatch(value.strip()):
         return float(value.strip()[:9])
     try:
         then = parsedate_to_datetime(value)

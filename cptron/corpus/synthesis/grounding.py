@@ -10,7 +10,7 @@ import regex
 
 from cptron.corpus.words import WORD
 
-_UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]+")
+UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]+")
 _NUMBER = regex.compile(r"\p{Nd}+(?:[.,]\p{Nd}+)*")
 _THOUSANDS = regex.compile(r"[.,](?=\p{Nd}{3}(?!\p{Nd}))")
 _SHORT = 3
@@ -22,10 +22,10 @@ def units_of(text: str) -> set[str]:
     units: set[str] = set()
     for word in WORD.findall(text.casefold()):
         rest = word
-        if _UNSPACED.search(word):
-            for run in _UNSPACED.findall(word):
+        if UNSPACED.search(word):
+            for run in UNSPACED.findall(word):
                 units.update(run[place : place + 2] for place in range(max(1, len(run) - 1)))
-            rest = _UNSPACED.sub("", word)
+            rest = UNSPACED.sub("", word)
         if rest:
             units.add(rest)
     return units
@@ -35,7 +35,7 @@ def grounded_share(answer: str, passage_units: set[str]) -> float:
     """Share of the answer's units that the passage has too; 1 where the answer has none."""
     units = units_of(answer)
     telling = {
-        unit for unit in units if len(unit) > _SHORT or _UNSPACED.search(unit) or _NUMBER.search(unit)
+        unit for unit in units if len(unit) > _SHORT or UNSPACED.search(unit) or _NUMBER.search(unit)
     } or units
     return len(telling & passage_units) / len(telling) if telling else 1.0
 

@@ -35,6 +35,14 @@ class ConnectionProblemError(Exception):
     """No whole response came; one line why."""
 
 
+class NotSentError(ConnectionProblemError):
+    """There was no connection: the server knows nothing of the request."""
+
+
+class UntrustedError(Exception):
+    """The server's certificate is not one for this host; another try finds the same."""
+
+
 def address_problem(url: str, allow_http: bool) -> str:
     """What is wrong with the address of an endpoint, as `value, rule; remedy`; empty if nothing is."""
     try:
@@ -75,19 +83,26 @@ class Poster:
         self._timeout_s = timeout_s
         self._connection: http.client.HTTPConnection | None = None
         self._used_s = 0.0
+        self._sending = False
 
     def post(self, body: bytes, headers: Mapping[str, str]) -> Response:
-        """The response, whatever its status, within `timeout_s` from now. Raises ConnectionProblemError."""
+        """The response, whatever its status, within `timeout_s` from now. Raises ConnectionProblemError and
+        UntrustedError."""
         if time.monotonic() - self._used_s > _IDLE_S:
             self.close()
         try:
             return self._post(body, headers, time.monotonic() + self._timeout_s)
         except TimeoutError:
             self.close()
-            raise ConnectionProblemError(f"no whole answer in {self._timeout_s:g} s") from None
+            kind = ConnectionProblemError if self._sending else NotSentError
+            raise kind(f"no whole answer in {self._timeout_s:g} s") from None
+        except ssl.SSLCertVerificationError as error:
+            self.close()
+            raise UntrustedError(error.verify_message) from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             self.close()
-            raise ConnectionProblemError(f"{type(error).__name__}: {error}") from None
+            kind = ConnectionProblemError if self._sending else NotSentError
+            raise kind(f"{type(error).__name__}: {error}") from None
         finally:
             self._used_s = time.monotonic()
 
@@ -101,7 +116,9 @@ class Poster:
         self.close()
 
     def _post(self, body: bytes, headers: Mapping[str, str], deadline: float) -> Response:
+        self._sending = False
         connection = self._opened(deadline)
+        self._sending = True
         wire = connection.sock  # the connection forgets it where the server says that it will close
         connection.request("POST", self._path, body, dict(headers))
         response = connection.getresponse()

@@ -91,63 +91,93 @@ class LocalModel:
         self._tokenizer.padding_side = "left"
         self._model: Any = model.eval().to(settings.device)
         self._most_tokens: int = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+        if self._most_tokens <= self._answer_tokens:
+            raise DataError(
+                f"answer_tokens {self._answer_tokens} must be below the context of {folder} of {self._most_tokens}; "
+                "lower it"
+            )
 
     def answers(self, requests: Sequence[Request]) -> list[Answer]:
         """See `Model`. What does not fit into the model's context is refused."""
-        texts = [self._rendered(request) for request in requests]
-        ids = [self._tokenizer(text, add_special_tokens=special)["input_ids"] for text, special in texts]
+        ids = [self._prompt_ids(request) for request in requests]
         most = self._most_tokens - self._answer_tokens
         fitting = [one for one in ids if len(one) <= most]
         made = iter(self._generated(fitting, requests)) if fitting else iter(())
-        return [next(made) if len(one) <= most else _too_long(len(one), most) for one in ids]
+        return [
+            self._answer(next(made), len(one), request) if len(one) <= most else _too_long(len(one), most)
+            for one, request in zip(ids, requests, strict=True)
+        ]
 
     def stop(self) -> None:
         """See `Model`: there are no other threads."""
 
-    def _rendered(self, request: Request) -> tuple[str, bool]:
-        """The prompt, by the chat template where there is one, and whether special tokens are to be added."""
-        if not self._tokenizer.chat_template:
-            return "\n\n".join(part for part in (request.system, request.user) if part) + "\n", True
-        system = [{"role": "system", "content": request.system}] if request.system else []
-        messages = [*system, {"role": "user", "content": request.user}]
-        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return str(text), False
+    def _prompt_ids(self, request: Request) -> list[int]:
+        """By the chat template where there is one, else the text that the model is to go on with."""
+        if self._tokenizer.chat_template:
+            return list(self._tokenizer(self._chat(request), add_special_tokens=False)["input_ids"])
+        ids = list(self._tokenizer(request.completion or _as_one(request) + "\n")["input_ids"])
+        return ids[:-1] if ids[-1:] == [self._tokenizer.eos_token_id] else ids  # some end every text
 
-    def _generated(self, prompts: list[list[int]], requests: Sequence[Request]) -> list[Answer]:
+    def _chat(self, request: Request) -> str:
+        from jinja2 import TemplateError
+
+        user = {"role": "user", "content": request.user}
+        chats: list[list[dict[str, str]]] = [[user]]
+        if request.system:  # some templates have no such role
+            chats = [
+                [{"role": "system", "content": request.system}, user],
+                [{**user, "content": _as_one(request)}],
+            ]
+        for messages in chats:
+            try:
+                return str(
+                    self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+                )
+            except TemplateError as error:
+                why = error
+        raise DataError(
+            f"the chat template of {self._settings.folder} takes no question of a user ({why}); correct it, or use "
+            "another model"
+        )
+
+    def _generated(self, prompts: list[list[int]], requests: Sequence[Request]) -> list[list[int]]:
         import torch
 
         batch = self._tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(self._settings.device)
         sampled = "temperature" in self.parameters
-        sampling = (
-            {"temperature": self.parameters["temperature"], "top_p": self.parameters["top_p"]}
-            if sampled
-            else {}
-        )
+        names = ("temperature", "top_p")
+        sampling: dict[str, Any] = {name: self.parameters[name] if sampled else None for name in names}
+        ends = {request.stop for request in requests if request.stop and not self._tokenizer.chat_template}
+        if ends:
+            sampling |= {"stop_strings": sorted(ends), "tokenizer": self._tokenizer}
         devices = [torch.cuda.current_device()] if self._settings.device == "cuda" else []
         with torch.random.fork_rng(devices=devices), torch.inference_mode():
             torch.manual_seed(self._seed(requests))
             output = self._model.generate(
                 **batch, max_new_tokens=self._answer_tokens, do_sample=sampled, num_beams=1,
                 top_k=0 if sampled else None,
-                pad_token_id=self._tokenizer.pad_token_id, **(sampling or {"temperature": None, "top_p": None}),
+                pad_token_id=self._tokenizer.pad_token_id, **sampling,
             )  # fmt: skip
-        width = batch["input_ids"].shape[1]
-        return [
-            self._answer(row[width:].tolist(), len(prompt))
-            for row, prompt in zip(output, prompts, strict=True)
-        ]
+        return [row[batch["input_ids"].shape[1] :].tolist() for row in output]
 
-    def _answer(self, ids: list[int], tokens_in: int) -> Answer:
+    def _answer(self, ids: list[int], tokens_in: int, request: Request) -> Answer:
         ends = self._model.generation_config.eos_token_id
         known = set(ends if isinstance(ends, list) else [ends]) | {self._tokenizer.eos_token_id}
         stop = next((place for place, token in enumerate(ids) if token in known), len(ids))
         end: End = "stop" if stop < len(ids) else "length"
         text = self._tokenizer.decode(ids[:stop], skip_special_tokens=True)
+        if request.completion and not self._tokenizer.chat_template:
+            text, stopped = request.completed(text)
+            end = "stop" if stopped else end
         return Answer(text.encode("utf-8", "replace").decode().replace("\0", ""), end, tokens_in, stop)
 
     def _seed(self, requests: Sequence[Request]) -> int:
         asked = json.dumps([self.parameters.get("seed", 0), [asdict(request) for request in requests]])
         return int.from_bytes(hashlib.sha256(asked.encode()).digest()[:7], "little")
+
+
+def _as_one(request: Request) -> str:
+    return "\n\n".join(part for part in (request.system, request.user) if part)
 
 
 def _too_long(num_tokens: int, most: int) -> Answer:

@@ -62,8 +62,10 @@ class Maker:
             tally["answers"] += 1
             tally["tokens in"] += answer.tokens_in
             tally["tokens out"] += answer.tokens_out
-            made += self._of_answer(document, part, answer, name, sha256, seen)
-        tally["pairs"] += sum(isinstance(one, Document) for one in made)
+            pairs = self._of_answer(document, part, answer, name, sha256, seen)
+            kept = sum(isinstance(one, Document) for one in pairs)
+            tally[f"pairs of {part.prompt.name}, version {part.prompt.version}"] += kept
+            made += pairs
         return made
 
     def _of_answer(

@@ -9,6 +9,7 @@ passed over; a list that is cut off gives the objects that are whole) and lines 
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,10 @@ _MOST_TRIES = 2_000
 """Places where JSON may begin."""
 _MOST_DEPTH = 20
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
+_UNOPENED_THOUGHT = re.compile(r"\A.*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
+"""Of models whose template opens it."""
+_QUESTION = re.compile(rf'"(?:{"|".join(QUESTION_KEYS)})"\s*:', re.IGNORECASE)
+"""In JSON that is broken: here there was a pair."""
 _NUMBERED = r"[ \t]*(?:[-*#>]+[ \t]*)*(?:\d{1,3}[.)][ \t]*)?\**"
 _LABEL = re.compile(
     rf"^{_NUMBERED}(?:(Q|Question|Instruction)|(A|Answer|Response))[ \t]*\d{{0,3}}\**[ \t]*[:.：]\**[ \t]*",
@@ -50,12 +55,13 @@ class Problem:
 
 def parse_answer(text: str, cut_off: bool) -> list[Pair | Problem]:
     """The pairs in order; `cut_off` says that the model was stopped by its limit. Never an empty list."""
-    text = _THOUGHT.sub("", text[:_MOST_CHARACTERS]).strip()
-    found = _of_json(text) if "{" in text else []
+    text = _UNOPENED_THOUGHT.sub("", _THOUGHT.sub("", text[:_MOST_CHARACTERS])).strip()
+    found = _of_json(text, cut_off) if "{" in text else []
     whole = [one for one in found if isinstance(one, Pair)]
     if not whole and (lines := _of_lines(text, cut_off)):
         return lines
-    if cut_off and found and not text.rstrip("` \n").endswith(("]", "}")):
+    told = bool(found) and isinstance(found[-1], Problem) and found[-1].why.reason == "cut_off"
+    if cut_off and found and not told and not text.rstrip("` \n").endswith(("]", "}")):
         found.append(Problem(Dropped("cut_off", "the limit of the answer came first"), text[-400:]))
     if found:
         return found
@@ -65,10 +71,10 @@ def parse_answer(text: str, cut_off: bool) -> list[Pair | Problem]:
     ]
 
 
-def _of_json(text: str) -> list[Pair | Problem]:
+def _of_json(text: str, cut_off: bool) -> list[Pair | Problem]:
     found: list[Pair | Problem] = []
     decoder = json.JSONDecoder(strict=False)
-    place = tries = 0
+    place = tries = behind = 0
     while (place := text.find("{", place)) >= 0 and tries < _MOST_TRIES:
         tries += 1
         try:
@@ -76,9 +82,19 @@ def _of_json(text: str) -> list[Pair | Problem]:
         except (ValueError, RecursionError):
             place += 1
             continue
+        found += _broken(text[behind:place], "unreadable")
         found += _of_value(value, text[place:stop], 0)
-        place = stop
-    return found
+        place = behind = stop
+    return found + _broken(text[behind:], "cut_off" if cut_off else "unreadable")
+
+
+def _broken(text: str, last: str) -> list[Pair | Problem]:
+    """Pairs whose JSON cannot be read; `last` is the reason of the last one."""
+    starts = [match.start() for match in _QUESTION.finditer(text)]
+    return [
+        Problem(Dropped("unreadable" if stop else last, "JSON that is broken"), text[start:stop])
+        for start, stop in itertools.zip_longest(starts, starts[1:])
+    ]
 
 
 def _of_value(value: Any, shown: str, depth: int) -> Iterator[Pair | Problem]:

@@ -3,8 +3,9 @@
 Place in the flow: `steps/synthesise` makes requests of passages with them; three are shipped in `prompts/`.
 Invariant: a document is put into its place as it is; nothing in it is taken for a place of its own.
 
-A template is lines `name: value` (`version`, `grounded`, `numbers`), then `--- system` (may be left out) and `--- user`
-with their texts. `{document}`, `{count}` and `{language}` are replaced; other braces stay.
+A template is lines `name: value` (`version`, `grounded`, `numbers`, `stop`), then `--- system` (may be left out) and
+`--- user` with their texts, and `--- completion` (may be left out) for models without chats: examples, and the
+beginning of an answer in its last line. `{document}`, `{count}` and `{language}` are replaced; other braces stay.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from cptron.errors import ConfigError
 
 SHIPPED = Path(__file__).parent / "prompts"
 KINDS = ("factual", "reasoning", "summary")
-_MARK = re.compile(r"^--- (system|user)[ \t]*$", re.MULTILINE)
+_MARK = re.compile(r"^--- (system|user|completion)[ \t]*$", re.MULTILINE)
 _PLACE = re.compile(r"\{(document|count|language)\}")
-_HEAD = ("version", "grounded", "numbers")
+_HEAD = ("version", "grounded", "numbers", "stop")
 _MOST_BYTES = 1 << 20
 
 
@@ -40,17 +41,24 @@ class Prompt:
     """Whether every number of an answer must be in the passage."""
     system: str
     user: str
+    completion: str
+    """For models without chats; may be empty."""
+    stop: str
+    """Line that ends an answer to `completion`; may be empty."""
 
     def request(self, passage: str, count: int, language: str) -> Request:
         """What is asked about `passage`; `language` is empty where it is not known."""
         values = {"document": passage, "count": str(count), "language": f" ({language})" if language else ""}
-        system, user = (_PLACE.sub(lambda place: values[place[1]], text) for text in (self.system, self.user))
-        return Request(system, user)
+        system, user, completion = (
+            _PLACE.sub(lambda place: values[place[1]], text)
+            for text in (self.system, self.user, self.completion)
+        )
+        return Request(system, user, completion, f"\n{self.stop}" if self.completion and self.stop else "")
 
     @property
     def instructions(self) -> str:
         """All but the document: what answers should not repeat."""
-        return _PLACE.sub(" ", f"{self.system}\n{self.user}")
+        return _PLACE.sub(" ", f"{self.system}\n{self.user}\n{self.completion}")
 
 
 def shipped_path(name: str) -> Path:
@@ -69,10 +77,13 @@ def read_prompt(name: str, path: Path) -> Prompt:
     sections = dict(zip(parts[::2], parts[1::2], strict=True))
     if len(sections) * 2 != len(parts) or "user" not in sections:
         raise ConfigError(
-            f"{path} has {len(parts) // 2} sections, must have `--- user` once and `--- system` at most once"
+            f"{path} has {len(parts) // 2} sections, must have `--- user` once, `--- system` and `--- completion` at "
+            "most once; correct it"
         )
-    if "{document}" not in sections["user"]:
-        raise ConfigError(f"{path} has no {{document}} behind `--- user`, must have it; add it")
+    if bare := [
+        name for name in ("user", "completion") if "{document}" not in sections.get(name, "{document}")
+    ]:
+        raise ConfigError(f"{path} has no {{document}} behind `--- {bare[0]}`, must have it; add it")
     values = _head(path, head)
     return Prompt(
         name=name,
@@ -82,6 +93,8 @@ def read_prompt(name: str, path: Path) -> Prompt:
         numbers=values.get("numbers", "no") == "yes",
         system=sections.get("system", "").strip(),
         user=sections["user"].strip(),
+        completion=sections.get("completion", "").strip(),
+        stop=values.get("stop", ""),
     )
 
 

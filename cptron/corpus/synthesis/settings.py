@@ -17,7 +17,7 @@ from cptron.corpus.synthesis.http_post import address_problem
 
 _ASIDE = {DECIDES: False}
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_OURS = ("model", "messages", "stream", "n", "temperature", "top_p")
+_OURS = ("model", "messages", "prompt", "stop", "stream", "n", "temperature", "top_p")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +38,16 @@ class LocalSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointSettings:
-    """A server with OpenAI's interface of chats."""
+    """A server with OpenAI's interface."""
 
     url: str = ""
-    """Base address, such as https://HOST/v1; `/chat/completions` is put behind it. Empty for a local model."""
+    """Base address, such as https://HOST/v1, before `/chat/completions` or `/completions`; empty for a local model."""
     model: str = ""
     """Its name for the server."""
     api_key_variable: str = ""
     """Environment variable that holds the key; empty where none is needed. The key itself is never written."""
+    interface: Literal["chat", "completions"] = "chat"
+    """`completions` for a model without a chat template: it is shown examples, and goes on with them."""
     allow_http: bool = False
     """Send without encryption to other machines too."""
     max_tokens_key: str = "max_tokens"
