@@ -20,6 +20,7 @@ import orjson
 import zstandard
 
 from cptron.corpus.load import deciding_settings_of
+from cptron.corpus.optional import remedy_of
 from cptron.corpus.registry import AnyStep, step_class
 from cptron.corpus.schema import CurateConfig, StepConfig
 from cptron.corpus.shards import Corpus
@@ -147,9 +148,7 @@ def package_version(name: str, step: str) -> str:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        raise DataError(
-            f"step {step} needs {name}, must be installed; pip install 'cptron[curate]' or {name}"
-        ) from None
+        raise DataError(f"step {step} needs {name}, must be installed; {remedy_of(name)}") from None
 
 
 def _file_hash(path: Path, step: str) -> str:
