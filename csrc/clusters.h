@@ -25,6 +25,7 @@ namespace cptron {
 struct SetFile {
   int descriptor;
   uint64_t documents;
+  uint64_t hashes;     // in all sets
   uint64_t starts_at;  // bytes from the beginning of the file; [documents + 1] of 8 bytes
   uint64_t hashes_at;  // of 4 bytes each
 };
@@ -111,7 +112,7 @@ class Clusters {
     file = &files_[number];
     uint64_t bounds[2];
     read_at(file->descriptor, bounds, sizeof bounds, file->starts_at + 8 * (document - first_[number]));
-    if (bounds[1] < bounds[0]) throw std::runtime_error("the file of sets is damaged");
+    if (bounds[1] < bounds[0] || bounds[1] > file->hashes) throw std::runtime_error("the file of sets is damaged");
     return {bounds[0], bounds[1] - bounds[0]};
   }
 

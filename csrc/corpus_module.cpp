@@ -140,10 +140,12 @@ Joined join(Clusters& clusters, const Array<uint64_t>& keys, const Array<uint32_
   return {std::move(named), std::move(pairs)};
 }
 
-std::vector<SetFile> files_of(const std::vector<std::tuple<int, uint64_t, uint64_t, uint64_t>>& places) {
+using Place = std::tuple<int, uint64_t, uint64_t, uint64_t, uint64_t>;
+
+std::vector<SetFile> files_of(const std::vector<Place>& places) {
   std::vector<SetFile> files;
-  for (const auto& [descriptor, documents, starts_at, hashes_at] : places) {
-    files.push_back({descriptor, documents, starts_at, hashes_at});
+  for (const auto& [descriptor, documents, hashes, starts_at, hashes_at] : places) {
+    files.push_back({descriptor, documents, hashes, starts_at, hashes_at});
   }
   return files;
 }
@@ -203,8 +205,8 @@ void bind_corpus(py::module_& m) {
         py::arg("multipliers").noconvert(), py::arg("addends").noconvert(), py::arg("variant") = "");
   m.def("band_keys", &band_keys, py::arg("signatures").noconvert(), py::arg("rows"));
   py::class_<Clusters>(m, "Clusters")
-      .def(py::init([](const std::vector<std::tuple<int, uint64_t, uint64_t, uint64_t>>& files, uint64_t fixed,
-                       uint64_t threshold_ppm, uint64_t most_comparisons) {
+      .def(py::init([](const std::vector<Place>& files, uint64_t fixed, uint64_t threshold_ppm,
+                       uint64_t most_comparisons) {
              return std::make_unique<Clusters>(files_of(files), fixed, threshold_ppm, most_comparisons);
            }),
            py::arg("files"), py::arg("fixed"), py::arg("threshold_ppm"), py::arg("most_comparisons"))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks import curate_tokenizer
-from benchmarks.curate import rows_dedup, rows_scale, rows_select, texts, whole
+from benchmarks.curate import rows_dedup, rows_planted, rows_scale, rows_select, texts, whole
 from benchmarks.curate.rows_dedup import Settings
 from benchmarks.data.measure import ROOT, BenchmarkError, run_process
 from benchmarks.data.results import Row, merge, read, table
@@ -40,6 +40,7 @@ ROWS: dict[str, Callable[[Settings], list[Row]]] = {
     "dedup-peers": rows_dedup.all_peers,
     "dedup-large": rows_dedup.large,
     "dedup-index": rows_scale.index,
+    "planted": rows_planted.planted,
     "whole": whole.whole,
     "select": _select,
     "tokenizer": _tokenizer,

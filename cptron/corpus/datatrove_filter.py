@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from cptron.corpus.document import Document, Dropped, Result
 from cptron.corpus.optional import optional_module
 from cptron.corpus.step import MapStep, Tally
+from cptron.errors import DataError
 
 LONGEST = 2_000_000
 """Characters by which a document is judged: the rules hold lists of all its n-grams in memory."""
@@ -46,6 +47,7 @@ class FilterStep(MapStep[C]):
 
             words = datatrove_words()
         else:
+            _require_words(language, self.name)
             words = language
         base, arguments = self.make_filter(filters, words)
         self._filter: Any = _counting(base)(**arguments)
@@ -61,6 +63,19 @@ class FilterStep(MapStep[C]):
         if not kept:
             return Dropped(_snake(reason))
         return document.with_text(theirs.text) if self.rewrites else document
+
+
+def _require_words(language: str, step: str) -> None:
+    """Raise DataError where datatrove has no tokenizer of the language, or it lacks a package: it would notice at the
+    first document."""
+    tokenizers: Any = optional_module("datatrove.utils.word_tokenizers", "datatrove", step)
+    try:
+        tokenizers.load_word_tokenizer(language).word_tokenize("A test.")
+    except (ImportError, ValueError, LookupError, OSError) as error:
+        raise DataError(
+            f"step {step}: words of {language!r} cannot be cut by datatrove ({' '.join(str(error).split())[:200]}); "
+            "install what it names, correct language, or use words: fast"
+        ) from None
 
 
 def _snake(reason: str) -> str:

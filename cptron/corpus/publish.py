@@ -27,6 +27,7 @@ from cptron.corpus.manifest import (
 )
 from cptron.corpus.quarantine import QUARANTINE, publish_quarantine
 from cptron.corpus.report import REPORTS, write_reports
+from cptron.corpus.sealed import RESTART, read_record
 from cptron.corpus.shard_file import SUFFIX
 from cptron.corpus.stages import identities
 from cptron.corpus.summary import Summary, summarise
@@ -34,7 +35,6 @@ from cptron.corpus.token_counter import tokenizer_record
 from cptron.corpus.work import Unit, Work, shard_path
 from cptron.durable import fsync_path, partial_path
 from cptron.errors import DataError
-from cptron.json_text import parse_json
 from cptron.tokens.source_hash import file_identity
 
 
@@ -83,7 +83,12 @@ def _publish_files(work: Work, summary: Summary, output: Path) -> list[OutputFil
             continue
         number = numbers[source] = numbers.get(source, -1) + 1
         name = f"{source}-{number:05d}{SUFFIX}"
-        _place(shard_path(last, shard.number), output / name)
+        made = shard_path(last, shard.number)
+        if made.stat().st_size != record["file"]["bytes"]:
+            raise DataError(
+                f"{made} has {made.stat().st_size} bytes, must have {record['file']['bytes']}; {RESTART}"
+            )
+        _place(made, output / name)
         files.append(
             OutputFile(
                 name=name,
@@ -159,7 +164,7 @@ def _settings(values: dict[str, Any], *without: str) -> dict[str, Any]:
 
 
 def _content(work: Work, number: int) -> dict[str, Any]:
-    return dict(parse_json(work.record_path(Unit("hash", 0, number, 0)).read_bytes()))
+    return read_record(work.record_path(Unit("hash", 0, number, 0)))
 
 
 def _tidy(work: Work) -> None:

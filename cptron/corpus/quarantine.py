@@ -15,8 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
+from cptron.corpus.sealed import RESTART
 from cptron.corpus.shards import Shard
 from cptron.durable import fsync_path, partial_path
+from cptron.errors import DataError
+from cptron.json_text import parse_json
 from cptron.tokens.records import Reject
 from cptron.tokens.rejects import to_line
 
@@ -94,8 +97,11 @@ def _numbered(path: Path, starts: Sequence[int]) -> Iterable[bytes]:
         return
     with path.open("rb") as stream:
         for line in stream:
-            content = json.loads(line)
-            piece = content.pop(_PIECE)
-            if piece is not None:
-                content["record"] += starts[piece]
+            try:
+                content = parse_json(line)
+                piece = content.pop(_PIECE)
+                if piece is not None:
+                    content["record"] += starts[piece]
+            except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+                raise DataError(f"{path} is damaged ({error}); {RESTART}") from None
             yield json.dumps(content).encode() + b"\n"

@@ -21,6 +21,7 @@ from cptron.corpus.executor import Executor
 from cptron.corpus.manifest import MANIFEST, CorpusManifest
 from cptron.corpus.publish import publish
 from cptron.corpus.schema import CurateConfig
+from cptron.corpus.sealed import read_record
 from cptron.corpus.shard_file import read_shard
 from cptron.corpus.shards import Corpus, look_up
 from cptron.corpus.stages import Stage, build_step, cut_into_stages, identities
@@ -29,7 +30,6 @@ from cptron.corpus.token_counter import tokenizer_record
 from cptron.corpus.work import Kind, Unit, Work, features_path, shard_path
 from cptron.durable import begin_directory, make_directory, publish_directory
 from cptron.errors import DataError
-from cptron.json_text import parse_json
 
 WORK_DIR = ".work"
 LOCK = "lock"
@@ -193,7 +193,7 @@ def features_of(work: Work, stage: Stage) -> list[ShardFeatures]:
     found = []
     for unit in work.units("features", stage):
         path = shard_path(work.directory / stage.name, unit.number)
-        record = parse_json(work.record_path(Unit("map", stage.number, unit.number, 0)).read_bytes())
+        record = read_record(work.record_path(Unit("map", stage.number, unit.number, 0)))
         features = features_path(work.directory / stage.decided, unit.number)
         found.append(ShardFeatures(unit.number, features, record["documents"], partial(read_shard, path)))
     return found

@@ -98,7 +98,7 @@ def read_shard(path: Path) -> Iterator[Document]:
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
                     yield _document(line)
-    except (DamagedError, ValueError, KeyError, TypeError, OSError) as error:
+    except (DamagedError, ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise DataError(f"{path} is damaged ({error}); run the same command with --restart") from None
 
 
@@ -107,10 +107,8 @@ def _document(line: bytes) -> Document:
         record = orjson.loads(line)
     except orjson.JSONDecodeError:
         record = json.loads(line)
+    text, name, source, meta = (record[key] for key in ("text", "id", "source", "meta"))
+    if not (type(text) is type(name) is type(source) is str and type(meta) is dict):
+        raise TypeError("a line is no document")
     beside = {key: record[key] for key in BESIDE if key in record}
-    return Document(
-        record["text"],
-        record["id"],
-        record["source"],
-        {**record["meta"], **beside} if beside else record["meta"],
-    )
+    return Document(text, name, source, {**meta, **beside} if beside else meta)

@@ -20,6 +20,7 @@ import orjson
 import zstandard
 
 from cptron.corpus.load import deciding_settings_of
+from cptron.corpus.optional import remedy_of
 from cptron.corpus.registry import AnyStep, step_class
 from cptron.corpus.schema import CurateConfig, StepConfig
 from cptron.corpus.shards import Corpus
@@ -27,7 +28,7 @@ from cptron.corpus.step import CorpusStep
 from cptron.errors import DataError
 from cptron.tokens.manifest import hash_file
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of what is in `.work`, and of how the runner calls steps."""
 STAGE_LEVEL = 1
 """Of zstd between stages."""
@@ -147,9 +148,7 @@ def package_version(name: str, step: str) -> str:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        raise DataError(
-            f"step {step} needs {name}, must be installed; pip install 'cptron[curate]' or {name}"
-        ) from None
+        raise DataError(f"step {step} needs {name}, must be installed; {remedy_of(name)}") from None
 
 
 def _file_hash(path: Path, step: str) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cptron.corpus.document import Document, Dropped, Result
+from cptron.corpus.sealed import read_sealed, write_sealed
 from cptron.errors import DataError
 
 Tally = Counter[str]
@@ -119,18 +120,12 @@ class CorpusStep(Step[C]):
         """Record one code for each document of `shard`, in order."""
         assert codes.dtype == np.uint8 and len(codes) == shard.num_documents
         assert not len(codes) or int(codes.max()) <= len(self.reasons)
-        _verdict_path(decided, shard.shard).write_bytes(codes.tobytes())
+        write_sealed(_verdict_path(decided, shard.shard), codes.tobytes())
 
 
 def read_verdicts(decided: Path, shard: int) -> NDArray[np.uint8]:
-    """Codes of a shard's documents. Raises DataError where they are missing."""
-    path = _verdict_path(decided, shard)
-    try:
-        return np.frombuffer(path.read_bytes(), np.uint8)
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read ({error.strerror}); run the same command with --restart"
-        ) from None
+    """Codes of a shard's documents. Raises DataError where they are missing or damaged."""
+    return np.frombuffer(read_sealed(_verdict_path(decided, shard)), np.uint8)
 
 
 def each_verdict(decided: Path, shard: int) -> Iterator[int]:

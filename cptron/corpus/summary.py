@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cptron.corpus.counts import Amount, StepCounts, step_counts
+from cptron.corpus.sealed import RESTART, read_record
 from cptron.corpus.stages import Stage
 from cptron.corpus.step import FIGURES
 from cptron.corpus.work import Unit, Work
@@ -66,13 +67,17 @@ def summarise(work: Work) -> Summary:
     sources = {source.config.name: SourceSums() for source in work.corpus.sources}
     steps = {step.name: StepCounts(step.name) for step in work.config.steps}
     summary = Summary(sources, steps, [], [], 0.0)
+    before: list[int] = []
     for stage in work.stages:
-        for record in _records(work, stage):
+        written: list[int] = []
+        for number, record in enumerate(_records(work, stage)):
             source = sources[record["source"]]
             counts = [step_counts(content) for content in record["steps"]]
             _add_steps(source, steps, counts)
             summary.other_cpu_s += record["cpu_s"] - sum(one.cpu_s for one in counts)
-            _check(record, counts, stage)
+            read = before[number] if before else record["records"] - sum(record["rejected"].values())
+            _check(record, counts, read, stage)
+            written.append(record["documents"])
             del record["steps"]  # added up: with its samples the largest part of a record
             if stage.number == 0:
                 _add_read(source, record, counts)
@@ -81,11 +86,12 @@ def summarise(work: Work) -> Summary:
                 source.written.add(record["text_bytes"], record["documents"])
                 source.tokens += record["tokens"] or 0
                 summary.outputs.append(record)
+        before = written
         if stage.tail is not None:
             _add_features(work, stage, steps[stage.tail.name])
             figures = work.directory / stage.decided / "decision" / FIGURES
             if figures.is_file():
-                summary.figures[stage.tail.name] = _read(figures)
+                summary.figures[stage.tail.name] = _figures(figures)
     return summary
 
 
@@ -95,17 +101,17 @@ def _records(work: Work, stage: Stage) -> Iterator[dict[str, Any]]:
 
 
 def _record(work: Work, unit: Unit) -> dict[str, Any]:
-    return _read(work.record_path(unit))
+    return read_record(work.record_path(unit))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _figures(path: Path) -> dict[str, float]:
     try:
-        record = parse_json(path.read_bytes())
-        if isinstance(record, dict):
-            return record
-        raise ValueError("it is no object")
+        found = parse_json(path.read_bytes())
+        if isinstance(found, dict) and all(type(value) in (int, float) for value in found.values()):
+            return found
+        raise ValueError("it is no object of numbers")
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}); run the same command with --restart") from None
+        raise DataError(f"{path} cannot be read ({error}); {RESTART}") from None
 
 
 def _add_steps(source: SourceSums, steps: dict[str, StepCounts], counts: list[StepCounts]) -> None:
@@ -121,18 +127,13 @@ def _add_read(source: SourceSums, record: dict[str, Any], counts: list[StepCount
     source.read.plus(first)
 
 
-def _check(record: dict[str, Any], counts: list[StepCounts], stage: Stage) -> None:
-    """The counts of a shard, from end to end."""
+def _check(record: dict[str, Any], counts: list[StepCounts], read: int, stage: Stage) -> None:
+    """The counts of a shard, from end to end; `read` documents went in."""
     chain = [(one.came, one.left) for one in counts]
     ends = [left for _, left in chain]
     begins = [*(came for came, _ in chain[1:]), Amount(record["documents"], record["text_bytes"])]
     came = chain[0][0].documents if chain else record["documents"]
-    read = record["records"] - sum(record["rejected"].values())
-    if (
-        (chain and ends != begins)
-        or not all(one.is_whole for one in counts)
-        or (stage.number == 0 and read != came)
-    ):
+    if (chain and ends != begins) or not all(one.is_whole for one in counts) or read != came:
         raise DataError(
             f"{stage.shown} of {record['source']} lost documents between its steps; report this as a bug"
         )

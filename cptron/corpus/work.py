@@ -8,7 +8,6 @@ last, by a rename, so that a unit is done, or is not.
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -23,13 +22,14 @@ from cptron.corpus.quarantine import Quarantine
 from cptron.corpus.read import raw_of, read_documents
 from cptron.corpus.registry import AnyStep
 from cptron.corpus.schema import CurateConfig, StepConfig
+from cptron.corpus.sealed import RESTART, read_record, write_record
 from cptron.corpus.shard_file import SUFFIX, ShardWriter, read_shard
 from cptron.corpus.shards import Corpus, Shard
 from cptron.corpus.stages import STAGE_LEVEL, Stage, build_step
 from cptron.corpus.step import CorpusStep, MapStep
 from cptron.corpus.through import Sized, through_call, through_step
 from cptron.corpus.token_counter import TokenCounter
-from cptron.durable import fsync_path, partial_path, replace_text
+from cptron.durable import fsync_path, partial_path
 from cptron.errors import DataError
 from cptron.tokens.manifest import hash_file
 from cptron.tokens.records import Reject
@@ -174,18 +174,23 @@ class Work:
 
     def _sized(self, stage: Stage, shard: Shard, quarantine: Quarantine) -> Iterator[Sized]:
         if stage.number:
-            before = self.directory / self.stages[stage.number - 1].name
-            for document in read_shard(shard_path(before, shard.number)):
+            path = shard_path(self.directory / self.stages[stage.number - 1].name, shard.number)
+            wanted = read_record(path.with_name(f"{shard.number:05d}.json"))["documents"]
+            found = 0
+            for document in read_shard(path):
+                found += 1
                 yield document, document.num_bytes
+            if found != wanted:
+                raise DataError(f"{path} has {found} documents, must have {wanted}; {RESTART}")
             return
         source = self.corpus.sources[shard.source]
         limit = self.config.corpus.max_document_bytes
-        for found in read_documents(shard, source, limit, quarantine.records):
-            if isinstance(found, Reject):
-                quarantine.rejected[found.reason] += 1
-                quarantine.add(found, len(quarantine.records) - 1)
+        for record in read_documents(shard, source, limit, quarantine.records):
+            if isinstance(record, Reject):
+                quarantine.rejected[record.reason] += 1
+                quarantine.add(record, len(quarantine.records) - 1)
             else:
-                yield found, found.num_bytes
+                yield record, record.num_bytes
 
     def _features(self, unit: Unit) -> None:
         stage = self.stages[unit.stage]
@@ -208,7 +213,7 @@ class Work:
         self._publish(unit, {"name": name, **asdict(record)})
 
     def _publish(self, unit: Unit, record: dict[str, Any]) -> None:
-        replace_text(self.record_path(unit), json.dumps(record, ensure_ascii=True) + "\n")
+        write_record(self.record_path(unit), record)
 
     def _open(self, config: StepConfig) -> AnyStep:
         step = self._opened.get(config.name)

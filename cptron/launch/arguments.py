@@ -1,7 +1,8 @@
 """The command line of `cptron submit`.
 
-Place in the flow: `submit` parses with it. Two forms: a recipe with its overrides, which is trained; or, behind `--`,
-any other cptron command. Invariant: what is behind `--` reaches the job word by word.
+Place in the flow: `submit` parses with it, and `cptron curate --executor slurm` takes the options that any job has. Two
+forms: a recipe with its overrides, which is trained; or, behind `--`, any other cptron command. Invariant: what is
+behind `--` reaches the job word by word.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from cptron.plan.gpus import GPUS
 TEMPLATES = {
     "train": "train",
     "preprocess": "preprocess",
+    "curate": "curate",
     "merge": "merge",
     "convert": "convert",
     "export": "convert",
@@ -89,7 +91,8 @@ def _check(args: argparse.Namespace, verb: str) -> None:
     if args.nodes not in (None, 1) and verb in TEMPLATES and verb != "train":
         raise ConfigError(f"--nodes {args.nodes}: cptron {verb} runs on one node; use --array for preprocess")
     if args.array and verb != "preprocess" and args.template is None:
-        raise ConfigError(f"--array {args.array} is for preprocess, cptron {verb} is one job; leave it out")
+        remedy = "use cptron curate --executor slurm --parts N" if verb == "curate" else "leave it out"
+        raise ConfigError(f"--array {args.array} is for preprocess, cptron {verb} is one job; {remedy}")
     if args.merge and (verb != "preprocess" or not args.array):
         raise ConfigError(
             f"--merge joins the parts of --array N -- preprocess, not of cptron {verb}; leave it out"
@@ -106,18 +109,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE", help="YAML file of a run")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="as for cptron train")
-    add = parser.add_argument_group("where").add_argument
-    add("--nodes", type=int, metavar="N", help="default: the template's")
-    add("--gpus-per-node", type=int, metavar="N", help="0 for none; default: the site's, or 8")
-    add("--ranks-per-node", type=int, metavar="N", help="default: one for each GPU")
-    add("--cpus-per-task", type=int, metavar="N", help="cores of a rank")
-    add("--partition", metavar="NAME")
-    add("--account", metavar="NAME")
-    add("--qos", metavar="NAME")
-    add("--sbatch", action="append", default=[], metavar="NAME[=VALUE]", help="another option of sbatch")
-    add = parser.add_argument_group("when and how long").add_argument
-    add("--time", metavar="LIMIT", help="24:00:00, 2-12 (days-hours), 36h, 90m")
-    add("--after", metavar="JOBID", help="start when this job has ended well")
+    where, when, command = add_job_options(parser)
+    where.add_argument("--nodes", type=int, metavar="N", help="default: the template's")
+    where.add_argument("--ranks-per-node", type=int, metavar="N", help="default: one for each GPU")
+    add = when.add_argument
     add(
         "--chain",
         type=int,
@@ -128,6 +123,35 @@ def _parser() -> argparse.ArgumentParser:
     add("--save-before", type=int, metavar="SECONDS", help="save so long before the limit; default 300")
     add("--array", metavar="TASKS", help="8, or 3,5 or 0-7%%4: a job array, each task makes a part")
     add("--merge", action="store_true", help="and a job that joins the parts")
+    add = command.add_argument
+    add(
+        "--model",
+        type=Path,
+        metavar="PATH",
+        help="config.json or checkpoint, where the recipe's is elsewhere",
+    )
+    add("--gpu", metavar="TYPE", help=f"check the memory for it: {', '.join(GPUS)}")
+    return parser
+
+
+Group = argparse._ArgumentGroup
+"""Options that the help shows together."""
+
+
+def add_job_options(parser: argparse.ArgumentParser) -> tuple[Group, Group, Group]:
+    """Give `parser` the options that any job has; returns the groups of where, when, and of the command itself."""
+    where = parser.add_argument_group("where a job runs")
+    add = where.add_argument
+    add("--gpus-per-node", type=int, metavar="N", help="0 for none; default: the site's, or 8 for training")
+    add("--cpus-per-task", type=int, metavar="N", help="cores of a task, or of a rank")
+    add("--partition", metavar="NAME")
+    add("--account", metavar="NAME")
+    add("--qos", metavar="NAME")
+    add("--sbatch", action="append", default=[], metavar="NAME[=VALUE]", help="another option of sbatch")
+    when = parser.add_argument_group("when and how long")
+    add = when.add_argument
+    add("--time", metavar="LIMIT", help="24:00:00, 2-12 (days-hours), 36h, 90m")
+    add("--after", metavar="JOBID", help="start when this job has ended well")
     add = parser.add_argument_group("in what environment").add_argument
     add("--venv", metavar="FOLDER", help="default: the site's, or the one this command runs in")
     add("--container", metavar="IMAGE", help="X.sif for apptainer; X.sqsh, a name or a URI for pyxis")
@@ -139,14 +163,8 @@ def _parser() -> argparse.ArgumentParser:
         help="site's defaults, default $CPTRON_SITE or ~/.config/cptron/site.yaml",
     )
     add("--template", type=Path, metavar="FILE", help="a batch script of your own, made from one of launch/")
-    add = parser.add_argument_group("this command").add_argument
+    command = parser.add_argument_group("submitting")
+    add = command.add_argument
     add("--name", metavar="NAME", help="of the job; default: of the run or the verb")
-    add(
-        "--model",
-        type=Path,
-        metavar="PATH",
-        help="config.json or checkpoint, where the recipe's is elsewhere",
-    )
-    add("--gpu", metavar="TYPE", help=f"check the memory for it: {', '.join(GPUS)}")
-    add("--dry-run", action="store_true", help="show the job, write and submit nothing")
-    return parser
+    add("--dry-run", action="store_true", help="show the job, submit nothing")
+    return where, when, command

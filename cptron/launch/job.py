@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cptron.config.load import load_config
+from cptron.corpus.arguments import parsed
+from cptron.corpus.load import load_curation
 from cptron.errors import ConfigError
 from cptron.launch.arguments import ON_GPUS, TEMPLATES, Asked
 from cptron.launch.recipe import check_recipe
@@ -76,6 +78,8 @@ def made_job(request: Asked, site: Site, chain: str = "") -> Job:
         )
     elif verb == "preprocess":
         parse_options(request.command[1:])
+    elif verb == "curate":
+        check_curation(request.command[1:])
     name = args.name or f"cptron-{run_dir.name if run_dir else verb}"
     jobs = (run_dir or Path.cwd()) / JOBS
     array = array_of(args.array) if args.array else ""
@@ -168,6 +172,12 @@ def _variables(request: Asked, site: Site, jobs: Path, chain: str) -> dict[str, 
     if args.retries:
         found["retries"] = str(args.retries)
     return found
+
+
+def check_curation(words: Sequence[str]) -> None:
+    """Raise a `CptronError` where a curation would refuse the file that the command names."""
+    args = parsed(words)
+    load_curation(args.config, args.overrides)
 
 
 def merge_commands(command: Sequence[str]) -> list[tuple[str, ...]]:

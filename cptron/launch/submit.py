@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     after = [f"afterok:{args.after}"] if args.after else []
     job_id = _submit_links(jobs[0], args.chain or 1, chain, after)
     for job in jobs[1:]:
-        _submit(job, 1, 1, "", [f"afterok:{job_id}"])
+        submit_job(job, 1, 1, "", [f"afterok:{job_id}"])
     target = jobs[0].run_dir or jobs[0].jobs
     here = Path.cwd()
     shown = shlex.quote(str(target.relative_to(here) if target.is_relative_to(here) else target))
@@ -64,11 +64,13 @@ def _submit_links(job: Job, links: int, chain: str, after: list[str]) -> str:
     the links that wait."""
     job_id = ""
     for link in range(1, links + 1):
-        job_id = _submit(job, link, links, chain, [*after, *([f"afternotok:{job_id}"] if job_id else [])])
+        job_id = submit_job(job, link, links, chain, [*after, *([f"afternotok:{job_id}"] if job_id else [])])
     return job_id
 
 
-def _submit(job: Job, link: int, links: int, chain: str, dependencies: list[str]) -> str:
+def submit_job(job: Job, link: int, links: int, chain: str, dependencies: list[str]) -> str:
+    """Submit one job that is dropped by the scheduler where its dependencies cannot hold any more; returns its id.
+    Raises `LaunchError` where SLURM refuses, `ConfigError` where its files cannot be written."""
     script = _written(job)
     options = [f"--comment={chain}"] if chain else []
     if dependencies:

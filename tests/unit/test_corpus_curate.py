@@ -60,7 +60,8 @@ def test_counts_are_those_of_the_files(whole: Path) -> None:
     assert steps["length"]["dropped"] == {"too_few_words": 20}
     assert steps["exact_dedup"]["dropped"] == {"duplicate": 14 + 5}  # the first line of all is damaged
     assert steps["pii"]["counted"] == {"email": 5, "phone": 5}
-    assert steps["pii"]["documents_in"] == 5
+    assert steps["pii"]["documents_in"] == steps["pii"]["documents_changed"] == 5
+    assert steps["length"]["documents_changed"] == 0
     assert manifest["documents"] == len(documents_of(whole)) == 129 - 4 - 20 - 19
     assert sum(step["documents_in"] for step in manifest["steps"]) > 0
     for step in manifest["steps"]:
@@ -104,19 +105,29 @@ def test_workers_do_not_matter(
     assert files_of(tmp_path / "out") == files_of(whole)
 
 
-def test_parts_of_a_job_array(inputs: dict[str, list[str]], whole: Path, tmp_path: Path) -> None:
-    """Three parts, each stage by itself, give what one run gives; a stage cannot be finished before its parts."""
+def test_parts_of_a_job_array(
+    inputs: dict[str, list[str]], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three parts, each stage by itself, give what one run gives, and share the units; a stage cannot be finished
+    before its parts."""
+    done: list[tuple[int, int]] = []
+    original = work.Work.do
+    monkeypatch.setattr(
+        work.Work, "do", lambda self, unit: (done.append((unit.number % 3, part)), original(self, unit))[1]
+    )
     (tmp_path / "c.yaml").write_text(json.dumps(config_of(tmp_path / "out", inputs, STEPS)))
     executor = LocalExecutor(1, progress=False)
     first = prepare(load_curation(tmp_path / "c.yaml"))
-    with pytest.raises(DataError, match="shards to do"):
-        finish_stage(first, first.stages[0], 1)
+    for stage in (first.stages[0], first.stages[-1]):
+        with pytest.raises(DataError, match="shards to do"):
+            finish_stage(first, stage, 1)
     for stage in first.stages:
         for part in (2, 0, 1):
             mine = prepare(load_curation(tmp_path / "c.yaml"))
             do_missing(mine, "hash", stage, executor, (part, 3))
             do_stage(mine, mine.stages[stage.number], executor, (part, 3))
         finish_stage(first, stage, 1)
+    assert done and all(number == part for number, part in done)
     run(config_of(tmp_path / "out", inputs, STEPS))
     assert files_of(tmp_path / "out") == files_of(whole)
 
@@ -137,7 +148,7 @@ def test_cut_off_anywhere(
     def do(self: work.Work, unit: work.Unit) -> None:
         if (len(done) + seed) % 4 == 3:
             done.append(unit)
-            monkeypatch.setattr(work, "replace_text", cut)
+            monkeypatch.setattr(work, "write_record", cut)
         try:
             original(self, unit)
         finally:
@@ -145,7 +156,7 @@ def test_cut_off_anywhere(
             monkeypatch.setattr(work.Work, "do", do)
         done.append(unit)
 
-    def cut(path: Path, text: str) -> None:
+    def cut(path: Path, record: dict[str, Any]) -> None:
         raise Cut
 
     monkeypatch.setattr(work.Work, "do", do)

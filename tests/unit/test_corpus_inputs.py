@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -24,6 +25,7 @@ from cptron.plan.corpus import curated_parts
 from cptron.tokens.curated import corpus_path, read_corpora
 from cptron.tokens.inputs import expand_inputs
 from cptron.tokens.manifest import load_manifest, manifest_path
+from cptron.tokens.read_tables import parquet_groups
 
 TEXTS = [text_of(number) for number in range(30)]
 
@@ -50,6 +52,10 @@ def test_parquet_is_cut_between_row_groups(tmp_path: Path) -> None:
     assert documents[3]["meta"] == {"day": "1970-01-01", "raw": "ff", "n": 3}
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert manifest["records_rejected"] == {"not_a_string": 1} and len(manifest["files"]) > 1
+    assert json.loads((tmp_path / "out/quarantine.jsonl").read_text())["record"] == 31
+    shards = look_up(load_curation(tmp_path / "out.yaml").corpus).shards
+    groups = parquet_groups(shards[0].pieces[0].input)
+    assert sum(shard.stored_bytes for shard in shards) == sum(num_bytes for _, num_bytes in groups)
 
 
 def test_hugging_face_dataset(tmp_path: Path) -> None:
@@ -90,7 +96,7 @@ def test_odd_records(tmp_path: Path) -> None:
     lines = [
         b'{"text": "a", "n": 123456789012345678901234567890, "h": "\\ud800", "x": NaN}',
         b'{"text": "\\ud800"}',
-        b'{"text": "deep", "m": ' + b"[" * 400 + b"]" * 400 + b"}",
+        b'{"text": "deep", "m": ' + b"[" * 1000 + b"]" * 1000 + b"}",
         b'{"text": "' + b"z" * 5000 + b'"}',
         b'{"text": "nul\\u0000"}',
         b'{"text": "last"}',
@@ -275,52 +281,86 @@ def test_preprocessing_refuses_another_file_than_the_manifests(curated: Path, tm
     assert main([*words, "--restart"]) == 0
 
 
+@pytest.fixture
+def scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand-ins for SLURM's commands in a folder: `asked` gets what sbatch was given, `queue` is what squeue shows, and
+    sbatch refuses all jobs after the first `most`."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "most").write_text("99")
+    (tmp_path / "queue").touch()
+    bodies = {
+        "sbatch": 'echo "$*" >>asked; [ $(wc -l <asked) -le $(cat most) ] || { echo "QOSMaxSubmitJobPerUserLimit" >&2; '
+        "exit 1; }; wc -l <asked",
+        "squeue": "cat queue",
+        "scancel": 'echo "$*" >>cancelled',
+    }
+    for name, body in bodies.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\ncd {tmp_path} && {{ {body}; }}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    for name, value in (("PATH", f"{tmp_path}/bin:/usr/bin:/bin"), ("CPTRON_JOBS", f"{tmp_path}/jobs.jsonl")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    config = config_of(tmp_path / "out", write_inputs(tmp_path / "raw"), [{"step": "exact_dedup"}])
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path
+
+
+SUBMIT = ["curate", "c.yaml", "--executor", "slurm", "--parts", "2", "--partition", "cpu"]
+
+
 def test_jobs_of_a_cluster(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    scheduler: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each stage is an array behind the end of the stage before; the jobs' own commands make the corpus."""
-    bin_dir = tmp_path / "bin"
-    bin_dir.mkdir()
-    (bin_dir / "sbatch").write_text(
-        f'#!/bin/sh\nprintf "%s\\n" "$*" >> {tmp_path}/jobs\nexec wc -l < {tmp_path}/jobs\n'
-    )
-    (bin_dir / "sbatch").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{bin_dir}:/usr/bin:/bin")
-    config = config_of(tmp_path / "out", write_inputs(tmp_path / "raw"), [{"step": "exact_dedup"}])
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
-    assert main(["curate", str(tmp_path / "c.yaml"), "--executor", "slurm", "--parts", "2", "seed=3"]) == 0
-    assert "submitted 4 jobs, 1 to 4" in capsys.readouterr().out
-    jobs = [line.split() for line in (tmp_path / "jobs").read_text().splitlines()]
-    array = "--array=0-1"
-    options = [[word for word in job if word.startswith(("--dep", "--array"))] for job in jobs]
-    after = [f"--dependency=afterok:{number}" for number in range(4)]
-    assert options == [[array], [after[1]], [array, after[2]], [after[3]]]
-    for job in jobs:
-        arguments = job[job.index("launch/curate.sbatch") + 1 :]
-        is_array = "--array=0-1" in job
-        for task in range(2 if is_array else 1):
+    assert main([*SUBMIT, "--after", "77", "seed=3"]) == 0
+    assert f"job 4 writes {scheduler}/out/manifest.json" in capsys.readouterr().out
+    jobs = [line.split() for line in (scheduler / "asked").read_text().splitlines()]
+    after = [
+        [word.partition(":")[2] for word in job if word.startswith("--dependency=afterok:")] for job in jobs
+    ]
+    assert after == [["77"], ["1"], ["2"], ["3"]]
+    assert all("--kill-on-invalid-dep=yes" in job for job in jobs)
+    for number, job in enumerate(jobs):
+        script = Path(job[-1]).read_text().splitlines()
+        assert "#SBATCH --partition=cpu" in script
+        assert ("#SBATCH --array=0-1" in script) == (number % 2 == 0)
+        words = next(line for line in script if line.startswith("command=("))
+        arguments = words.removeprefix("command=(").removesuffix(")").split()
+        for task in range(2 - number % 2):
             for name, value in (("ID", task), ("MIN", 0), ("MAX", 1), ("COUNT", 2)):
                 monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
-            part = ["--part", "slurm"] if is_array else []
-            assert main(["curate", *arguments, *part, "--workers", "1"]) == 0
-    assert (tmp_path / "out/manifest.json").is_file()
+            assert main([*arguments, "--workers", "1"]) == 0
+    assert (scheduler / "out/manifest.json").is_file()
 
 
-def test_datatrove_runs_the_units(tmp_path: Path) -> None:
-    """Its local executor, which is used as Ray's is, gives what ours gives."""
-    local = pytest.importorskip("datatrove.executor.local")
-    from corpus_world import files_of
+def test_all_jobs_or_none(scheduler: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the third is refused, the first two are taken back, the one that would start last; and while jobs of an
+    output are in the queue, no more are submitted, and nothing of them is discarded."""
+    (scheduler / "most").write_text("2")
+    assert main(SUBMIT) == 2
+    assert "QOSMaxSubmitJobPerUserLimit" in capsys.readouterr().err
+    assert (scheduler / "cancelled").read_text().split() == ["2", "1"]
+    comments = re.findall(r"--comment=(\S+)", (scheduler / "asked").read_text())
+    assert len(comments) == 3 and len(set(comments)) == 1
+    (scheduler / "queue").write_text(f"7 (null)\n12 {comments[0]}\n9 {comments[0]}\n12 {comments[0]}\n")
+    assert main([*SUBMIT, "--restart"]) == 2
+    assert "made by 2 jobs that wait or run, such as 9;" in capsys.readouterr().err
+    assert (scheduler / "out/.work").is_dir() and len((scheduler / "asked").read_text().splitlines()) == 3
 
-    from cptron.corpus.datatrove_executor import DatatroveExecutor
-    from cptron.corpus.run import curate, prepare
 
-    def make(pipeline: list[Any], tasks: int, logs: str) -> Any:
-        return local.LocalPipelineExecutor(
-            pipeline=pipeline, tasks=tasks, workers=1, logging_dir=logs, skip_completed=False
-        )
-
-    config = config_of(tmp_path / "out", write_inputs(tmp_path / "raw"), [{"step": "exact_dedup"}])
-    run({**config, "output": str(tmp_path / "ours")})
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
-    curate(prepare(load_curation(tmp_path / "c.yaml")), DatatroveExecutor(make), 1)
-    assert files_of(tmp_path / "out") == files_of(tmp_path / "ours")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--partition", "cpu"),
+        ("--stage", "0"),
+        ("--part", "0/2"),
+        ("--finish", "0", "--restart"),
+        ("--finish", "0", "--executor", "slurm"),
+        ("--finish", "0", "--part", "0/2", "--stage", "0"),
+    ],
+)
+def test_options_that_would_have_no_effect_are_refused(words: tuple[str, ...], scheduler: Path) -> None:
+    """In one line, before anything is written."""
+    assert main(["curate", "c.yaml", *words]) == 2
+    assert not (scheduler / "out").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import random
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,11 @@ def test_length(text: str, least: int, most: int) -> None:
     step = made("length", min_characters=min(least, most), max_characters=most)
     inside = min(least, most) <= len(text.strip()) and (not most or len(text.strip()) <= most)
     assert isinstance(step.apply(Document(text, "x", "x"), Tally()), Document) == inside
+    step = made("length", min_words=min(least, most), max_words=most)
+    for words in (least, most, len(text.split())):
+        inside = min(least, most) <= words and (not most or words <= most)
+        found = step.apply(Document(" ".join(["w"] * words), "x", "x"), Tally())
+        assert isinstance(found, Document) == inside
 
 
 TEXTS = st.text(alphabet=st.sampled_from("ab &<;\n\t\x07é\u00a0âœ”ã\x83\x84#39x"), max_size=60)
@@ -112,6 +118,39 @@ def test_quality_rules_drop_for_their_reasons(name: str, text: str, reason: str)
     assert isinstance(result, Dropped) and result.reason == reason
 
 
+RULES = ("GopherQualityFilter", "GopherRepetitionFilter", "FineWebQualityFilter", "C4QualityFilter")
+OTHERS = {
+    "top_n_grams": ((0.5, 0.0, 0.4), ((2, 0.5), (4, 0.4))),
+    "dup_n_grams": ((0.5, 0.4), ((5, 0.5), (6, 0.4))),
+    "stop_words": (("und",), {"und"}),
+}
+
+
+@pytest.mark.parametrize("name", ["gopher_quality", "gopher_repetition", "fineweb_quality", "c4_quality"])
+def test_settings_reach_the_rules(name: str) -> None:
+    """What is not set is datatrove's own default; each that is set arrives in its filter, and no other changes."""
+    filters = pytest.importorskip("datatrove.pipeline.filters")
+    base, given_defaults = made(name).make_filter(filters, "eng")
+    (rule,) = [one for one in base.__mro__ if one.__name__ in RULES]
+    theirs = {key: one.default for key, one in inspect.signature(rule.__init__).parameters.items()}
+    theirs["stop_words"] = ["the", "be", "to", "of", "and", "that", "have", "with"]
+    assert given_defaults == {key: theirs[key] for key in given_defaults}
+    fields = [key for key in config_class(name).__dataclass_fields__ if key not in ("words", "language")]
+    assert given_defaults.keys() == {*fields, "language"}
+    plain = vars(made(name)._filter)
+    for number, key in enumerate(fields, start=101):
+        old = getattr(config_class(name)(), key)
+        value, wanted = OTHERS.get(key, (not old, not old) if isinstance(old, bool) else (number, number))
+        other = vars(made(name, **{key: value})._filter)
+        if key.endswith("n_grams"):
+            changed = [new for new, old in zip(other["_rules"], plain["_rules"], strict=True) if new != old]
+            assert changed == [list(wanted)]
+            continue
+        kinds = bool | int | float | tuple | set
+        settings = [one for one in plain if one[0] != "_" and isinstance(plain[one], kinds)]
+        assert [other[one] for one in settings if other[one] != plain[one]] == [wanted]
+
+
 @pytest.mark.parametrize("name", ["gopher_quality", "fineweb_quality", "c4_quality"])
 def test_prose_passes(name: str) -> None:
     """Good text is let through."""
@@ -165,11 +204,12 @@ def test_language_by_a_file_that_is_no_model(tmp_path: Path) -> None:
 
 def test_blocklist(tmp_path: Path) -> None:
     """Whole words and phrases in any case; rates; inside of words where asked for."""
-    (tmp_path / "list.txt").write_text("# comment\nbad\nVery  rude words\n坏\n")
+    (tmp_path / "list.txt").write_text("# comment\nbad\nVery  rude words\nvery wrong\n坏\n")
     files = (str(tmp_path / "list.txt"),)
     assert isinstance(apply("blocklist", "It is BAD.", files=files), Dropped)
     assert isinstance(apply("blocklist", "some very rude words", files=files), Dropped)
-    assert isinstance(apply("blocklist", "badly rude very words", files=files), Document)
+    assert isinstance(apply("blocklist", "something very wrong", files=files), Dropped)
+    assert isinstance(apply("blocklist", "badly rude very words comment", files=files), Document)
     assert isinstance(apply("blocklist", "很坏的", files=files), Document)
     assert isinstance(apply("blocklist", "很坏的", files=files, within_words=True), Dropped)
     assert isinstance(
@@ -216,6 +256,20 @@ def test_exact_duplicates_against_a_set(
         assert [isinstance(result, Dropped) for result in results] == expected
         with pytest.raises(DataError, match="has 7 verdicts, must have one a document"):
             verdict(Document("one more", "x", "x"), Tally())
+
+
+def test_white_space_at_the_ends_has_no_length() -> None:
+    """Two characters are within two."""
+    assert isinstance(apply("length", " ab\n", max_characters=2), Document)
+
+
+def test_half_a_hash_makes_no_duplicate(tmp_path: Path) -> None:
+    """All 128 bits must be equal."""
+    step, path = made("exact_dedup"), tmp_path / "f"
+    hashes = np.array([(1, 1), (1, 1), (1, 2), (2, 1)], "<u8")  # sorted; of the documents 0, 3, 1, 2
+    path.write_bytes(hashes.T.tobytes() + np.array([0, 3, 1, 2], "<u4").tobytes())
+    step.decide([ShardFeatures(0, path, len(hashes), lambda: iter(()))], tmp_path, 1)
+    assert read_verdicts(tmp_path, 0).tolist() == [0, 0, 0, 1]
 
 
 def test_draw_is_uniform_and_its_own_for_each_seed() -> None:

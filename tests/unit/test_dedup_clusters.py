@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import resource
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from cptron.corpus.dedup.cluster import Clusters, Sources, allow_open_files, clu
 from cptron.corpus.dedup.feature_file import FeatureFile, write_described, write_features
 from cptron.corpus.dedup.index import open_index, publish_index
 from cptron.corpus.dedup.keep import KEPT, LIKE_ANOTHER, LIKE_EARLIER, decide, names_of
-from cptron.corpus.dedup.scheme import Scheme, describe
+from cptron.corpus.dedup.scheme import Described, Scheme, describe
 from cptron.corpus.document import Document
 from cptron.corpus.step import ShardFeatures
 from cptron.corpus.steps import near_duplicates
@@ -94,6 +95,21 @@ def test_clusters_are_those_of_all_candidate_pairs(tmp_path: Path) -> None:
         assert found.counts["cut"] == 0
 
 
+def test_every_band_leads_to_candidates(tmp_path: Path) -> None:
+    """Pairs of equal sets that share one key each, of another band."""
+    bands = 5
+    scheme = Scheme(bands=bands, rows=1)
+    keys = np.arange(bands * 2 * bands, dtype=np.uint64).reshape(bands, -1) << np.uint64(50)
+    for band in range(bands):
+        keys[band, 2 * band + 1] = keys[band, 2 * band]
+    starts = np.arange(2 * bands + 1)
+    described = Described(np.full(2 * bands, 7, np.uint32), starts, keys, np.ones(2 * bands, np.int64))
+    rows = [(0, 1, number) for number in range(2 * bands)]
+    write_described([described], rows, [b"x"] * len(rows), tmp_path / "f", scheme)
+    found = cluster(Sources([FeatureFile(tmp_path / "f")], 0, scheme), THRESHOLD)
+    assert roots(found) == [number - number % 2 for number in range(2 * bands)]
+
+
 def test_order_of_documents_changes_nothing_but_their_numbers(tmp_path: Path) -> None:
     """The longest of each cluster stays, in any order."""
     kept = []
@@ -149,9 +165,14 @@ def test_earlier_corpora_stay_and_their_likes_go(tmp_path: Path) -> None:
     for number, code in enumerate(codes.tolist(), start=90):
         direct = whole[number] < 90
         assert (code == LIKE_EARLIER) == direct
-    (tmp_path / "index" / "00000.features").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"00000\.features"):
-        open_index(tmp_path / "index")
+    whole_file = (tmp_path / "index" / "00000.features").read_bytes()
+    (tmp_path / "index" / "00000.features").unlink()  # it may be a second name of the other
+    for content, message in ((b"x", r"00000\.features"), (whole_file + b"x", f"must have {len(whole_file)}")):
+        (tmp_path / "index" / "00000.features").write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            open_index(tmp_path / "index")
+    step = near_duplicates.Step("near", near_duplicates.Config(earlier=(str(tmp_path / "index"),)), 0)
+    assert step.files() == [tmp_path / "index" / "index.json"]
     with pytest.raises(DataError, match="is no index"):
         publish_index([], tmp_path / "new")
 
@@ -229,3 +250,6 @@ def test_features_are_the_same_bytes_every_time(tmp_path: Path) -> None:
     write_features(DOCUMENTS, tmp_path / "a", SCHEME)
     write_features(iter(DOCUMENTS), tmp_path / "b", SCHEME)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    step, tally = near_duplicates.Step("near", near_duplicates.Config(), 0), Counter[str]()
+    step.features(iter(DOCUMENTS), tmp_path / "c", tally)
+    assert tally == {"documents_without_a_word": 3}

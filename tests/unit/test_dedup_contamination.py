@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cptron.corpus import kernels
+from cptron.corpus.dedup import contamination
 from cptron.corpus.dedup.contamination import EvaluationIndex, without
 from cptron.corpus.dedup.evaluation_items import read_items
 from cptron.corpus.dedup.words import packed
@@ -146,6 +148,37 @@ def test_what_is_left_of_a_cut_document() -> None:
     assert without(texts[0], first) == "Before:\n\n! After."
     assert without(texts[1], second) == ""
     assert len(third) == 2 and without(texts[2], third) == "é"
+    index = EvaluationIndex([("e", "一二")], 2, 2)
+    (touching,) = index.find(["一二一二"])
+    assert [(span.begin, span.end) for span in touching] == [(0, 4)]
+
+
+def test_short_items_and_many_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short item within a long one is in its span; too short ones are left out and counted; batches do not matter."""
+    monkeypatch.setattr(contamination, "_ITEMS_AT_ONCE", 2)
+    texts = ["one two three four", "two three", "two", "five six seven eight nine", "ten eleven"]
+    index = EvaluationIndex([(str(number), text) for number, text in enumerate(texts)], 4, 2)
+    assert (index.num_items, index.num_left_out, index.num_runs) == (5, 1, 1 + 1 + 2 + 1)
+    found = index.find(["one two three four", "two three", "x six seven eight nine", "ten eleven"])
+    assert [[(span.begin, span.end, span.item) for span in spans] for spans in found] == [
+        [(0, 18, "0")], [(0, 9, "1")], [(2, 22, "3")], [(0, 10, "4")],
+    ]  # fmt: skip
+
+
+def test_cuts_are_few_and_counted(tmp_path: Path) -> None:
+    """More than `most_cuts` drop the document; letters that are typed in two parts are cut as those of one."""
+    (tmp_path / "e.jsonl").write_text(json.dumps({"q": "été là bas"}) + "\n")
+    config = decontaminate.Config(
+        evaluation=(str(tmp_path / "e.jsonl"),), run_words=3, shortest_item_words=3, action="cut", most_cuts=2
+    )
+    step, tally = decontaminate.Step("d", config, 0), Counter[str]()
+    step.open()
+    item = unicodedata.normalize("NFD", "été là bas")
+    texts = [f"{item} one {item} two", f"{item} one {item} two {item} three"]
+    two, three = step.apply_batch([Document(text, "x", "x") for text in texts], tally)
+    assert isinstance(two, Document) and two.text == "one\n\ntwo"
+    assert isinstance(three, Dropped) and three.reason == "too_many_words_of_evaluation_set"
+    assert tally["spans cut"] == 2
 
 
 def test_evaluation_sets_must_be_readable(tmp_path: Path) -> None:
@@ -166,3 +199,20 @@ def test_evaluation_sets_must_be_readable(tmp_path: Path) -> None:
         config = decontaminate.Config(evaluation=(str(tmp_path / "*.jsonl"),))
         path.write_text('{"q": "a b"}\n')
         decontaminate.Step("d", config, 0).open()
+
+
+def test_evaluation_sets_of_other_kinds(tmp_path: Path) -> None:
+    """Rows of tables are counted from 1; a packed file that is cut off, and a text that is none, end the run."""
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet").write_table(
+        pyarrow.table({"q": ["a b", "c"], "more": [["d"], ["e", "f"]]}), tmp_path / "e.parquet"
+    )
+    assert [name for name, _ in read_items([str(tmp_path / "e.parquet")], [])] == [
+        "e.parquet#1 q", "e.parquet#1 more", "e.parquet#2 q", "e.parquet#2 more", "e.parquet#2 more",
+    ]  # fmt: skip
+    (tmp_path / "e.jsonl.gz").write_bytes(gzip.compress(b'{"q": "a b"}\n' * 99)[:-9])
+    with pytest.raises(DataError, match="has a record that cannot be read"):
+        list(read_items([str(tmp_path / "e.jsonl.gz")], []))
+    (tmp_path / "e.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(DataError, match="cannot be read"):
+        list(read_items([str(tmp_path / "e.txt")], []))

@@ -63,6 +63,17 @@ def test_words_are_what_a_reader_takes_for_words(text: str, words: list[str]) ->
     assert sets_of([text], size=1) == [reference.shingle_set(words, 1)]
 
 
+def test_scripts_without_spaces_have_a_word_for_each_character() -> None:
+    """Two letters of each, and of some that have spaces."""
+    first = "กข ກຂ ကခ ၐၑ កខ ᥐᥑ ᨠᨡ ⺀⺁ 々〆 〡〢 あい"
+    second = "ㄅㄆ ㆠㆡ 㐀㐁 中文 ꀀꀁ ꦏꦐ ꪀꪁ 豈更 ｱｲ 𛀁𛀂 𠀀𠀁"
+    without = f"{first} {second}".split()
+    pairs = [pair for pair in without if pair.isalnum()]
+    assert len(pairs) > 15
+    assert shingles(pairs, "words", 1)[2].tolist() == [2] * len(pairs)
+    assert shingles(["ab", "한국", "कख", "аб", "ሀለ"], "words", 1)[2].tolist() == [1] * 5
+
+
 def test_case_punctuation_and_composition_do_not_count() -> None:
     """The same words, typed otherwise."""
     text = "Được viết bằng chữ Quốc ngữ, từ thế kỷ XVII."

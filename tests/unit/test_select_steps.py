@@ -236,7 +236,7 @@ def pipeline(root: Path) -> dict[str, Any]:
     prose, programs = prose_texts(), program_texts()
     inputs = {"web": [write_texts(root / "w.jsonl", [text[:300] for text in prose[:48] + programs[:16]])]}
     target = [write_texts(root / "t.jsonl", programs[60:90])]
-    other = [write_texts(root / "o.jsonl", prose[100:140])]
+    other = [write_texts(root / "o.jsonl", prose[48:88])]
     steps: list[dict[str, Any]] = [
         {"step": "ngram_perplexity", "reference": other},
         {"step": "quantile", "key": "ngram_perplexity_bits_per_byte", "highest": 0.95},
@@ -310,14 +310,14 @@ def test_selection_cut_off_anywhere(
 ) -> None:
     """In the middle of a unit, again and again, and in each decision once: the same bytes in the end."""
     config = {**whole, "output": str(tmp_path / "out")}
-    calls, publish, replace = [0], run_module().publish_directory, work.replace_text
+    calls, publish, replace = [0], run_module().publish_directory, work.write_record
     seen: set[str] = set()
 
-    def cut_units(path: Path, text: str) -> None:
+    def cut_units(path: Path, record: dict[str, Any]) -> None:
         calls[0] += 1
         if calls[0] % every == 0:
             raise Cut
-        replace(path, text)
+        replace(path, record)
 
     def cut_decisions(path: Path) -> None:
         if str(path) not in seen:
@@ -325,7 +325,7 @@ def test_selection_cut_off_anywhere(
             raise Cut
         publish(path)
 
-    monkeypatch.setattr(work, "replace_text", cut_units)
+    monkeypatch.setattr(work, "write_record", cut_units)
     monkeypatch.setattr(run_module(), "publish_directory", cut_decisions)
     cuts = 0
     while True:

@@ -82,7 +82,13 @@ def cluster(
     _check(sources)
     starts = sources.first_documents()
     places = [
-        (file.descriptor, file.num_documents, file.byte_of("set_starts"), file.byte_of("set_hashes"))
+        (
+            file.descriptor,
+            file.num_documents,
+            file.num_hashes,
+            file.byte_of("set_starts"),
+            file.byte_of("set_hashes"),
+        )
         for file in sources.files
     ]
     kernel = kernels.Clusters(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,15 +26,17 @@ from numpy.typing import NDArray
 from cptron.corpus.dedup.scheme import Described, Scheme, describe
 from cptron.corpus.document import Document
 from cptron.errors import DataError
+from cptron.json_text import parse_json
 
 BATCH_BYTES = 4 << 20
 """Of text that is described at once."""
 _DTYPES = {"U8": np.uint8, "U32": np.uint32, "U64": np.uint64}
-_DIMENSIONS = {
-    "set_starts": 1, "set_hashes": 1, "band_keys": 2, "band_documents": 2, "band_starts": 2, "ranks": 1, "lengths": 1,
-    "digests": 1, "name_starts": 1, "names": 1,
+_ARRAYS = {
+    "set_starts": ("U64", 1), "set_hashes": ("U32", 1), "band_keys": ("U64", 2), "band_documents": ("U32", 2),
+    "band_starts": ("U32", 2), "ranks": ("U8", 1), "lengths": ("U64", 1), "digests": ("U64", 1),
+    "name_starts": ("U64", 1), "names": ("U8", 1),
 }  # fmt: skip
-"""Of each array."""
+"""Type and number of dimensions of each."""
 _PREFIXES = np.arange(256, dtype=np.uint64) << np.uint64(56)
 _MAX_HEADER_BYTES = 1 << 20
 
@@ -133,12 +136,14 @@ class _Place:
     end: int
 
 
-def _place(entry: dict[str, Any], base: int) -> _Place:
+def _place(entry: dict[str, Any], base: int, kind: str, dimensions: int) -> _Place:
     """An entry of the header. Raises ValueError, KeyError or TypeError for anything else."""
     begin, end = entry["data_offsets"]
     numbers = [*entry["shape"], begin, end]
-    if not all(isinstance(number, int) and 0 <= number < 1 << 48 for number in numbers):
+    if not all(type(number) is int and 0 <= number < 1 << 48 for number in numbers):
         raise ValueError("no sizes")
+    if entry["dtype"] != kind or len(entry["shape"]) != dimensions:
+        raise ValueError("another array")
     return _Place(_DTYPES[entry["dtype"]], tuple(entry["shape"]), base + begin, base + end)
 
 
@@ -154,8 +159,12 @@ class FeatureFile:
             raise DataError(f"{path} cannot be read ({error.strerror}); make the features again") from None
         try:
             self._places, self.scheme = self._header()
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, OSError):  # a directory
+                raise DataError(
+                    f"{path} cannot be read ({error.strerror}); make the features again"
+                ) from None
             raise
         self.num_documents = self._places["ranks"].shape[0]
 
@@ -166,11 +175,16 @@ class FeatureFile:
     def array(self, name: str) -> NDArray[Any]:
         """All of an array."""
         place = self._places[name]
-        return self._read(place, 0, int(np.prod(place.shape))).reshape(place.shape)
+        return self._read(place, 0, math.prod(place.shape)).reshape(place.shape)
 
     def byte_of(self, name: str) -> int:
         """Where an array begins in the file."""
         return self._places[name].begin
+
+    @property
+    def num_hashes(self) -> int:
+        """In the sets of all documents."""
+        return self._places["set_hashes"].shape[0]
 
     def name_of(self, document: int) -> str:
         """The document's name."""
@@ -185,11 +199,20 @@ class FeatureFile:
     def band(self, band: int, first: int, stop: int) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
         """Keys of a band whose highest byte is in [first, stop), sorted, and their documents."""
         starts = self._read(self._places["band_starts"], 257 * band, 257 * (band + 1))
-        begin, end = (band * self.num_keys + int(starts[edge]) for edge in (first, stop))
+        edges = int(starts[first]), int(starts[stop])
+        if not edges[0] <= edges[1] <= self.num_keys:
+            raise self._damaged("has keys that are not where it says")
+        begin, end = (band * self.num_keys + edge for edge in edges)
         keys = self._read(self._places["band_keys"], begin, end)
-        return keys, self._read(self._places["band_documents"], begin, end)
+        documents = self._read(self._places["band_documents"], begin, end)
+        if len(documents) and int(documents.max()) >= self.num_documents:
+            raise self._damaged("has keys of documents that are not there")
+        return keys, documents
 
     def _read(self, place: _Place, first: int, stop: int) -> NDArray[Any]:
+        """Elements [first, stop) of an array."""
+        if not 0 <= first <= stop <= math.prod(place.shape):
+            raise self._damaged("has parts that are not where it says")
         width = np.dtype(place.dtype).itemsize
         num_bytes = (stop - first) * width
         data = bytearray()
@@ -205,23 +228,21 @@ class FeatureFile:
         if not 2 <= size <= _MAX_HEADER_BYTES:
             raise self._damaged("has no header")
         try:
-            header = json.loads(os.pread(self.descriptor, size, 8))
-            scheme = json.loads(header["__metadata__"]["cptron"])
-            places = {name: _place(header[name], 8 + size) for name in _DIMENSIONS}
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+            header = parse_json(os.pread(self.descriptor, size, 8))
+            scheme = parse_json(header["__metadata__"]["cptron"])
+            places = {name: _place(header[name], 8 + size, *array) for name, array in _ARRAYS.items()}
+            if places["band_keys"].shape[0] != scheme["bands"]:
+                raise ValueError("other bands")
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise self._damaged("has a header of something else") from None
         self._check(places)
         return places, scheme
 
     def _check(self, places: dict[str, _Place]) -> None:
         file_bytes = os.fstat(self.descriptor).st_size
-        for name, place in places.items():
-            size = int(np.prod(place.shape)) * np.dtype(place.dtype).itemsize
-            if (
-                len(place.shape) != _DIMENSIONS[name]
-                or place.begin + size != place.end
-                or place.end > file_bytes
-            ):
+        for place in places.values():
+            size = math.prod(place.shape) * np.dtype(place.dtype).itemsize
+            if place.begin + size != place.end or place.end > file_bytes:
                 raise self._damaged("is cut off")
         (count,), (bands, keys) = places["ranks"].shape, places["band_keys"].shape
         shapes = {name: place.shape for name, place in places.items()}

@@ -16,6 +16,7 @@ from pathlib import Path
 from cptron.corpus.dedup.feature_file import FeatureFile
 from cptron.durable import begin_directory, publish_directory
 from cptron.errors import DataError
+from cptron.json_text import is_file_name, parse_json
 
 RECORD = "index.json"
 _MAX_RECORD_BYTES = 64 << 20
@@ -54,13 +55,16 @@ def _files_of(directory: Path) -> list[tuple[str, int]]:
     path = record_path(directory)
     try:
         with path.open("rb") as stream:
-            entries = json.loads(stream.read(_MAX_RECORD_BYTES))["files"]
-        return [(str(entry["name"]), int(entry["bytes"])) for entry in entries]
+            entries = parse_json(stream.read(_MAX_RECORD_BYTES))["files"]
+        names = [(entry["name"], entry["bytes"]) for entry in entries]
+        if not all(is_file_name(name) and type(num_bytes) is int for name, num_bytes in names):
+            raise ValueError("no names and sizes of files")
+        return names
     except OSError as error:
         raise DataError(
             f"{path} cannot be read ({error.strerror}); name a directory that save_index made"
         ) from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         raise DataError(f"{path} is no record of an index; make the index again") from None
 
 
@@ -80,7 +84,7 @@ def _add(source: Path, target: Path) -> dict[str, object]:
 
 
 def _opened(directory: Path, name: str, num_bytes: int) -> FeatureFile:
-    path = directory / Path(name).name
+    path = directory / name
     file = FeatureFile(path)
     found = path.stat().st_size
     if found != num_bytes:

@@ -23,6 +23,7 @@ from cptron.corpus.select.array_file import load_arrays, save_arrays
 from cptron.corpus.select.causal_lm import Score
 from cptron.corpus.select.ngrams import mixed
 from cptron.corpus.words import tokens_of
+from cptron.errors import DataError
 
 UNKNOWN, BEGIN, END = 0, 1, 2
 _FIRST_WORD = 3
@@ -41,6 +42,18 @@ class _Order:
     """Sorted; of the n-grams without their last word."""
     gammas: NDArray[np.float64]
     """What each leaves to the shorter context."""
+
+    @property
+    def is_sound(self) -> bool:
+        """One number for each key, of the right types."""
+        pairs = ((self.keys, self.alphas), (self.contexts, self.gammas))
+        return all(
+            keys.ndim == 1
+            and keys.shape == values.shape
+            and keys.dtype == np.uint64
+            and values.dtype == np.float64
+            for keys, values in pairs
+        )
 
 
 class NgramModel:
@@ -110,11 +123,16 @@ class NgramModel:
     def load(cls, path: Path, remedy: str) -> NgramModel:
         """From a file. Raises DataError where it is none."""
         about, arrays = load_arrays(path, remedy)
-        words = arrays["words"].tobytes().decode("utf-8", "surrogatepass").split("\n")
-        orders = [
-            _Order(**{name: arrays[f"{name}_{length}"] for name in _Order.__dataclass_fields__})
-            for length in range(1, about["order"] + 1)
-        ]
+        try:
+            words = arrays["words"].tobytes().decode("utf-8", "surrogatepass").split("\n")
+            orders = [
+                _Order(**{name: arrays[f"{name}_{length}"] for name in _Order.__dataclass_fields__})
+                for length in range(1, about["order"] + 1)
+            ]
+            if not orders or not all(order.is_sound for order in orders):
+                raise ValueError("its arrays do not fit together")
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} is no model of n-grams ({error}); {remedy}") from None
         return cls([word for word in words if word], orders)
 
 

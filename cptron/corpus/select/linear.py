@@ -6,20 +6,25 @@ solved in a fixed order, so equal examples give an equal model; examples that ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cptron.corpus.document import draw
 from cptron.corpus.select.array_file import load_arrays, save_arrays
-from cptron.corpus.select.ngrams import bucket_counts
+from cptron.corpus.select.ngrams import MOST_BUCKETS, bucket_counts
 from cptron.corpus.select.sparse import SparseRows
 from cptron.errors import DataError
+from cptron.tokens.manifest import build_record
 
 FORMAT = "cptron linear classifier"
+MOST_NGRAM = 5
+"""Words of the longest n-gram that a classifier may look at."""
 LEAST_FOUND = 5
 """Held-out positive examples that a threshold must find (all, where there are fewer): one by chance is no precision."""
 _ROUNDS = 300
@@ -39,6 +44,17 @@ class Quality:
     """Held out."""
     negatives: int
     """Held out."""
+
+
+@dataclass(frozen=True, slots=True)
+class _About:
+    """What a file says beside the weights."""
+
+    format: str
+    bias: float
+    longest: int
+    quality: Quality
+    arrays: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +89,25 @@ class LinearClassifier:
         about, arrays = load_arrays(path, remedy)
         if about.get("format") != FORMAT:
             raise DataError(f"{path} has the format {about.get('format')!r}, must be {FORMAT!r}; {remedy}")
-        return cls(arrays["weights"], about["bias"], about["longest"], Quality(**about["quality"]))
+        try:
+            return cls._checked(
+                build_record(_About, {**about, "arrays": list(arrays)}, "it"), arrays["weights"]
+            )
+        except (TypeError, KeyError, ValueError) as error:
+            raise DataError(f"{path} is no classifier that can be used ({error}); {remedy}") from None
+
+    @classmethod
+    def _checked(cls, about: _About, weights: NDArray[Any]) -> LinearClassifier:
+        """Raises ValueError for what no training gives."""
+        if weights.ndim != 1 or weights.dtype != np.float32 or not 1 <= len(weights) <= MOST_BUCKETS:
+            raise ValueError(f"weights are {weights.dtype} {list(weights.shape)}")
+        if not (
+            np.isfinite(weights).all() and math.isfinite(about.bias) and 1 <= about.longest <= MOST_NGRAM
+        ):
+            raise ValueError(f"bias {about.bias}, longest {about.longest}, or a weight is out of range")
+        if not 0 <= about.quality.threshold <= 1:
+            raise ValueError(f"threshold {about.quality.threshold} is not within 0 to 1")
+        return cls(weights, about.bias, about.longest, about.quality)
 
 
 @dataclass(frozen=True, slots=True)

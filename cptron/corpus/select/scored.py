@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cptron.corpus.document import Document, Dropped, Result
+from cptron.corpus.sealed import RESTART
 from cptron.corpus.select.array_file import load_arrays, save_arrays
 from cptron.corpus.select.budget import REASONS, BudgetSettings, Sizes, by_shard
 from cptron.corpus.step import FIGURES, CorpusStep, ShardFeatures, Tally, each_verdict
 from cptron.errors import DataError
 
-RESTART = "run the same command with --restart"
 C = TypeVar("C", bound=BudgetSettings)
 
 

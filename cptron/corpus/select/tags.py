@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -57,6 +58,14 @@ def open_tagger(name: TaggerName, model: str, step: str) -> Tagger:
     return _spacy(model, step) if name == "spacy" else _nltk(step)
 
 
+def spacy_files(model: str, step: str) -> list[Path]:
+    """What names a spaCy model and its version; empty without one. Raises DataError where it is not installed."""
+    if not model:
+        return []
+    package: Any = optional_module(model, f"the spaCy model {model}", step)
+    return [Path(package.__file__).parent / "meta.json"]
+
+
 def _nltk(step: str) -> Tagger:
     nltk: Any = optional_module("nltk", "nltk", step)
 
@@ -75,7 +84,7 @@ def _nltk(step: str) -> Tagger:
 
 def _spacy(model: str, step: str) -> Tagger:
     spacy: Any = optional_module("spacy", "spacy", step)
-    optional_module(model, f"the spaCy model {model}", step)
+    spacy_files(model, step)
     pipeline: Any = spacy.load(model, exclude=["parser", "ner", "lemmatizer"])
     pipeline.max_length = 1 << 30
 

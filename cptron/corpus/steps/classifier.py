@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 from cptron.corpus.document import Document, Dropped, Result
 from cptron.corpus.optional import optional_module
+from cptron.corpus.sealed import RESTART
 from cptron.corpus.select.examples import example_files, examples
-from cptron.corpus.select.linear import LinearClassifier, Training, train
+from cptron.corpus.select.linear import MOST_NGRAM, LinearClassifier, Training, train
 from cptron.corpus.select.ngrams import MOST_BUCKETS
-from cptron.corpus.select.scored import RESTART, write_figures
+from cptron.corpus.select.scored import write_figures
 from cptron.corpus.step import CorpusStep, ShardFeatures, Tally
 from cptron.durable import fsync_path, make_directory, partial_path
 from cptron.errors import DataError
@@ -81,10 +82,12 @@ class Step(CorpusStep[Config]):
                 f"threshold {config.threshold}, min_precision {config.min_precision} and held_out {config.held_out} "
                 "must be within 0 to 1; correct them"
             )
-        if not (1 <= config.buckets <= MOST_BUCKETS and 1 <= config.longest <= 5 and config.penalty > 0):
+        if not (
+            1 <= config.buckets <= MOST_BUCKETS and 1 <= config.longest <= MOST_NGRAM and config.penalty > 0
+        ):
             return (
-                f"buckets {config.buckets} must be 1 to {MOST_BUCKETS}, longest {config.longest} 1 to 5, penalty "
-                f"{config.penalty} above 0; correct them"
+                f"buckets {config.buckets} must be 1 to {MOST_BUCKETS}, longest {config.longest} 1 to {MOST_NGRAM}, "
+                f"penalty {config.penalty} above 0; correct them"
             )
         return ""
 

@@ -39,7 +39,7 @@ from cptron.corpus.select.similarity import (
     words_of,
 )
 from cptron.corpus.select.sparse import SparseRows
-from cptron.corpus.select.tags import PACKAGES, Tagger, TaggerName, entropy_nats, open_tagger
+from cptron.corpus.select.tags import PACKAGES, Tagger, TaggerName, entropy_nats, open_tagger, spacy_files
 from cptron.corpus.step import ShardFeatures, Tally
 from cptron.corpus.steps.perplexity import model_files
 from cptron.errors import DataError
@@ -124,7 +124,7 @@ class Step(ScoredStep[Config]):
                 f"encoder {config.encoder} holds {len(encoder)} files, must be a model; correct it"
             )
         task = example_files(config.task) if config.task else []
-        return [*task, *encoder, *tokenizer_files(config)]
+        return [*task, *encoder, *tokenizer_files(config), *spacy_files(config.tagger_model, self.name)]
 
     def open(self) -> None:
         """See `Step`."""

@@ -18,7 +18,9 @@ import regex
 from numpy.typing import NDArray
 
 from cptron.corpus.document import Document
+from cptron.corpus.sealed import RESTART
 from cptron.corpus.step import CorpusStep, ShardFeatures, Tally
+from cptron.errors import DataError
 
 _AT_ONCE = 8_000_000
 """Hashes that are sorted together: 0.3 GB."""
@@ -90,6 +92,9 @@ class Step(CorpusStep[Config]):
 def _range_of(shard: ShardFeatures, first: int, stop: int) -> list[NDArray[np.uint64]]:
     """Upper halves in [first, stop), the lower halves beside them, and the documents' places in the shard."""
     count = shard.num_documents
+    size = shard.path.stat().st_size if shard.path.is_file() else None
+    if size != 20 * count:
+        raise DataError(f"{shard.path} has {size} bytes, must have {20 * count}; {RESTART}")
     if not count:
         return [np.zeros(0, np.uint64)] * 3
     high = np.memmap(shard.path, "<u8", "r", 0, count)
@@ -97,4 +102,6 @@ def _range_of(shard: ShardFeatures, first: int, stop: int) -> list[NDArray[np.ui
     end = count if stop == 2**64 else int(np.searchsorted(high, np.uint64(stop)))
     low = np.memmap(shard.path, "<u8", "r", 8 * count, count)
     places = np.memmap(shard.path, "<u4", "r", 16 * count, count)
+    if end > begin and int(places[begin:end].max()) >= count:
+        raise DataError(f"{shard.path} has hashes of documents that are not there; {RESTART}")
     return [np.array(column[begin:end], np.uint64) for column in (high, low, places)]

@@ -24,6 +24,7 @@ from cptron.corpus.dedup.index import num_files_of, open_index, publish_index, r
 from cptron.corpus.dedup.keep import decide, names_of
 from cptron.corpus.dedup.scheme import Scheme
 from cptron.corpus.document import Document, Dropped, Result
+from cptron.corpus.sealed import read_sealed, write_sealed
 from cptron.corpus.step import CorpusStep, ShardFeatures, Tally, each_verdict
 
 MOST_PERMUTATIONS = 1024
@@ -129,7 +130,7 @@ class Step(CorpusStep[Config]):
     def applied(self, decided: Path, shard: int) -> Callable[[Document, Tally], Result]:
         """See `CorpusStep`."""
         codes = each_verdict(decided, shard)
-        originals = iter(_originals_path(decided, shard).read_bytes().decode().split("\n"))
+        originals = iter(read_sealed(_originals_path(decided, shard)).decode().split("\n"))
 
         def verdict(document: Document, tally: Tally) -> Result:
             code = next(codes)
@@ -166,4 +167,4 @@ def _originals_path(decided: Path, shard: int) -> Path:
 def _write_originals(path: Path, clusters: Clusters, originals: NDArray[np.uint32]) -> None:
     names = names_of(clusters, originals)
     lines = (names[document].replace("\n", " ") + "\n" for document in originals.tolist())
-    path.write_bytes("".join(lines).encode())
+    write_sealed(path, "".join(lines).encode())

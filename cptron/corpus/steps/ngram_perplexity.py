@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cptron.corpus.document import Document, Dropped, Result
+from cptron.corpus.sealed import RESTART
 from cptron.corpus.select.examples import example_files, examples
 from cptron.corpus.select.kneser_ney import NgramModel
 from cptron.corpus.select.limits import Measure, limits_problem, within_limits
-from cptron.corpus.select.scored import RESTART, write_figures
+from cptron.corpus.select.scored import write_figures
 from cptron.corpus.step import CorpusStep, ShardFeatures, Tally
 
 MODEL = "ngrams.model"

@@ -90,7 +90,7 @@ class Step(MapStep[Config]):
         """See `Step`."""
         config = self.config
         if config.engine == "kenlm":
-            self._kenlm: Any = optional_module("kenlm", "kenlm", self.name).Model(config.model)
+            self._kenlm = _kenlm(config.model, self.name)
             return
         self._scorer = CausalScorer(
             Path(config.model),
@@ -138,6 +138,16 @@ class Step(MapStep[Config]):
         lines = [words for line in text.lower().splitlines() if (words := tokens_of(line))]
         nats = -math.log(10) * sum(self._kenlm.score(" ".join(words)) for words in lines)
         return Score(nats, sum(len(words) + 1 for words in lines), len(text.encode())) if lines else None
+
+
+def _kenlm(model: str, step: str) -> Any:
+    module = optional_module("kenlm", "kenlm", step)
+    try:
+        return module.Model(model)
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"{model} must be a KenLM model ({' '.join(str(error).split())[:200]}); make it again"
+        ) from None
 
 
 def model_files(directory: Path) -> list[Path]:

@@ -1,16 +1,19 @@
 """Personal data that only a model finds (names, places), by Microsoft's Presidio.
 
 Place in the flow: a map step; an option beside `pii`, since it is slow and names nobody in many of its hits.
-Invariant: nothing is downloaded: the spaCy model must be installed, or none is used and only Presidio's patterns act.
+Invariant: nothing is downloaded: the spaCy model must be installed, or none is used and only Presidio's patterns act;
+the list of domains' suffixes by which those judge addresses is the one in its package.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cptron.corpus.document import Document, Result
 from cptron.corpus.optional import optional_module
+from cptron.corpus.select.tags import spacy_files
 from cptron.corpus.step import MapStep, Tally
 from cptron.corpus.steps.pii import replaced
 from cptron.errors import DataError
@@ -47,9 +50,15 @@ class Step(MapStep[Config]):
             return f"placeholder {config.placeholder!r} must hold {{kind}}, and entities a name; correct them"
         return ""
 
+    def files(self) -> list[Path]:
+        """See `Step`: what names the model and its version. Raises DataError where it is not installed."""
+        return spacy_files(self.config.spacy_model, self.name)
+
     def open(self) -> None:
         """See `Step`. Raises DataError where the model or an entity is unknown."""
         config = self.config
+        domains: Any = optional_module("tldextract.tldextract", "tldextract", self.name)
+        domains.TLD_EXTRACTOR = domains.TLDExtract(suffix_list_urls=(), cache_dir=None)
         presidio: Any = optional_module("presidio_analyzer", "presidio-analyzer and spacy", self.name)
         engines: Any = optional_module(
             "presidio_analyzer.nlp_engine", "presidio-analyzer and spacy", self.name
@@ -57,7 +66,7 @@ class Step(MapStep[Config]):
         try:
             if config.spacy_model:
                 models = [{"lang_code": config.language, "model_name": config.spacy_model}]
-                optional_module(config.spacy_model, f"the spaCy model {config.spacy_model}", self.name)
+                self.files()
                 engine = engines.SpacyNlpEngine(models=models)
             else:
                 from presidio_analyzer.nlp_engine.no_op_nlp_engine import NoOpNlpEngine

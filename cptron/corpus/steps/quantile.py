@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cptron.corpus.document import Document, Dropped, Result
+from cptron.corpus.sealed import RESTART
 from cptron.corpus.select.array_file import load_arrays, save_arrays
 from cptron.corpus.select.budget import by_shard, quantile_ranks
-from cptron.corpus.select.scored import RESTART, write_figures
+from cptron.corpus.select.scored import write_figures
 from cptron.corpus.step import CorpusStep, ShardFeatures, Tally, each_verdict
 from cptron.errors import DataError
 

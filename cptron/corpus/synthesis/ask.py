@@ -49,8 +49,8 @@ class Asker:
     def _group(self, group: Sequence[Request]) -> Sequence[Answer | None]:
         key = key_of(self._model, group)
         if self._cached_only:
-            return self._cache.read(key) or [None] * len(group)
-        return self._cache.read_or_ask(key, lambda: self._asked(key, group))
+            return self._cache.read(key, len(group)) or [None] * len(group)
+        return self._cache.read_or_ask(key, len(group), lambda: self._asked(key, group))
 
     def _asked(self, key: str, group: Sequence[Request]) -> list[Answer]:
         answers = self._model.answers(group)

@@ -18,6 +18,7 @@ from cptron.corpus.synthesis.cache import LOCKS
 from cptron.corpus.synthesis.locks import wait_for
 from cptron.errors import DataError
 from cptron.json_text import parse_json
+from cptron.tokens.manifest import build_record
 
 SPENT = "spent.json"
 _PLACE = 1 << 60
@@ -85,8 +86,11 @@ def read_spent(directory: Path) -> Spent:
     """What a cache has cost. Raises DataError where the record is damaged."""
     path = directory / SPENT
     try:
-        return Spent(**{name: int(value) for name, value in parse_json(path.read_bytes()).items()})
+        spent: Spent = build_record(Spent, parse_json(path.read_bytes()), "it")
+        if min(spent.requests, spent.tokens) < 0:
+            raise ValueError("it has numbers below 0")
+        return spent
     except FileNotFoundError:
         return Spent()
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error}); correct it, or remove it to begin at 0") from None

@@ -13,12 +13,12 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from cptron.corpus.synthesis.answer import Answer, Model, Request
+from cptron.corpus.synthesis.answer import Answer, End, Model, Request
 from cptron.corpus.synthesis.locks import one_of
 from cptron.durable import make_directory
 from cptron.errors import DataError
@@ -52,8 +52,8 @@ class Cache:
         except OSError as error:
             raise self._unusable(directory, error) from None
 
-    def read(self, key: str) -> list[Answer] | None:
-        """The answers, if they are there."""
+    def read(self, key: str, count: int) -> list[Answer] | None:
+        """The answers, if they are there; `count` of them, or the file is damaged."""
         path = self._path(key)
         try:
             content = path.read_bytes()
@@ -61,17 +61,17 @@ class Cache:
             return None
         except OSError as error:
             raise self._unusable(path, error) from None
-        return _answers(path, content)
+        return _answers(path, content, count)
 
-    def read_or_ask(self, key: str, ask: Callable[[], list[Answer]]) -> list[Answer]:
-        """The answers. Two that ask the same wait for one another."""
+    def read_or_ask(self, key: str, count: int, ask: Callable[[], list[Answer]]) -> list[Answer]:
+        """The `count` answers. Two that ask the same wait for one another."""
         lock = self._directory / LOCKS
         place = int(key[:15], 16)
-        while (found := self.read(key)) is None:
+        while (found := self.read(key, count)) is None:
             try:
                 with one_of(lock, [place]) as held:
                     if held:
-                        return self.read(key) or self._publish(key, ask())  # it may have come between
+                        return self.read(key, count) or self._publish(key, ask())  # it may have come between
             except OSError as error:
                 raise self._unusable(lock, error) from None
             time.sleep(_WAIT_S)
@@ -100,7 +100,7 @@ class Cache:
             try:
                 os.link(partial, path)
             except FileExistsError:
-                return self.read(key) or answers
+                return self.read(key, len(answers)) or answers
             except OSError:
                 partial.replace(path)  # no second names there; the lock keeps others off
             finally:
@@ -123,15 +123,27 @@ def entries(directory: Path) -> list[Path]:
     return sorted(directory.glob("???/*.json"))
 
 
-def _answers(path: Path, content: bytes) -> list[Answer]:
+def _answers(path: Path, content: bytes, count: int) -> list[Answer]:
     try:
-        return [_answer(one) for one in parse_json(content)]
+        values = parse_json(content)
+        if not isinstance(values, list) or len(values) != count:
+            raise ValueError(f"it holds no list of {count} answers")
+        return [_answer(one) for one in values]
     except (ValueError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error}); remove it, and it is asked again") from None
 
 
-def _answer(values: Mapping[str, Any]) -> Answer:
+def _answer(values: Any) -> Answer:
+    """Raises TypeError or ValueError for anything else."""
     answer = Answer(**values)
-    if not isinstance(answer.text, str) or not isinstance(answer.end, str):
-        raise TypeError("an answer must have a text and an end")
+    if [type(getattr(answer, name)) for name in ("text", "end", "tokens_in", "tokens_out")] != [
+        str,
+        str,
+        int,
+        int,
+    ]:
+        raise TypeError("an answer must have a text, an end and numbers of tokens")
+    if answer.end not in get_args(End):
+        raise ValueError(f"an answer ends with {answer.end!r}")
+    answer.text.encode()  # halves of surrogate pairs, which JSON can spell, are no text
     return answer

@@ -37,7 +37,7 @@ def read_completion(body: bytes, chat: bool = True) -> Answer:
     if reason == "content_filter" or (refusal and not text):
         return Answer(_storable(str(refusal or reason)), "refused", *tokens)
     if isinstance(text, list):  # parts of text, as some servers answer
-        text = "".join(part.get("text", "") for part in text if isinstance(part, dict))
+        text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
     if not isinstance(text, str) or (not text.strip() and reason != "length"):
         raise BadCompletionError(f"the message has no text (finish_reason {reason!r})")
     end: End = "length" if reason == "length" else "stop"
