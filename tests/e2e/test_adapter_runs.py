@@ -215,6 +215,7 @@ def test_an_adapter_is_no_start(world: World, runs: dict[str, Path], tmp_path: P
     assert ours[key] == pytest.approx(theirs[key], rel=1e-4)
 
 
+@pytest.mark.more
 def test_a_base_may_move_but_not_change(world: World, runs: dict[str, Path], tmp_path: Path) -> None:
     """A copy of the base will do; another fingerprint, or no base, is one line on every rank."""
     there = moved(world.base, tmp_path / "there")

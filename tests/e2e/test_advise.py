@@ -31,6 +31,7 @@ def words(world: World, *more: str | Path) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.more
 def test_what_is_written_trains_to_its_end(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

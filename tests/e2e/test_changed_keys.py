@@ -43,6 +43,7 @@ def refused(run: Path, outcomes: list[rank_calls.Outcome], before: dict[str, tup
     return line
 
 
+@pytest.mark.more
 def test_an_accepted_seed_draws_everything_anew(
     world: World, whole_runs: dict[Layout, Path], tmp_path: Path
 ) -> None:

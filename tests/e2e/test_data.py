@@ -105,6 +105,7 @@ def test_prepared_cache_is_what_the_run_asks_for(world: World, tmp_path: Path) -
     assert audit(run).step == 20
 
 
+@pytest.mark.more
 def test_best_fit_and_megatron_order_train(world: World, tmp_path: Path) -> None:
     """Both run to the end on two ranks and account for every token."""
     run = world.trained(

@@ -139,6 +139,7 @@ def test_every_layout_finds_the_same(chains: Chains, whole: Path, layout: Layout
         assert weights_of(run)[key] == pytest.approx(weights_of(whole)[key], rel=1e-2, abs=1e-4)
 
 
+@pytest.mark.more
 def test_the_command_writes_what_to_paste(chains: Chains, whole: Path, tmp_path: Path) -> None:
     """Of a run that has come to its end nothing is trained; another vocabulary is refused."""
     run = Path(shutil.copytree(whole, tmp_path / "run"))

@@ -184,7 +184,7 @@ def furthest(run: FakeRun) -> dict[str, float]:
     return found
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     sessions=st.lists(SESSION, min_size=1, max_size=4),
     packing=st.sampled_from(["joined", "best_fit"]),

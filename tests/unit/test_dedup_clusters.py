@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import resource
 from collections import Counter
@@ -206,7 +207,8 @@ def test_more_files_than_may_be_open(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for number in range(80):
         write_features(DOCUMENTS[number : number + 1], tmp_path / str(number), SCHEME)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+    others = [os.open(tmp_path, os.O_RDONLY) for _ in range(90)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(others) + 10, hard))
     try:
         step = near_duplicates.Step("x", near_duplicates.Config(shingle_size=2, bands=20, rows=4), 0)
         shards = [ShardFeatures(n, tmp_path / str(n), 1, lambda: iter(())) for n in range(80)]
@@ -216,6 +218,8 @@ def test_more_files_than_may_be_open(tmp_path: Path) -> None:
             allow_open_files(2**40)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for other in others:
+            os.close(other)
     assert len(list((tmp_path / "decided").glob("*.verdicts"))) == 80
 
 

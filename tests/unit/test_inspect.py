@@ -428,7 +428,7 @@ NAMES = st.text("abc_/", min_size=1)
 VALUES = st.integers() | st.floats() | st.booleans() | st.none() | st.text() | st.lists(st.text())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.dictionaries(NAMES, st.recursive(VALUES, lambda inner: st.dictionaries(NAMES, inner))))
 def test_no_value_breaks_the_lines_of_the_text(facts: dict[str, Any]) -> None:
     """Names of files and messages of damage come from anywhere; every name still starts a line of its own."""

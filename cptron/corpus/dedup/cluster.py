@@ -9,6 +9,7 @@ beyond it there are 4 bytes a document.
 
 from __future__ import annotations
 
+import os
 import resource
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -155,7 +156,8 @@ def _check(sources: Sources) -> None:
 def allow_open_files(num_files: int) -> None:
     """Raise this process's limit so that as many feature files can be open. Raises DataError where it may not be."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = num_files + _FILES_BESIDE
+    # Those of this process that are open already count too, and the limit is of numbers, of which some may be free.
+    needed = num_files + max(map(int, os.listdir("/dev/fd")), default=0) + _FILES_BESIDE
     if soft >= needed:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
