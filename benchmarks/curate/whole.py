@@ -36,13 +36,27 @@ STEPS: list[dict[str, Any]] = [
     {"step": "normalise"},
     {"step": "length", "min_characters": 200},
     {"step": "language", "engine": "py3langid", "keep": LANGUAGES, "threshold": 0.5},
-    {"step": "gopher_quality", "min_stop_words": 0},
+    {
+        "step": "gopher_quality",
+        "min_stop_words": 0,
+        "max_non_alpha_words_ratio": 0.25,
+        "min_avg_word_length": 2.0,
+    },
     {"step": "exact_dedup"},
     {"step": "near_duplicates"},
-    {"step": "gopher_repetition"},
+    {
+        "step": "gopher_repetition",
+        "dup_para_frac": 0.9,
+        "dup_para_char_frac": 0.9,
+        "dup_line_char_frac": 0.9,
+        "dup_line_frac": 0.9,
+        "top_n_grams": [0.6, 0.6, 0.6],
+        "dup_n_grams": [0.6, 0.6, 0.6, 0.6, 0.6, 0.6],
+    },
     {"step": "pii"},
     {"step": "decontaminate", "evaluation": ["examples/quickstart/data/*.valid.jsonl.gz"]},
 ]
+"""With the limits of rules for prose wide enough for programs and manuals, so that later steps have work, too."""
 _KILLS = 6
 """At most, of each of the two commands."""
 _LATEST = 0.8
