@@ -61,6 +61,7 @@ def test_verify_names_a_tensor_that_differs(name: str, world: World, tmp_path: P
     assert f"differ in 1 tensor(s), first {name}" in outcome.error
 
 
+@pytest.mark.more
 def test_a_killed_conversion_goes_on(world: World, tmp_path: Path) -> None:
     """SIGKILL while it writes: nothing under the final name; the same command ends with the same checkpoint."""
     out = tmp_path / "out"

@@ -147,7 +147,7 @@ def test_stop_and_keep_best(
     ("action", "moment", "after"),
     [
         pytest.param("raise_replay", "journalled", ONE, marks=pytest.mark.more),
-        ("raise_replay", "acted", Layout(2, tp=2)),
+        pytest.param("raise_replay", "acted", Layout(2, tp=2), marks=pytest.mark.more),
         pytest.param("rollback", "journalled", ONE, marks=pytest.mark.more),
         ("rollback", "loaded", Layout(2)),
         pytest.param("rollback", "acted", ONE, marks=pytest.mark.more),

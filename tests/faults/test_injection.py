@@ -10,7 +10,7 @@ from tiny_world import World
 
 SEED = 1
 SHORT = [fault for fault in FAULTS if fault.short]
-QUICK = ("kill one rank", "corrupt", "disk full")
+QUICK = ("corrupt", "disk full")
 """Those that no other test in this folder brings about."""
 
 

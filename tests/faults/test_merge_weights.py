@@ -85,6 +85,7 @@ def test_memory_is_that_of_blocks(two: list[Path], tmp_path: Path) -> None:
         assert (stored == np.float32(value).view(np.uint32) >> 16).all()
 
 
+@pytest.mark.more
 def test_a_kill_in_the_middle_leaves_nothing_that_looks_finished(two: list[Path], tmp_path: Path) -> None:
     """No directory under an output's name; the same command then does the whole work."""
     out = tmp_path / "out"

@@ -28,7 +28,6 @@ NEWEST_TOO = pytest.mark.core_ranks
 MORE = pytest.mark.more
 QUICK = {
     "tp1_pp1_dp1-untied": NEWEST_TOO,
-    "tp1_pp3_dp1-untied-documents-recompute-full": (),
     "tp1_pp3_vp2_dp1-tied-documents": NEWEST_TOO,
     "tp1_cp4_pp1_dp1-untied-documents-reset": (),
     "tp1_pp1_dp2-untied-documents": (),

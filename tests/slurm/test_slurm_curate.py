@@ -106,6 +106,7 @@ def curation(cluster: Cluster, raw: dict[str, list[str]], tmp_path: Path) -> Cur
     return Curation(cluster, tmp_path)
 
 
+@pytest.mark.more
 def test_failing_task_and_going_on(curation: Curation, whole: dict[str, bytes]) -> None:
     """One shard of one task cannot be written: one line says so, the other task does its part on the other node, no
     later job is started and none is left; the same command goes on, and ends with the bytes of a run without SLURM."""
