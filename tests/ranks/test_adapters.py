@@ -256,7 +256,7 @@ def test_start_does_not_depend_on_the_layout(layout: Layout, checkpoints: dict[s
     "source",
     [
         pytest.param(Layout(), marks=pytest.mark.more),
-        pytest.param(Layout(tp=2), marks=pytest.mark.core_ranks),
+        Layout(tp=2),
         pytest.param(Layout(pp=2), marks=pytest.mark.more),
     ],
     ids=Layout.describe,

@@ -84,7 +84,7 @@ def by_autograd(
 
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param("untied", marks=pytest.mark.more), pytest.param("tied", marks=pytest.mark.core_ranks)],
+    [pytest.param("untied", marks=pytest.mark.more), "tied"],
 )
 def test_equals_autograd_under_every_layout(
     kind: str, request: pytest.FixtureRequest, checkpoints: dict[str, Path], tokens: Path, tmp_path: Path

@@ -134,7 +134,6 @@ def test_twenty_steps_equal_plain_torch(
     assert expected[-1, 0] < expected[0, 0], "twenty steps that teach nothing would prove nothing"
 
 
-@pytest.mark.core_ranks
 @pytest.mark.parametrize(
     ("world_size", "tp", "pp"),
     [pytest.param(*layout, marks=() if layout == (2, 2, 1) else MORE) for layout in LAYOUTS],
