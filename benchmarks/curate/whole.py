@@ -59,8 +59,9 @@ STEPS: list[dict[str, Any]] = [
 """With the limits of rules for prose wide enough for programs and manuals, so that later steps have work, too."""
 _KILLS = 6
 """At most, of each of the two commands."""
-_LATEST = 0.8
-"""Part of the undisturbed time after which a command is killed at the latest."""
+_LATEST = 0.3
+"""Part of the undisturbed time after which a command is killed at the latest: each start goes on where the one before
+was killed, so that the kills are spread over the whole work."""
 _GONE_S = 60
 
 
