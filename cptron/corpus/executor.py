@@ -36,6 +36,20 @@ class Executor(Protocol):
         `CptronError`."""
 
 
+def bar_of(units: Sequence[Unit], shown: str, done_bytes: int, *, enabled: bool = True) -> tqdm:
+    """Over the input's bytes, those that are done already included; on a terminal, and now and then in a log."""
+    return tqdm(
+        total=done_bytes + sum(unit.weight for unit in units),
+        initial=done_bytes,
+        unit="B",
+        unit_scale=True,
+        desc=shown,
+        disable=not enabled,
+        file=sys.stderr,
+        mininterval=0.2 if sys.stderr.isatty() else _LOG_INTERVAL_S,
+    )
+
+
 class LocalExecutor:
     """`workers` processes, started when they are first needed; one alone does the work in this process. A context
     manager."""
@@ -60,17 +74,7 @@ class LocalExecutor:
 
     def run(self, work: Work, units: Sequence[Unit], shown: str, done_bytes: int) -> None:
         """See `Executor`."""
-        total = done_bytes + sum(unit.weight for unit in units)
-        with tqdm(
-            total=total,
-            initial=done_bytes,
-            unit="B",
-            unit_scale=True,
-            desc=shown,
-            disable=not self._progress or not units,
-            file=sys.stderr,
-            mininterval=0.2 if sys.stderr.isatty() else _LOG_INTERVAL_S,
-        ) as bar:
+        with bar_of(units, shown, done_bytes, enabled=self._progress and bool(units)) as bar:
             if self._workers == 1 or len(units) <= 1:
                 for unit in units:
                     work.do(unit)

@@ -8,7 +8,6 @@ error, and one whose worker died is done again, a few times.
 
 from __future__ import annotations
 
-import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -16,6 +15,7 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
+from cptron.corpus.executor import bar_of
 from cptron.corpus.optional import optional_module
 from cptron.corpus.work import Unit, Work
 from cptron.errors import CptronError, DataError
@@ -63,16 +63,7 @@ class RayExecutor:
             return
         if self._stored is None:
             self._stored = [self._ray.put(work)]  # in a list Ray hands on the reference, not the work
-        total = done_bytes + sum(unit.weight for unit in units)
-        with tqdm(
-            total=total,
-            initial=done_bytes,
-            unit="B",
-            unit_scale=True,
-            desc=shown,
-            file=sys.stderr,
-            mininterval=0.2 if sys.stderr.isatty() else 10.0,
-        ) as bar:
+        with bar_of(units, shown, done_bytes) as bar:
             self._all_done(iter(units), bar)
 
     def _all_done(self, units: Iterator[Unit], bar: tqdm) -> None:
