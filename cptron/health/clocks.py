@@ -44,8 +44,9 @@ def _asked(rank: int, device: torch.device) -> tuple[float, float]:
     best = (0.0, float("inf"))
     told = torch.zeros(1, dtype=torch.float64, device=device)
     for _ in range(ROUNDS):
-        asked_s = time.time()
         began_s = time.perf_counter()
+        # Within the interval, so that a pause between these two lines is in the uncertainty.
+        asked_s = time.time()
         dist.send(told, rank)
         dist.recv(told, rank)
         theirs_s = float(told.item())
