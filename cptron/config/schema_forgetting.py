@@ -23,8 +23,8 @@ class ForgettingConfig:
     patience: int = 2
     """Evaluations in a row beyond `epsilon_nats` until there is an alarm."""
     grace_tokens: int = 0
-    """Trained tokens before which nothing is decided, since the loss on old data overshoots at first; 0: the larger of
-    warm-up and 2 % of the run."""
+    """Trained tokens, since the run or branch began, before which nothing is decided, since the loss on old data
+    overshoots at first; 0: the larger of what is left of the warm-up and 2 % of the steps to come."""
     max_actions: int = 4
     """After so many actions alarms only alert."""
     confidence: float = 0.95

@@ -55,9 +55,11 @@ class ValidSet(WindowSet):
         vocab_size: int = 0,
         *,
         eod_mask_loss: bool = False,
+        seen: str = "",
     ) -> None:
         """Open the files, and read what will be evaluated once: every rank finds an id from `vocab_size` on
-        (0 checks nothing) before any evaluates. Raises DataError."""
+        (0 checks nothing) before any evaluates. `seen`: how attention reads windows, where not as usual; losses of
+        other readings cannot be compared. Raises DataError."""
         super().__init__(micro_batch_size, dp_rank, dp_size)
         self.name = name
         where = f"validation set {name} ({prefix})"
@@ -78,6 +80,7 @@ class ValidSet(WindowSet):
         self.facts = _facts(
             content,
             f"{seq_length}|{self._num_places}|{eod_mask_loss}",
+            seen,
             whole=self.num_predicted_tokens == available,
         )
 
@@ -171,10 +174,11 @@ class ValidSet(WindowSet):
         return learned
 
 
-def _facts(content: Content, cut: str, *, whole: bool) -> SetFacts:
+def _facts(content: Content, cut: str, seen: str, *, whole: bool) -> SetFacts:
     """`cut`: how the stream becomes windows. `whole`: every label counts."""
     mask = content.manifest.files.get("loss_mask") if content.manifest else None
-    windows = hashlib.sha256(f"{content.identity}|{mask and mask.sha256}|{cut}".encode()).hexdigest()
+    told = "|".join([content.identity, str(mask and mask.sha256), cut, *([seen] if seen else [])])
+    windows = hashlib.sha256(told.encode()).hexdigest()
     manifest = content.manifest
     if manifest is None:
         return SetFacts(windows)
@@ -185,7 +189,7 @@ def _facts(content: Content, cut: str, *, whole: bool) -> SetFacts:
         # the options that name the tokenizer do not change the text
         options = {name: text for name, text in manifest.options.items() if not name.startswith("tokenizer")}
         files = [source.sha256 for source in manifest.sources]
-        same = [files, manifest.key, manifest.partition, manifest.documents, options]
+        same = [files, manifest.key, manifest.partition, manifest.documents, options, *([seen] if seen else [])]
         text = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
     unwritten = tuple(number for added, number in around if added and number is not None)
     return SetFacts(windows, text, made_with.fingerprint, unwritten)

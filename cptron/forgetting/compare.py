@@ -53,6 +53,8 @@ def change_of(name: str, now: EvaluatedSet, before: EvaluatedSet) -> Change | Un
         return Change(name, now.nats_W - before.nats_W, now.tokens_W.astype(np.float64))
     if not (now.facts.text and now.facts.text == before.facts.text):
         return "its tokens or windows are others, and that the text is the same is not known"
+    if now.facts.tokenizer == before.facts.tokenizer:
+        return "the same text is cut or read otherwise (data.seq_length, attention), which changes a loss by itself"
     if now.bytes_W is None or before.bytes_W is None:
         return "the text is the same and the tokenizer another, but the bytes of its tokens are not known"
     bytes_per_token = now.bytes_W.sum() / now.tokens_W.sum()

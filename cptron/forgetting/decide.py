@@ -50,7 +50,8 @@ def decide(
     policy = watch.policy
     finding: Finding = "none"
     if old is not None:
-        policy, finding = judge(rules_of(config), policy, old, found.tokens_total)
+        rules = rules_of(config, watch.begun_step)
+        policy, finding = judge(rules, policy, old, found.tokens_total - watch.begun_tokens)
     done = _action(config, reaction, finding, found.shares, quiet_step)
     alarms, after_alarms = _alarms(config, watch, found)
     return Verdict(
@@ -133,7 +134,8 @@ def _alarms(config: Config, watch: Watch, found: Measured) -> tuple[list[str], W
     forgetting, alarms = config.forgetting, list[str]()
     gap = watch.gap
     new = [found.losses[valid.name] for valid in config.data.valid if valid.suite == "new"]
-    if forgetting.gap_nats and new and found.tokens_total >= rules_of(config).grace_tokens:
+    trained = found.tokens_total - watch.begun_tokens
+    if forgetting.gap_nats and new and trained >= rules_of(config, watch.begun_step).grace_tokens:
         train = watch.train_nats([source.name for source in config.data.sources if source.role == "new"])
         valid = sum(new) / len(new)
         gap, grown = judge_gap(forgetting.gap_nats, forgetting.patience, gap, train, valid)

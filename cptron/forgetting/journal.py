@@ -156,10 +156,11 @@ def append_verdict(path: Path, verdict: Verdict) -> None:
         raise CheckpointError(f"{path} cannot be written ({error}); free space and start again") from None
 
 
-def in_a_branch(watch: Watch, reaction: Reaction) -> tuple[Watch, Reaction]:
-    """What of its parent's state a branch goes on with: what is in force, but neither its parent's journal, nor that it
-    has acted or stopped."""
-    return replace(watch, lines=0), replace(reaction, actions=0, stopped=False)
+def in_a_branch(watch: Watch, reaction: Reaction, step: int, tokens_total: int) -> tuple[Watch, Reaction]:
+    """What of its parent's state a branch goes on with, which begins after so many steps and tokens: what is in force,
+    but neither its parent's journal, nor that it has acted or stopped."""
+    begun = replace(watch, lines=0, begun_step=step, begun_tokens=tokens_total)
+    return begun, replace(reaction, actions=0, stopped=False)
 
 
 def after_rollbacks(

@@ -34,7 +34,7 @@ class Rules:
     patience: int
     """Evaluations in a row beyond it until there is an alarm."""
     grace_tokens: int
-    """Trained tokens before which nothing is decided."""
+    """Trained tokens since the run began before which nothing is decided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class PolicyState:
 
 
 def judge(rules: Rules, state: PolicyState, change: Interval, tokens: int) -> tuple[PolicyState, Finding]:
-    """What an evaluation after `tokens` trained tokens means, and the state after it.
+    """What an evaluation means, `tokens` trained tokens after the run began, and the state after it.
 
     An alarm that goes on is one again after `patience` further evaluations beyond epsilon: what was done about it was
     not enough.

@@ -6,7 +6,7 @@ again. Imports no torch. Invariant: the same configuration gives the same window
 
 from __future__ import annotations
 
-from cptron.config.schema import Config
+from cptron.config.schema import AttentionConfig, Config
 from cptron.data.valid import ValidSet
 from cptron.data.windows import WindowSet
 from cptron.forgetting.probes import probe_sets
@@ -16,7 +16,8 @@ def evaluated_sets(
     config: Config, vocab_size: int, dp_rank: int = 0, dp_size: int = 1, sequence_unit: int = 1
 ) -> list[WindowSet]:
     """As one data parallel rank sees them. Raises `DataError`."""
-    data = config.data
+    data, attention = config.data, config.attention
+    seen = "" if attention == AttentionConfig() else f"{attention.document_mask}|{attention.reset_positions}"
     micro = config.eval.micro_batch_size or config.train.micro_batch_size
     found: list[WindowSet] = [
         ValidSet(
@@ -29,6 +30,7 @@ def evaluated_sets(
             dp_size,
             vocab_size,
             eod_mask_loss=data.eod_mask_loss,
+            seen=seen,
         )
         for item in data.valid
     ]

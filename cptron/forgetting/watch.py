@@ -33,11 +33,17 @@ class Watch:
     seen: Mapping[str, Seen] = field(default_factory=dict)
     lines: int = 0
     """Of the journal, that are in this state or lie ahead of it."""
+    begun_step: int = 0
+    """At which this run began: 0, or where it branched from another. The grace window counts from there."""
+    begun_tokens: int = 0
+    """Trained until then."""
 
     @classmethod
     def from_dict(cls, saved: Any) -> Self:
         """What `to_dict` returned. Raises ValueError on anything else."""
         try:
+            if isinstance(saved, Mapping):  # earlier versions had no beginning but 0
+                saved = {"begun_step": 0, "begun_tokens": 0, **saved}
             values = _exactly(cls, saved)
             found = cls(
                 PolicyState.from_dict(values["policy"]),
@@ -48,6 +54,8 @@ class Watch:
                 },
                 {name: Seen(**_exactly(Seen, seen)) for name, seen in values["seen"].items()},
                 values["lines"],
+                values["begun_step"],
+                values["begun_tokens"],
             )
             require_types(found)
             for part in (found.gap, *found.repetition.values(), *found.seen.values()):
@@ -56,6 +64,8 @@ class Watch:
             raise ValueError(f"is none of a monitor ({error})") from None
         counts = (
             found.lines,
+            found.begun_step,
+            found.begun_tokens,
             found.gap.above,
             *(seen.tokens for seen in found.seen.values()),
             *(state.in_a_row for state in found.repetition.values()),

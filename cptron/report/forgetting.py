@@ -73,9 +73,10 @@ VERDICT_HEAD = ["step", "tokens", "pass", "change of old data", "what"]
 """Above `verdict_rows`."""
 
 
-def note(config: Config) -> str:
+def note(config: Config, verdicts: Sequence[Verdict]) -> str:
     """What the charts are to be read by."""
-    rules, asked = rules_of(config), config.forgetting
+    begun_step = verdicts[-1].watch.begun_step if verdicts else 0
+    rules, asked = rules_of(config, begun_step), config.forgetting
     return (
         f"An alarm is {rules.patience} evaluation(s) in a row whose whole {asked.confidence:.0%} interval is beyond "
         f"{rules.epsilon_nats:g} nats per token, after {compact(rules.grace_tokens)} tokens of grace; it is over below "

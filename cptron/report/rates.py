@@ -7,18 +7,14 @@ what is shown is what the loop would ask for: the same function, for the same co
 from __future__ import annotations
 
 import argparse
-import bisect
-import math
 from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 
 from cptron.config.check_schedule import check_schedule
 from cptron.config.load import load_config
 from cptron.config.presets import preset_note
 from cptron.config.schema import Config
-from cptron.data.open import stages_of
-from cptron.data.stages import Stage, stage_steps
+from cptron.data.stage_plan import StagePlan
 from cptron.durable import replace_text
 from cptron.errors import ConfigError
 from cptron.optim.phases import describe_schedule, phase_at, phases
@@ -75,38 +71,6 @@ def planned_curve(config: Config) -> list[tuple[float, float]]:
         (step + 1.0, learning_rate(optim, step, steps) * plan.lr_scale(step))
         for step in _steps(config, 0, POINTS)
     ]
-
-
-class StagePlan:
-    """Which stage each step belongs to, counted by whole batches: a batch of packed documents that holds a little less
-    can move the end of a stage by a step."""
-
-    def __init__(self, config: Config) -> None:
-        self.stages = stages_of(config) or (Stage((), global_batch_size=config.train.global_batch_size),)
-        self.has_stages = bool(config.data.stages)
-        self._per_batch = [
-            float(stage.global_batch_size * (stage.seq_length or config.data.seq_length))
-            for stage in self.stages
-        ]
-        lengths = stage_steps(self.stages, self._per_batch)
-        self.firsts = [int(first) for first in accumulate(lengths[:-1], initial=0.0) if first < math.inf]
-        """First step of each stage that there is, from 0."""
-
-    def stage(self, step: int) -> int:
-        """Number of the stage, from 1, as metrics have it."""
-        return bisect.bisect_right(self.firsts, step)
-
-    def lr_scale(self, step: int) -> float:
-        """What the schedule's rate is multiplied by."""
-        return self.stages[self.stage(step) - 1].lr_scale
-
-    def tokens_before(self, step: int) -> float:
-        """Of whole batches."""
-        ends = [*self.firsts[1:], step]
-        return math.fsum(
-            per_batch * max(0, min(step, end) - first)
-            for first, end, per_batch in zip(self.firsts, ends, self._per_batch, strict=False)
-        )
 
 
 def _steps(config: Config, first: int, count: int) -> list[int]:

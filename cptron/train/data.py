@@ -74,7 +74,8 @@ def _find(config: Config, plan: Plan, session: Session, verdicts: Sequence[Verdi
     saved = read_state(directory / layout.STATE) if directory else None
     state = TrainState.from_dict(saved) if saved else TrainState()
     if plan.resume_from is None:
-        state.watch, state.reaction = in_a_branch(state.watch, state.reaction)
+        branch = in_a_branch(state.watch, state.reaction, state.step, state.tokens_total)
+        state.watch, state.reaction = branch
     state.watch, state.reaction = after_rollbacks(state.step, state.watch, state.reaction, verdicts)
     if config.data.mixer == "static":
         without_mixer(state)

@@ -11,7 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tokens_world import write_known
+
 from cptron.config.load import load_config
+from cptron.data.valid import ValidSet
 from cptron.data.windows import SetFacts
 from cptron.errors import CheckpointError, ConfigError, TrainingError
 from cptron.forgetting.base import Control, choose_base, kept_base
@@ -24,6 +27,7 @@ from cptron.forgetting.evaluation import (
     read_evaluation,
     write_evaluation,
 )
+from cptron.forgetting.sets import evaluated_sets
 
 HOW = Resampling(1, 0.95, 300)
 SAME = SetFacts("w")
@@ -124,13 +128,32 @@ def test_another_tokenizer_is_compared_by_bytes() -> None:
 
 
 def test_what_cannot_be_compared_says_why() -> None:
-    base = {"a": evaluated(), "b": replace(evaluated(facts=SetFacts("w", "t")), bytes_W=None)}
-    other, same_text = SetFacts("v"), SetFacts("v", "t")
+    known = evaluated(facts=SetFacts("w", "t", "one"))
+    base = {"a": evaluated(), "b": replace(known, bytes_W=None), "d": known}
+    other, same_text, cut = SetFacts("v"), SetFacts("v", "t", "two"), SetFacts("v", "t", "one")
     now = {"a": evaluated(facts=other), "b": evaluated(facts=same_text), "c": evaluated()}
+    now["d"] = evaluated(facts=cut)
     found = not_comparable(Evaluation(1, 1, now), Evaluation(0, 0, base))
     assert "that the text is the same is not known" in found["a"]
     assert "the bytes of its tokens are not known" in found["b"]
     assert found["c"] == "it was not evaluated"
+    assert "cut or read otherwise (data.seq_length, attention)" in found["d"]
+
+
+def test_what_attention_sees_is_part_of_a_window(tmp_path: Path) -> None:
+    """Losses with and without the document mask differ by themselves; the usual reading adds nothing."""
+    write_known(tmp_path / "v", [[1, 2, 3, 4, 5]] * 4)
+    path = tmp_path / "c.yaml"
+    path.write_text(CONFIG.replace("path: v", f"path: {tmp_path / 'v'}"))
+
+    def facts(*words: str) -> SetFacts:
+        (found,) = evaluated_sets(load_config(path, words).config, 100)
+        return found.facts
+
+    assert facts().windows == ValidSet("a", str(tmp_path / "v"), 8, 0, 1, 0, 1).facts.windows
+    others = [facts("attention.document_mask=false"), facts("attention.reset_positions=true"), facts()]
+    assert len({found.windows for found in others}) == 3
+    assert facts("attention.document_mask=true") == facts()
 
 
 def test_probes_are_compared_by_what_they_show() -> None:

@@ -17,7 +17,7 @@ from cptron.errors import CheckpointError
 from cptron.forgetting.alarms import GapState, RepetitionState, judge_gap, judge_repetition
 from cptron.forgetting.bootstrap import Interval
 from cptron.forgetting.decide import Measured, decide
-from cptron.forgetting.journal import Verdict, after_rollbacks, append_verdict, read_verdicts
+from cptron.forgetting.journal import Verdict, after_rollbacks, append_verdict, in_a_branch, read_verdicts
 from cptron.forgetting.left import is_left
 from cptron.forgetting.policy import PolicyState
 from cptron.forgetting.reaction import LR_FLOOR, REPLAY_CAP, Reaction, can_raise, raised_shares
@@ -69,6 +69,21 @@ def test_grace_is_the_larger_of_warm_up_and_a_part_of_the_run(tmp_path: Path) ->
     assert rules_of(config_of(tmp_path)).grace_tokens == 5 * 20
     assert rules_of(config_of(tmp_path, "train.steps=1000")).grace_tokens == 20 * 20
     assert rules_of(config_of(tmp_path, "forgetting.grace_tokens=7")).grace_tokens == 7
+    bigger = "data.stages=[{until_tokens: 60}, {global_batch_size: 8}]"
+    assert rules_of(config_of(tmp_path, bigger)).grace_tokens == 3 * 20 + 2 * 80
+
+
+def test_a_branch_has_a_grace_of_its_own(tmp_path: Path) -> None:
+    """Of the steps that it has, without the warm-up that lies before it; nothing is decided in it."""
+    config = config_of(tmp_path, "train.steps=600", "forgetting.action=alert")
+    assert [rules_of(config, begun).grace_tokens for begun in (0, 3, 500)] == [12 * 20, 239, 2 * 20]
+    parent = replace(ABOVE, lines=3)
+    watch, _ = in_a_branch(parent, Reaction(), 500, 10_000)
+    assert watch == replace(parent, lines=0, begun_step=500, begun_tokens=10_000)
+    found = {tokens: judged(config, 1.0, watch, Reaction(), tokens).finding for tokens in (10_039, 10_040)}
+    assert found == {10_039: "grace", 10_040: "alarm"}
+    earlier = {key: value for key, value in watch.to_dict().items() if not key.startswith("begun")}
+    assert Watch.from_dict(earlier) == replace(parent, lines=0)
 
 
 def judged(

@@ -16,6 +16,7 @@ from report_world import MISSING, STEPS, TOKENS, write_run
 
 from cptron.cli import main
 from cptron.config.load import load_config
+from cptron.data.stage_plan import StagePlan
 from cptron.data.stages import stage_at, token_bounds
 from cptron.errors import ConfigError, DataError
 from cptron.optim.schedule import learning_rate
@@ -24,7 +25,7 @@ from cptron.report.figure import json_block
 from cptron.report.happened import events_of
 from cptron.report.html import status, write_report
 from cptron.report.places import Places
-from cptron.report.rates import StagePlan, planned_curve, rate_table
+from cptron.report.rates import planned_curve, rate_table
 from cptron.report.run_log import read_run
 from cptron.report.steplog import StepLog
 from cptron.report.thin import buckets_for, thin
