@@ -24,6 +24,7 @@ from cptron.model.families.family import size_of
 from cptron.report.forgetting import action_text
 from cptron.report.sinks import METRICS_FILE, Record, read_records
 from cptron.selection.record import read_selection
+from cptron.train.start_state import scale_at_save
 
 RUN_FILE = "run.json"
 
@@ -50,7 +51,7 @@ def describe_checkpoint(directory: Path) -> Facts:
         "architecture": manifest.architecture,
         "precision": manifest.precision,
         "layout": manifest.layout or "any",
-        "learning_rate": _rate(manifest),
+        "learning_rate": _rate(manifest, directory),
         "evaluated": manifest.metrics or "not at this step",
         "probe_loss_nats_per_token": manifest.probe.loss_nats_per_token,
         "weights_fingerprint": manifest.weights_fingerprint,
@@ -78,7 +79,7 @@ def num_parameters(arch: Architecture) -> int:
     )
 
 
-def _rate(manifest: layout.Manifest) -> Facts | str:
+def _rate(manifest: layout.Manifest, directory: Path) -> Facts | str:
     """What a start from this checkpoint, or a branch, must know."""
     saved = saved_rate(manifest)
     if saved is None:
@@ -87,7 +88,7 @@ def _rate(manifest: layout.Manifest) -> Facts | str:
         "schedule": saved.config.optim.schedule,
         "phase": str(saved.phase),
         "state": saved.state,
-        "lr_at_save": saved.at_save,
+        "lr_at_save": saved.at_save * scale_at_save(saved, directory),
         "lr_peak": saved.peak,
     }
 

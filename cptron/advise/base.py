@@ -19,6 +19,7 @@ from cptron.json_text import parse_json
 from cptron.model.architecture import Architecture
 from cptron.model.families import architecture_of
 from cptron.model.flops import attention_flops, matmul_flops_per_token
+from cptron.train.start_state import scale_at_save
 
 State = Literal["decayed", "constant_phase", "unknown"]
 TYPICAL_LENGTH = 8192
@@ -60,6 +61,7 @@ def _from_checkpoint(checkpoint: Path, declared: Declared) -> tuple[Base, str]:
             "convert` make a checkpoint of it"
         )
     saved = saved_rate(manifest)
+    at_save = saved.at_save * scale_at_save(saved, checkpoint) if saved is not None else 0.0
     known: dict[str, Any] = {
         "state": declared.state, "lr_at_save": declared.lr_at_save, "lr_peak": declared.lr_peak
     }  # fmt: skip
@@ -69,14 +71,14 @@ def _from_checkpoint(checkpoint: Path, declared: Declared) -> tuple[Base, str]:
                 f"--state {declared.state}, but {checkpoint} was saved in the phase {saved.phase} of its run: "
                 f"{saved.state}; leave --state out"
             )
-        if declared.lr_at_save and abs(declared.lr_at_save - saved.at_save) > AS_DECLARED * saved.at_save:
+        if declared.lr_at_save and abs(declared.lr_at_save - at_save) > AS_DECLARED * at_save:
             raise ConfigError(
                 f"--lr-at-save {declared.lr_at_save:g}, but the run of {checkpoint} would have gone on with "
-                f"{saved.at_save:g}; leave --lr-at-save out"
+                f"{at_save:g}; leave --lr-at-save out"
             )
         known = {
             "state": saved.state if saved.state != "unknown" else declared.state,
-            "lr_at_save": saved.at_save,
+            "lr_at_save": at_save,
             "lr_peak": declared.lr_peak or saved.peak,
             "state_from": "checkpoint",
         }

@@ -13,6 +13,7 @@ from dataclasses import replace
 from cptron.config.check_engine import check_engine
 from cptron.config.schema import Config, StageConfig
 from cptron.errors import ConfigError, either
+from cptron.mixture import ado
 from cptron.optim.rate_reached import step_reached
 
 
@@ -107,6 +108,23 @@ def _check_floors(config: Config) -> None:
         raise ConfigError(
             f"data.order=megatron with stages, floors or the given order of {given} must follow Megatron, which has "
             "none of them; leave them out, or use data.order=cptron"
+        )
+    _check_mixer(config)
+
+
+def _check_mixer(config: Config) -> None:
+    """A mixer that never comes to set a share would be a static one without a word."""
+    data = config.data
+    if data.mixer == "static":
+        return
+    # its first update is the first multiple after what is skipped
+    updates = data.mixer_skip_batches // data.mixer_every_batches + ado.MIN_POINTS
+    first = updates * data.mixer_every_batches
+    if first >= config.train.steps:
+        raise ConfigError(
+            f"data.mixer={data.mixer} sets its first shares after batch {first}, by data.mixer_skip_batches="
+            f"{data.mixer_skip_batches} and {ado.MIN_POINTS} updates each data.mixer_every_batches="
+            f"{data.mixer_every_batches}, and train.steps={config.train.steps} end before; lower these, or use static"
         )
 
 

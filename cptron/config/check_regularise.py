@@ -133,6 +133,14 @@ def _check_projection(config: Config) -> None:
                 f"{role}; set data.sources.*.role, or regularise.agem=false"
             )
 
+    is_new = {source.name for source in config.data.sources if source.role == "new"}
+    for number, stage in enumerate(config.data.stages):
+        if stage.shares and not any(stage.shares.get(name) for name in is_new):
+            raise ConfigError(
+                f"regularise.agem=true with data.stages.{number}.shares={dict(stage.shares)} would train on nothing "
+                "there, since replay data only hold the gradient back; draw a source of role new, or use agem=false"
+            )
+
 
 def _check_distill(config: Config) -> None:
     wanted = config.regularise.distill

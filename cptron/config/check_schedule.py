@@ -11,6 +11,8 @@ from cptron.errors import ConfigError
 
 ANNEALED = ("wsd", "infinite")
 """Schedules that `anneal_steps` belongs to."""
+ENDLESS = ("inverse_sqrt", "constant")
+"""Schedules that know no end."""
 
 
 def check_schedule(optim: OptimConfig, train_steps: int) -> None:
@@ -63,6 +65,16 @@ def _check_unused(optim: OptimConfig) -> None:
             raise ConfigError(
                 f"optim.{key}={value} belongs to optim.schedule=infinite, not {optim.schedule}; leave it out"
             )
+    if optim.decay_steps and optim.schedule in ENDLESS:
+        raise ConfigError(
+            f"optim.decay_steps={optim.decay_steps} would end no decay of optim.schedule={optim.schedule}, which has "
+            "no end; leave it out, or use cosine or wsd"
+        )
+    if optim.warmup_from and not optim.warmup_steps:
+        raise ConfigError(
+            f"optim.warmup_from={optim.warmup_from} has no effect with optim.warmup_steps=0; give a warm-up, or leave "
+            "it out"
+        )
     if optim.anneal_steps and optim.schedule not in ANNEALED:
         raise ConfigError(
             f"optim.anneal_steps={optim.anneal_steps} belongs to optim.schedule={' or '.join(ANNEALED)}, not "

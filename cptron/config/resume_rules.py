@@ -43,6 +43,11 @@ class Rule:
 RULES = (
     Rule(key="model", verdict="never", why="the stored weights and moments have that shape"),
     Rule(key="regularise", verdict="never", why="weights are held near those it began with"),
+    Rule(
+        key="forgetting.base",
+        verdict="never",
+        why="changes are counted from the base that it has had since its step 0",
+    ),
     Rule(key="optim.name", verdict="never", why="the stored state is that optimizer's"),
     Rule(key="optim.frozen", verdict="never", why="there is optimizer state for exactly what was trained"),
     Rule(key="adapter.kind", verdict="never", why="what is stored is that, or no adapter"),

@@ -189,7 +189,8 @@ def _facts(content: Content, cut: str, seen: str, *, whole: bool) -> SetFacts:
         # the options that name the tokenizer do not change the text
         options = {name: text for name, text in manifest.options.items() if not name.startswith("tokenizer")}
         files = [source.sha256 for source in manifest.sources]
-        same = [files, manifest.key, manifest.partition, manifest.documents, options, *([seen] if seen else [])]
+        same = [files, manifest.key, manifest.partition, manifest.documents, options]
+        same += [seen] if seen else []
         text = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
     unwritten = tuple(number for added, number in around if added and number is not None)
     return SetFacts(windows, text, made_with.fingerprint, unwritten)

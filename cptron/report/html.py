@@ -123,4 +123,6 @@ def _forgetting(view: View, shown: str) -> str:
         return ""
     rows = verdict_rows(view.log.verdicts)
     below = table(VERDICT_HEAD, rows) if rows else "<p>Nothing was beyond it.</p>"
-    return section("Forgetting", f"<p>{escape(forgetting_note(view.log.config, view.log.verdicts))}</p>{shown}{below}")
+    return section(
+        "Forgetting", f"<p>{escape(forgetting_note(view.log.config, view.log.verdicts))}</p>{shown}{below}"
+    )

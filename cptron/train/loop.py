@@ -196,7 +196,9 @@ def _evaluates(run: Run, more_steps: int = 0) -> bool:
     step = state.step + more_steps
     is_past = False
     if unit := config.eval.every_tokens:
-        more_tokens = more_steps * config.train.global_batch_size * config.data.seq_length
+        stage = run.loader.stage  # of the batch at hand
+        sequences = stage.global_batch_size or config.train.global_batch_size
+        more_tokens = more_steps * sequences * (stage.seq_length or config.data.seq_length)
         is_past = (state.tokens_total + more_tokens) // unit > state.evaluated_tokens // unit
     return step == config.train.steps or is_past or _due(step, config.eval.every_steps)
 

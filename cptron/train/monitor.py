@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cptron.checkpoint import layout
 from cptron.config.load import config_to_dict
+from cptron.config.schema import AttentionConfig
 from cptron.errors import CheckpointError
 from cptron.evaluate.set_losses import SetLosses
 from cptron.forgetting.decide import Measured, decide
@@ -221,6 +222,8 @@ def _settings(run: Run) -> str:
     rates = [learning_rate(run.config.optim, step, run.config.train.steps) for step in some]
     values = [data_settings(run), rates, run.config.train.precision]
     values += [config[name] for name in ("optim", "adapter", "regularise")]
+    if run.config.attention != AttentionConfig():
+        values.append(config["attention"])
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 

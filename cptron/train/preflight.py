@@ -20,6 +20,7 @@ from cptron.config.check import check_config
 from cptron.config.check_engine import check_shape
 from cptron.config.check_forgetting import check_probes
 from cptron.config.check_mixing import staged_configs
+from cptron.config.load import config_to_dict
 from cptron.config.presets import preset_note
 from cptron.config.schema import Config
 from cptron.data.content import Content, open_content
@@ -31,7 +32,7 @@ from cptron.tokens.manifest import TokenizerRecord
 from cptron.train.chat_notes import chat_notes
 from cptron.train.origin import Origin, origin_of
 from cptron.train.resume import Change, Found, accepted_changes, find_run, found_parent
-from cptron.train.start_state import start_notes
+from cptron.train.start_state import scale_at_save, start_notes
 
 FAST = 2.0
 """Times the rate, of an update that is to be spoken of."""
@@ -105,6 +106,7 @@ def preflight(config: Config, world_size: int) -> Plan:
         )
     resume_from = found.checkpoint if found else None
     notes = (*notes, *_rate_notes(config, origin, is_new=resume_from is None), *regularise_notes(config))
+    notes = (*notes, *freeze_notes(config, resume_from or origin.branch_from))
     plan = Plan(
         arch,
         origin.base,
@@ -140,6 +142,21 @@ def regularise_notes(config: Config) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def freeze_notes(config: Config, checkpoint: Path | None) -> tuple[str, ...]:
+    """New rules of freezing, of a branch or since the checkpoint that a run goes on from, that end before they begin:
+    tokens count from the start of the run, or of the one that it branched from."""
+    if checkpoint is None or not config.optim.freeze:
+        return ()
+    manifest = layout.read_manifest(checkpoint)
+    before = manifest.config.get("optim", {}).get("freeze", [])
+    return tuple(
+        f"optim.freeze.{number}.until_tokens={rule['until_tokens']} does nothing: {manifest.tokens_total} tokens were "
+        f"trained on before; use more than that to hold {rule['match']!r} still"
+        for number, rule in enumerate(config_to_dict(config)["optim"]["freeze"])
+        if rule not in before and rule["until_tokens"] <= manifest.tokens_total
+    )
+
+
 def _rate_notes(config: Config, origin: Origin, *, is_new: bool) -> tuple[str, ...]:
     """The schedule and its preset; of a new run also how it suits the start."""
     preset = preset_note(config)
@@ -151,7 +168,10 @@ def _rate_notes(config: Config, origin: Origin, *, is_new: bool) -> tuple[str, .
         return notes
     saved = saved_rate(origin.manifest) if origin.manifest is not None else None
     first_step = origin.manifest.step if origin.manifest is not None and origin.branch_from else 0
-    return (*notes, *start_notes(config, saved, first_step))
+    checkpoint, scale = origin.branch_from or origin.base, 1.0
+    if saved is not None and checkpoint is not None:
+        scale = scale_at_save(saved, checkpoint, with_monitor=origin.branch_from is None)
+    return (*notes, *start_notes(config, saved, first_step, scale))
 
 
 def settled(plan: Plan, config: Config) -> Plan:

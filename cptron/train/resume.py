@@ -30,8 +30,10 @@ from cptron.model.architecture import Architecture
 from cptron.optim.schedule import learning_rate
 
 RUN_FILE = "run.json"
-OF_THE_BRANCH = ("run.dir", "run.name", "start.")
+OF_THE_BRANCH = ("run.dir", "run.name", "start.", "forgetting.base")
 """What every branch has otherwise than its parent."""
+OF_STEP_0 = ("forgetting.base",)
+"""What is decided at step 0, and so may change until there is a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,7 @@ def _changes(
         if before.get(key) != now.get(key)
         and key != "run.accept_changes"
         and not (found.is_parent and key.startswith(OF_THE_BRANCH))
+        and not (found.checkpoint is None and key in OF_STEP_0)
     ]
 
 

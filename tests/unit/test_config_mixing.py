@@ -74,6 +74,7 @@ def test_good_mixes_pass() -> None:
         ((), {"data__replay_floor": 1.0}, r"replay_floor=1\.0 must be from 0 to below 1"),
         ((), {"data__order": "megatron", "data__megatron_samples": 99, "data__mixer": "ado"}, r"data\.order=meg"),
         ((), {"data__mixer_every_batches": 0}, r"mixer_every_batches=0 .* at least 1"),
+        ((), {"data__mixer": "ado"}, r"mixer=ado sets its first shares after batch 1000, .*; lower these, or use st"),
     ],
 )  # fmt: skip
 def test_a_broken_rule_is_named(

@@ -78,6 +78,13 @@ def test_what_can_be_meant_passes(words: list[str], tmp_path: Path) -> None:
             ["regularise.agem=true", REPLAY, "data.sources.domain.role=replay"],
             "no source has role=new",
         ),
+        (
+            [
+                *("regularise.agem=true", REPLAY),
+                "data.stages=[{until_tokens: 100, shares: {general: 1}}, {}]",
+            ],
+            "agem=true with data.stages.0.shares={'general': 1.0} would train on nothing",
+        ),
         (["regularise.distill.weight=1"], "asks the teacher about replay sources"),
         (["regularise.distill.weight=1", REPLAY, "regularise.distill.top_k=0"], "top_k=0"),
         (["optim.freeze=[{match: '(', until_tokens: 1}]"], "is no regular expression"),

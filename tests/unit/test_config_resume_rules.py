@@ -35,7 +35,7 @@ NAMED = {
     "data.packing",
     "data.order",
 }
-NEVER = {"model", "optim.name", "optim.frozen", "adapter.kind"}
+NEVER = {"model", "optim.name", "optim.frozen", "adapter.kind", "forgetting.base"}
 OF_ADAPTERS = {"adapter.kind", "adapter.rank", "adapter.alpha", "adapter.targets"}
 OF_MEGATRON = {
     "data.megatron_samples",

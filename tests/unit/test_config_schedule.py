@@ -38,6 +38,11 @@ VALUES = ("schedule", "lr", "lr_min", "warmup_steps")
             {"schedule": "inverse_sqrt"},
             r"optim.warmup_steps=0 with optim.schedule=inverse_sqrt, which .* use e.g. 100",
         ),
+        (
+            {"schedule": "constant", "decay_steps": 50},
+            r"optim.decay_steps=50 would end no decay of .*=constant",
+        ),
+        ({"warmup_from": 0.5}, r"optim.warmup_from=0.5 has no effect with optim.warmup_steps=0; give"),
         ({"anneal_steps": 5}, r"optim.anneal_steps=5 belongs to optim.schedule=wsd or infinite, not cosine"),
         ({**WSD, "lr_constant": 0.5}, r"optim.lr_constant=0.5 belongs to optim.schedule=infinite, not wsd"),
         ({**WSD, "cooldown_steps": 5}, r"optim.cooldown_steps=5 belongs to optim.schedule=infinite"),

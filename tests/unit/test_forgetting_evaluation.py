@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from tokens_world import write_known
 
 from cptron.config.load import load_config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from cptron.checkpoint.layout import read_manifest
 from cptron.checkpoint.saved_rate import SavedRate, saved_rate
 from cptron.config.check_start import check_start
 from cptron.config.load import load_config
-from cptron.config.schema import Config, StartConfig
+from cptron.config.schema import Config, FreezeConfig, StageConfig, StartConfig
 from cptron.errors import ConfigError
+from cptron.forgetting.reaction import Reaction
 from cptron.inspect import describe
+from cptron.train.preflight import freeze_notes
 from cptron.train.resume import Found, accepted_changes, found_parent
-from cptron.train.start_state import start_notes
+from cptron.train.start_state import scale_at_save, start_notes
 
 CONSTANT = {"state": "constant_phase", "lr_at_save": 1.65e-4}
 
@@ -103,13 +106,35 @@ def test_no_silent_rewarm_from_the_constant_phase(
 
 
 def test_declared_without_its_rate(parent: Config) -> None:
-    """Then only a warm-up is known to raise it."""
+    """Then only a warm-up is known to raise it, and a note says so."""
     start = {"state": "constant_phase"}
-    assert start_notes(asking(parent, start, lr=1.0), None, 0) == ()
+    (note,) = start_notes(asking(parent, start, lr=1.0), None, 0)
+    assert "nothing tells whether a first rate of 1 is above the base's; give start.lr_at_save" in note
     with pytest.raises(
         ConfigError, match=r"constant, and optim.warmup_steps=9 .* use optim.warmup_steps=0, or"
     ):
         start_notes(asking(parent, start, warmup_steps=9), None, 0)
+
+
+def test_what_stages_and_the_monitor_make_of_the_rate(parent: Config, tmp_path: Path) -> None:
+    """A run that the monitor had slowed down goes on at what it really had; a later stage does not rise unseen."""
+    saved, checkpoint = known(tmp_path, 700), tmp_path / "run/checkpoints/step_00000700"
+    slowed = {"reaction": Reaction(lr_factor=0.5).to_dict()}
+    (checkpoint / "state.json").write_text(json.dumps(slowed))
+    staged = dataclasses.replace(
+        parent, data=dataclasses.replace(parent.data, stages=(StageConfig(lr_scale=0.5),))
+    )
+    in_stage = dataclasses.replace(saved, config=staged)
+    assert [scale_at_save(in_stage, checkpoint, with_monitor=told) for told in (True, False)] == [0.25, 0.5]
+    with pytest.raises(ConfigError, match=r"constant of 8.25e-05, and a first rate of 0.000165 would"):
+        start_notes(asking(parent, {}), saved, 0, 0.5)
+    assert start_notes(asking(parent, {}, lr=8.25e-5), saved, 0, 0.5) == ()
+    tokens = parent.train.global_batch_size * parent.data.seq_length
+    stages = (StageConfig(until_tokens=10 * tokens), StageConfig(lr_scale=2.0))
+    rising = asking(parent, {})
+    rising = dataclasses.replace(rising, data=dataclasses.replace(parent.data, stages=stages))
+    with pytest.raises(ConfigError, match=r"a rate of 0.00033 in data.stages.1 would raise"):
+        start_notes(rising, saved, 0)
 
 
 def test_a_decayed_base_may_be_warmed_up(parent: Config, tmp_path: Path) -> None:
@@ -213,3 +238,20 @@ def test_another_tokenizer_of_a_branch_must_be_named(parent: Config, tmp_path: P
     with pytest.raises(ConfigError, match=r"the branch has changed since step 700: tokenizer ffffffffffff"):
         accepted_changes(config, found, {"tokenizer": "0" * 64}, arch, {})
     assert accepted_changes(config, found, {"tokenizer": "f" * 64}, arch, {}) == ((), ())
+
+
+def test_rules_of_freezing_that_have_passed_are_said(parent: Config, tmp_path: Path) -> None:
+    """Of a branch, or added at a resume: tokens count from the beginning. What the checkpoint was trained with is past
+    by itself."""
+    checkpoint = tmp_path / "run/checkpoints/step_00000700"
+    trained = read_manifest(checkpoint).tokens_total
+    rules = tuple(
+        FreezeConfig(match=name, until_tokens=trained + more) for name, more in (("a", 0), ("b", 1))
+    )
+    config = dataclasses.replace(parent, optim=dataclasses.replace(parent.optim, freeze=rules))
+    (note,) = freeze_notes(config, checkpoint)
+    assert note.startswith(
+        f"optim.freeze.0.until_tokens={trained} does nothing: {trained} tokens were trained on"
+    )
+    assert freeze_notes(config, None) == freeze_notes(parent, checkpoint) == ()
+    assert freeze_notes(config, store(tmp_path / "run", 800, config)) == ()
