@@ -11,8 +11,6 @@ from cptron.errors import ConfigError
 
 ANNEALED = ("wsd", "infinite")
 """Schedules that `anneal_steps` belongs to."""
-ENDLESS = ("inverse_sqrt", "constant")
-"""Schedules that know no end."""
 
 
 def check_schedule(optim: OptimConfig, train_steps: int) -> None:
@@ -24,6 +22,21 @@ def check_schedule(optim: OptimConfig, train_steps: int) -> None:
         _check_cooldown(optim)
     if optim.schedule in ANNEALED:
         _check_anneal(optim, train_steps)
+
+
+def idle_keys(optim: OptimConfig) -> tuple[str, ...]:
+    """Values of a schedule that passes, as `decay_steps=50`, which change no rate of it. They are no mistake: another
+    schedule, by an override, may leave them behind."""
+    default, ends = OptimConfig(), optim.schedule in ("cosine", "wsd") or bool(optim.anneal_steps)
+    used = {
+        "warmup_from": optim.warmup_steps > 1,  # the last step of a warm-up is at `lr`
+        "lr_min": ends or optim.schedule == "inverse_sqrt",
+        "decay_steps": ends,
+        "decay_form": bool(optim.anneal_steps),
+        "cooldown_form": optim.schedule == "infinite",
+    }
+    values = {key: getattr(optim, key) for key, is_used in used.items() if not is_used}
+    return tuple(f"{key}={value}" for key, value in values.items() if value != getattr(default, key))
 
 
 def _check_rates(optim: OptimConfig) -> None:
@@ -65,16 +78,6 @@ def _check_unused(optim: OptimConfig) -> None:
             raise ConfigError(
                 f"optim.{key}={value} belongs to optim.schedule=infinite, not {optim.schedule}; leave it out"
             )
-    if optim.decay_steps and optim.schedule in ENDLESS:
-        raise ConfigError(
-            f"optim.decay_steps={optim.decay_steps} would end no decay of optim.schedule={optim.schedule}, which has "
-            "no end; leave it out, or use cosine or wsd"
-        )
-    if optim.warmup_from and not optim.warmup_steps:
-        raise ConfigError(
-            f"optim.warmup_from={optim.warmup_from} has no effect with optim.warmup_steps=0; give a warm-up, or leave "
-            "it out"
-        )
     if optim.anneal_steps and optim.schedule not in ANNEALED:
         raise ConfigError(
             f"optim.anneal_steps={optim.anneal_steps} belongs to optim.schedule={' or '.join(ANNEALED)}, not "

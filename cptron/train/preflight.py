@@ -20,6 +20,7 @@ from cptron.config.check import check_config
 from cptron.config.check_engine import check_shape
 from cptron.config.check_forgetting import check_probes
 from cptron.config.check_mixing import staged_configs
+from cptron.config.check_schedule import idle_keys
 from cptron.config.load import config_to_dict
 from cptron.config.presets import preset_note
 from cptron.config.schema import Config
@@ -159,10 +160,11 @@ def freeze_notes(config: Config, checkpoint: Path | None) -> tuple[str, ...]:
 
 def _rate_notes(config: Config, origin: Origin, *, is_new: bool) -> tuple[str, ...]:
     """The schedule and its preset; of a new run also how it suits the start."""
-    preset = preset_note(config)
+    preset, idle = preset_note(config), ", ".join(idle_keys(config.optim))
     notes = (
         *([preset] if preset else []),
         describe_schedule(config.optim, config.train.steps),
+        *([f"optim.schedule={config.optim.schedule} makes nothing of optim: {idle}"] if idle else []),
     )
     if not is_new:
         return notes

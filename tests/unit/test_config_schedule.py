@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cptron.config.check_schedule import check_schedule
+from cptron.config.check_schedule import check_schedule, idle_keys
 from cptron.config.load import config_to_dict, load_config, load_values, resolved_yaml
 from cptron.config.presets import PRESETS, preset_note
 from cptron.config.schema import Config, OptimConfig
@@ -38,11 +38,6 @@ VALUES = ("schedule", "lr", "lr_min", "warmup_steps")
             {"schedule": "inverse_sqrt"},
             r"optim.warmup_steps=0 with optim.schedule=inverse_sqrt, which .* use e.g. 100",
         ),
-        (
-            {"schedule": "constant", "decay_steps": 50},
-            r"optim.decay_steps=50 would end no decay of .*=constant",
-        ),
-        ({"warmup_from": 0.5}, r"optim.warmup_from=0.5 has no effect with optim.warmup_steps=0; give"),
         ({"anneal_steps": 5}, r"optim.anneal_steps=5 belongs to optim.schedule=wsd or infinite, not cosine"),
         ({**WSD, "lr_constant": 0.5}, r"optim.lr_constant=0.5 belongs to optim.schedule=infinite, not wsd"),
         ({**WSD, "cooldown_steps": 5}, r"optim.cooldown_steps=5 belongs to optim.schedule=infinite"),
@@ -91,6 +86,35 @@ def test_each_broken_rule_is_named(changes: dict[str, Any], message: str) -> Non
 )
 def test_what_just_fits(values: dict[str, Any]) -> None:
     check_schedule(OptimConfig(lr=1.0, **values), 100)
+
+
+@pytest.mark.parametrize(
+    ("values", "idle"),
+    [
+        ({"schedule": "cosine"}, ("warmup_from=0.1", "decay_form=linear", "cooldown_form=inverse_sqrt")),
+        ({**WSD, "warmup_steps": 2}, ("cooldown_form=inverse_sqrt",)),
+        (INFINITE, ("warmup_from=0.1",)),
+        (
+            {**INFINITE, "anneal_steps": 0},
+            ("warmup_from=0.1", "lr_min=0.2", "decay_steps=90", "decay_form=linear"),
+        ),
+        (
+            {"schedule": "inverse_sqrt", "warmup_steps": 2},
+            ("decay_steps=90", "decay_form=linear", "cooldown_form=inverse_sqrt"),
+        ),
+    ],
+)
+def test_values_without_effect_are_known(values: dict[str, Any], idle: tuple[str, ...]) -> None:
+    """What is said to change no rate changes none; what is not, does."""
+    written = {"warmup_from": 0.1, "lr_min": 0.2, "decay_steps": 90, "decay_form": "linear"}
+    optim = OptimConfig(lr=1.0, **{**values, **written, "cooldown_form": "inverse_sqrt"})
+    check_schedule(optim, 100)
+    assert idle_keys(optim) == idle
+    rates = [learning_rate(optim, step, 100) for step in range(100)]
+    for key in (*written, "cooldown_form"):
+        without = dataclasses.replace(optim, **{key: getattr(OptimConfig(), key)})
+        changes = [learning_rate(without, step, 100) for step in range(100)] != rates
+        assert changes == (key not in {word.partition("=")[0] for word in idle}), key
 
 
 def loaded(tmp_path: Path, *overrides: str) -> Config:
