@@ -93,11 +93,13 @@ def _check_measured(config: Config) -> None:
             f"eval.at_start=false, but changes of {', '.join([*suites, *probes])} are counted from step 0; set it to "
             "true, or leave suites and probes out"
         )
-    if forgetting.control and not suites:
-        raise ConfigError(
-            f"forgetting.control={forgetting.control} is compared on sets with a suite, and data.valid names none; "
-            "give the sets a suite, or remove it"
-        )
+    base = "" if forgetting.base == "step0" else forgetting.base
+    for key, run in (("control", forgetting.control), ("base", base)):
+        if run and not (suites or (probes and key == "base")):
+            raise ConfigError(
+                f"forgetting.{key}={run} is compared on sets with a suite, and data.valid names none; give the sets a "
+                "suite, or remove it"
+            )
 
 
 def _check_action(config: Config) -> None:

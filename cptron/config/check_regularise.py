@@ -67,11 +67,13 @@ def _check_unused(wanted: RegulariseConfig) -> None:
             raise ConfigError(
                 f"regularise.{key}={value} has no effect without regularise.{needs}; set a strength, or remove it"
             )
-    if wanted.distill.teacher != "live" and not wanted.distill.weight:
-        raise ConfigError(
-            f"regularise.distill.teacher={wanted.distill.teacher} has no effect with regularise.distill.weight=0; set "
-            "a weight, or remove it"
-        )
+    for key in ("teacher", "top_k"):
+        value = getattr(wanted.distill, key)
+        if value != getattr(default.distill, key) and not wanted.distill.weight:
+            raise ConfigError(
+                f"regularise.distill.{key}={value} has no effect with regularise.distill.weight=0; set a weight, or "
+                "remove it"
+            )
 
 
 def _check_base(config: Config) -> None:

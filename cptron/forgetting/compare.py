@@ -52,7 +52,7 @@ def change_of(name: str, now: EvaluatedSet, before: EvaluatedSet) -> Change | Un
             return Change(name, difference, np.ones_like(difference))
         return Change(name, now.nats_W - before.nats_W, now.tokens_W.astype(np.float64))
     if not (now.facts.text and now.facts.text == before.facts.text):
-        return "its tokens or windows are others, and that the text is the same is not known"
+        return "its tokens, windows or attention are others, and that the text is the same is not known"
     if now.facts.tokenizer == before.facts.tokenizer:
         return "the same text is cut or read otherwise (data.seq_length, attention), which changes a loss by itself"
     if now.bytes_W is None or before.bytes_W is None:
@@ -87,6 +87,16 @@ def suite_changes(now: Evaluation, before: Evaluation, how: Resampling) -> dict[
         if not isinstance(change, str):
             by_suite.setdefault(now.sets[name].suite, []).append(change)
     return {suite: how.mean(by_suite[suite]) for suite in SUITE_KEYS if suite in by_suite}
+
+
+def without_interval(now: Evaluation) -> list[str]:
+    """Which sets make a suite's interval infinite, so that it is never an alarm and never within epsilon."""
+    return [
+        f"change of {name} has no interval, since it is one window, and so has none of suite {found.suite}: nothing is "
+        "decided on it; evaluate more of it"
+        for name, found in now.sets.items()
+        if found.suite in SUITE_KEYS and len(found.nats_W) < 2
+    ]
 
 
 def set_record(now: Evaluation, base: Evaluation, how: Resampling) -> dict[str, Any]:

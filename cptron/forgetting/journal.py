@@ -159,7 +159,10 @@ def append_verdict(path: Path, verdict: Verdict) -> None:
 def in_a_branch(watch: Watch, reaction: Reaction, step: int, tokens_total: int) -> tuple[Watch, Reaction]:
     """What of its parent's state a branch goes on with, which begins after so many steps and tokens: what is in force,
     but neither its parent's journal, nor that it has acted or stopped."""
-    begun = replace(watch, lines=0, begun_step=step, begun_tokens=tokens_total)
+    policy = replace(
+        watch.policy, above=0
+    )  # what comes after its grace window is no row with what its parent had
+    begun = replace(watch, policy=policy, lines=0, begun_step=step, begun_tokens=tokens_total)
     return begun, replace(reaction, actions=0, stopped=False)
 
 

@@ -19,7 +19,13 @@ from cptron.data.windows import WindowSet
 from cptron.evaluate.set_losses import SetLosses
 from cptron.forgetting.base import Control, choose_base, kept_base
 from cptron.forgetting.bootstrap import Interval
-from cptron.forgetting.compare import not_comparable, set_record, suite_changes, suite_record
+from cptron.forgetting.compare import (
+    not_comparable,
+    set_record,
+    suite_changes,
+    suite_record,
+    without_interval,
+)
 from cptron.forgetting.evaluation import (
     BASE,
     FOLDER,
@@ -92,12 +98,11 @@ class Measuring:
         return intervals, record
 
     def unknown(self, now: Evaluation) -> list[str]:
-        """Of which sets the base tells nothing, and why; empty for a run without a base."""
+        """Of which sets the base tells nothing, and why, and which have no interval; empty for a run without a base."""
         if self.base is None:
             return []
-        return [
-            f"change of {name} is not known: {why}" for name, why in not_comparable(now, self.base).items()
-        ]
+        unknown = not_comparable(now, self.base).items()
+        return [f"change of {name} is not known: {why}" for name, why in unknown] + without_interval(now)
 
 
 def _bytes_by_set(

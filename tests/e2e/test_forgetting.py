@@ -111,7 +111,7 @@ def test_what_cannot_be_compared_is_refused_on_every_rank(world: World, parent: 
     """A base of other windows, and a control run without evaluations."""
     words = [*SUITES, f"forgetting.base={parent}", "data.seq_length=16"]
     (outcome,) = world.train(tmp_path / "other", ONE, *words)
-    assert "tells nothing of set domain: its tokens or windows are others" in outcome.error
+    assert "tells nothing of set domain: its tokens, windows or attention are others" in outcome.error
     (outcome,) = world.train(tmp_path / "control", ONE, *SUITES, f"forgetting.control={tmp_path}")
     assert "has no evaluations in forgetting/" in outcome.error
 
@@ -123,7 +123,7 @@ def test_a_set_that_has_changed_is_named(world: World, parent: Path, tmp_path: P
     world.trained(run, ONE, *SUITES, "train.steps=7", "data.valid.general.max_tokens=100")
     last = evals(run)[-1]
     (unknown,) = last["forgetting/unknown"]
-    assert unknown.startswith("change of general is not known: its tokens or windows are others")
+    assert unknown.startswith("change of general is not known: its tokens, windows or attention are others")
     assert "learning/new/change_nats" in last and "forgetting/old/change_nats" not in last
 
 

@@ -56,6 +56,7 @@ def test_what_can_be_meant_passes(words: list[str], tmp_path: Path) -> None:
         (["regularise.fisher_precision=bf16"], "fisher_precision=bf16 has no effect without"),
         (["regularise.anchor_precision=bf16"], "has no effect without regularise.l2sp or regularise.ewc"),
         (["regularise.distill.teacher=cached"], "teacher=cached has no effect"),
+        (["regularise.distill.top_k=8"], "distill.top_k=8 has no effect with regularise.distill.weight=0"),
         (["regularise.base=B"], "regularise.base=B would not be read"),
         (["regularise.l2sp=1", NO_DECAY, "start.mode=branch"], "is in the middle of a run"),
         (["regularise.distill.weight=1", REPLAY, "start.mode=branch"], "is in the middle of a run"),

@@ -53,6 +53,7 @@ def test_every_action_is_possible(path: Path, action: str) -> None:
         (["induction_sequences=2"], "has a set induction, the name of a probe"),
         (["eval.at_start=false"], "are counted from step 0"),
         (["control=x", "data.valid.a.suite=''"], "and data.valid names none"),
+        (["base=x", "data.valid.a.suite=''"], "forgetting.base=x is compared on sets with a suite"),
         (["action=lower_lr", "data.valid.a.suite=new"], "sets with suite old, and data.valid has none"),
         (["action=lower_lr", "eval.every_steps=0"], "needs evaluations on the way"),
         (["action=raise_replay", "data.sources.b.role=new"], "needs a source with role replay"),

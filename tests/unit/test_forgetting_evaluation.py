@@ -18,7 +18,15 @@ from cptron.data.windows import SetFacts
 from cptron.errors import CheckpointError, ConfigError, TrainingError
 from cptron.forgetting.base import Control, choose_base, kept_base
 from cptron.forgetting.bootstrap import Interval
-from cptron.forgetting.compare import Resampling, change_of, not_comparable, scores, set_record, suite_changes
+from cptron.forgetting.compare import (
+    Resampling,
+    change_of,
+    not_comparable,
+    scores,
+    set_record,
+    suite_changes,
+    without_interval,
+)
 from cptron.forgetting.evaluation import (
     EvaluatedSet,
     Evaluation,
@@ -228,3 +236,7 @@ def test_intervals_of_one_window_are_infinite() -> None:
     """One window says nothing of how sure the change is."""
     now = Evaluation(1, 1, {"a": evaluated(windows=1)})
     assert suite_changes(now, now, HOW)["old"] == Interval(0.0, -math.inf, math.inf)
+    both = Evaluation(1, 1, {"a": evaluated(windows=1), "b": evaluated(), "c": evaluated("probe", windows=1)})
+    assert suite_changes(both, both, HOW)["old"].low == -math.inf
+    (said,) = without_interval(both)
+    assert said.startswith("change of a has no interval") and "none of suite old: nothing is decided" in said

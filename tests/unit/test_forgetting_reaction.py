@@ -74,16 +74,16 @@ def test_grace_is_the_larger_of_warm_up_and_a_part_of_the_run(tmp_path: Path) ->
 
 
 def test_a_branch_has_a_grace_of_its_own(tmp_path: Path) -> None:
-    """Of the steps that it has, without the warm-up that lies before it; nothing is decided in it."""
+    """Of the steps that it has, without the warm-up that lies before it; nothing is decided in it; rows begin anew."""
     config = config_of(tmp_path, "train.steps=600", "forgetting.action=alert")
     assert [rules_of(config, begun).grace_tokens for begun in (0, 3, 500)] == [12 * 20, 239, 2 * 20]
     parent = replace(ABOVE, lines=3)
     watch, _ = in_a_branch(parent, Reaction(), 500, 10_000)
-    assert watch == replace(parent, lines=0, begun_step=500, begun_tokens=10_000)
+    assert watch == Watch(begun_step=500, begun_tokens=10_000)
     found = {tokens: judged(config, 1.0, watch, Reaction(), tokens).finding for tokens in (10_039, 10_040)}
-    assert found == {10_039: "grace", 10_040: "alarm"}
+    assert found == {10_039: "grace", 10_040: "above"}
     earlier = {key: value for key, value in watch.to_dict().items() if not key.startswith("begun")}
-    assert Watch.from_dict(earlier) == replace(parent, lines=0)
+    assert Watch.from_dict(earlier) == Watch()
 
 
 def judged(
