@@ -12,7 +12,7 @@ from typing import Any
 
 from cptron.checkpoint import layout
 from cptron.checkpoint.listing import list_run
-from cptron.checkpoint.saved_rate import saved_rate
+from cptron.checkpoint.saved_rate import saved_rate, scale_at_save
 from cptron.config.load import load_config
 from cptron.errors import CheckpointError, CptronError, DataError
 from cptron.forgetting.bootstrap import Interval
@@ -24,7 +24,6 @@ from cptron.model.families.family import size_of
 from cptron.report.forgetting import action_text
 from cptron.report.sinks import METRICS_FILE, Record, read_records
 from cptron.selection.record import read_selection
-from cptron.train.start_state import scale_at_save
 
 RUN_FILE = "run.json"
 

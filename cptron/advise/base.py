@@ -12,14 +12,13 @@ from typing import Any, Literal
 
 from cptron.advise.facts import Base
 from cptron.checkpoint import layout
-from cptron.checkpoint.saved_rate import saved_rate
+from cptron.checkpoint.saved_rate import saved_rate, scale_at_save
 from cptron.errors import ConfigError, DataError
 from cptron.inspect_run import num_parameters
 from cptron.json_text import parse_json
 from cptron.model.architecture import Architecture
 from cptron.model.families import architecture_of
 from cptron.model.flops import attention_flops, matmul_flops_per_token
-from cptron.train.start_state import scale_at_save
 
 State = Literal["decayed", "constant_phase", "unknown"]
 TYPICAL_LENGTH = 8192

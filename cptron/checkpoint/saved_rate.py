@@ -8,13 +8,17 @@ configuration, and both are in the manifest.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from cptron.checkpoint.layout import Manifest
+from cptron.checkpoint.layout import STATE, Manifest
 from cptron.config.check_schedule import check_schedule
 from cptron.config.load import load_values
 from cptron.config.schema import Config
-from cptron.errors import ConfigError
+from cptron.data.stage_plan import StagePlan
+from cptron.errors import CheckpointError, ConfigError
+from cptron.forgetting.reaction import Reaction
+from cptron.json_text import parse_json
 from cptron.optim.phases import DECAYED, Phase, is_constant_at, phase_at
 from cptron.optim.schedule import learning_rate
 
@@ -47,6 +51,21 @@ def saved_rate(manifest: Manifest) -> SavedRate | None:
         return _saved_rate(config, manifest.step)
     except (ConfigError, OverflowError):  # no run has counted that many steps
         return None
+
+
+def scale_at_save(saved: SavedRate, checkpoint: Path, *, with_monitor: bool = True) -> float:
+    """What the run of a checkpoint multiplies its schedule with after it: the scale of its stage and, `with_monitor`,
+    what its forgetting monitor has made of it, which a branch goes on with. Raises `CheckpointError`."""
+    scale, path = StagePlan(saved.config).lr_scale(saved.step), checkpoint / STATE
+    if not with_monitor or not path.is_file():
+        return scale
+    try:
+        return (
+            scale
+            * Reaction.from_dict(parse_json(path.read_text()).get("reaction", Reaction().to_dict())).lr_factor
+        )
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); use another checkpoint") from None
 
 
 def _saved_rate(config: Config, step: int) -> SavedRate:

@@ -14,7 +14,7 @@ from typing import Any
 
 from cptron.checkpoint import layout
 from cptron.checkpoint.run_lock import refuse_other_writer
-from cptron.checkpoint.saved_rate import saved_rate
+from cptron.checkpoint.saved_rate import saved_rate, scale_at_save
 from cptron.checkpoint.space import check_space
 from cptron.config.check import check_config
 from cptron.config.check_engine import check_shape
@@ -33,7 +33,7 @@ from cptron.tokens.manifest import TokenizerRecord
 from cptron.train.chat_notes import chat_notes
 from cptron.train.origin import Origin, origin_of
 from cptron.train.resume import Change, Found, accepted_changes, find_run, found_parent
-from cptron.train.start_state import scale_at_save, start_notes
+from cptron.train.start_state import start_notes
 
 FAST = 2.0
 """Times the rate, of an update that is to be spoken of."""

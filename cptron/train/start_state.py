@@ -6,36 +6,16 @@ constant phase, declared or known, are warmed up again only where the configurat
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from cptron.checkpoint import layout
 from cptron.checkpoint.saved_rate import SavedRate
 from cptron.config.schema import Config
 from cptron.data.stage_plan import StagePlan
-from cptron.errors import CheckpointError, ConfigError
-from cptron.forgetting.reaction import Reaction
-from cptron.json_text import parse_json
+from cptron.errors import ConfigError
 from cptron.optim.schedule import learning_rate
 
 SAME = 1e-6
 """Rates that differ by less, relatively, are the same."""
 AS_DECLARED = 1e-2
 """People declare rates with few digits."""
-
-
-def scale_at_save(saved: SavedRate, checkpoint: Path, *, with_monitor: bool = True) -> float:
-    """What the run of a checkpoint multiplies its schedule with after it: the scale of its stage and, `with_monitor`,
-    what its forgetting monitor has made of it, which a branch goes on with. Raises `CheckpointError`."""
-    scale, path = StagePlan(saved.config).lr_scale(saved.step), checkpoint / layout.STATE
-    if not with_monitor or not path.is_file():
-        return scale
-    try:
-        return (
-            scale
-            * Reaction.from_dict(parse_json(path.read_text()).get("reaction", Reaction().to_dict())).lr_factor
-        )
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); use another checkpoint") from None
 
 
 def start_notes(

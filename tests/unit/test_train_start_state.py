@@ -11,7 +11,7 @@ import pytest
 from run_checkpoints import make_run, store
 
 from cptron.checkpoint.layout import read_manifest
-from cptron.checkpoint.saved_rate import SavedRate, saved_rate
+from cptron.checkpoint.saved_rate import SavedRate, saved_rate, scale_at_save
 from cptron.config.check_start import check_start
 from cptron.config.load import load_config
 from cptron.config.schema import Config, FreezeConfig, StageConfig, StartConfig
@@ -20,7 +20,7 @@ from cptron.forgetting.reaction import Reaction
 from cptron.inspect import describe
 from cptron.train.preflight import freeze_notes
 from cptron.train.resume import Found, accepted_changes, found_parent
-from cptron.train.start_state import scale_at_save, start_notes
+from cptron.train.start_state import start_notes
 
 CONSTANT = {"state": "constant_phase", "lr_at_save": 1.65e-4}
 
