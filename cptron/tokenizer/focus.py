@@ -1,7 +1,8 @@
 """FOCUS: new rows as sparse convex mixes of the rows of old tokens with similar word vectors (Dobler and de Melo 2023).
 
 Place in the flow: `initial_rows` with `--init focus`. The vectors are the user's: fastText's text form, of words or of
-the extended tokenizer's tokens. Invariant: weights of a mix are at least 0 and sum to one.
+the extended tokenizer's tokens; of the latter rows are those of the authors' package. Invariant: weights of a mix are at
+least 0 and sum to one.
 
 Shapes: K new tokens, V old tokens, M old tokens with a vector, D size of a vector, H hidden size.
 """
@@ -16,7 +17,8 @@ import numpy.typing as npt
 import torch
 
 from cptron.errors import ConversionError
-from cptron.tokenizer.base import Base
+from cptron.tokenizer.base import SPACE, Base
+from cptron.tokens.byte_lengths import ALPHABET
 
 AT_ONCE = 256
 """New tokens compared with all old ones together."""
@@ -26,8 +28,9 @@ Vectors = dict[int, npt.NDArray[np.float32]]
 
 
 def read_vectors(path: Path, base: Base, extended: Base) -> Vectors:
-    """Vectors of the tokens that the file knows: by the token as the vocabulary writes it, else by its text. Raises
-    `ConversionError` where the file is no such file, or knows no new token or no old one."""
+    """Vectors of the tokens that the file knows: by the token as the vocabulary writes it, or, where no word of the file
+    begins with the vocabulary's mark of a space, so that they are plain words, also by the text. Raises `ConversionError`
+    where the file is no such file, or knows no new token or no old one."""
     names: dict[str, list[int]] = {}
     by_text: dict[str, list[int]] = {}
     for number, token in extended.tokens.items():
@@ -37,6 +40,8 @@ def read_vectors(path: Path, base: Base, extended: Base) -> Vectors:
             by_text.setdefault(text, []).append(number)
     found: Vectors = {}
     from_text: Vectors = {}
+    space = SPACE if extended.kind == "byte-fallback" else ALPHABET[ord(" ")]
+    plain = True
     try:
         with path.open(encoding="utf-8", newline="\n") as lines:
             for number, line in enumerate(lines):
@@ -45,13 +50,14 @@ def read_vectors(path: Path, base: Base, extended: Base) -> Vectors:
                     continue  # how many vectors of which size
                 if word in names or word in by_text:
                     vector_D = _unit(np.array(values, np.float32))
+                    plain = plain and not (word in names and word.startswith(space))
                     found |= dict.fromkeys(names.get(word, ()), vector_D)
                     from_text |= dict.fromkeys(by_text.get(word, ()), vector_D)
     except (OSError, ValueError) as error:
         raise ConversionError(
             f"{path} must be a text file of one word and its vector a line ({error}); give fastText's .vec"
         ) from None
-    vectors = {**from_text, **found}
+    vectors = {**from_text, **found} if plain else found
     if len({len(vector_D) for vector_D in vectors.values()}) > 1:
         raise ConversionError(f"{path} has vectors of several sizes, must have one; write the file again")
     if not vectors.keys() & base.tokens.keys() or not vectors.keys() - base.tokens.keys():
