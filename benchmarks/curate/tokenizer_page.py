@@ -38,9 +38,10 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _column(rows: Rows, number: int) -> dict[str, str]:
-    row = {letter: rows[f"tokenizer {number}{letter}"] for letter in "abcdefh"}
+    row = {letter: rows[f"tokenizer {number}{letter}"] for letter in "abcdefhk"}
     losses = dict(re.findall(r"([a-z_ ]+) ([\d.]+)", row["h"]["note"]))
     losses = {name.strip(): value for name, value in losses.items()}
+    focus = dict(re.findall(r"(as published|30 epochs) ([\d.]+)", row["k"]["note"].split(";")[0]))
     words = re.search(r"cuts ([\d.]+) words/byte", row["a"]["note"])
     assert words is not None, "the row says what the pre-tokenizer does"
     return {
@@ -53,6 +54,8 @@ def _column(rows: Rows, number: int) -> dict[str, str]:
         "new tokens that no text reaches": str(row["e"]["ours"]),
         "random texts that come back otherwise": str(row["f"]["ours"]),
         "loss at step 0, bits/byte: not extended": losses["not extended"],
+        "`focus`, vectors as published": focus["as published"],
+        "`focus`, vectors of 30 epochs, for all tokens": focus["30 epochs"],
         **{f"`{name}`" if name != "random" else "random rows": losses[name] for name in INITS},
     }
 

@@ -1,8 +1,7 @@
 """FOCUS: new rows as sparse convex mixes of the rows of old tokens with similar word vectors (Dobler and de Melo 2023).
 
 Place in the flow: `initial_rows` with `--init focus`. The vectors are the user's: fastText's text form, of words or of
-the extended tokenizer's tokens; of the latter rows are those of the authors' package. Invariant: weights of a mix are at
-least 0 and sum to one.
+the extended tokenizer's tokens. Invariant: weights of a mix are at least 0 and sum to one.
 
 Shapes: K new tokens, V old tokens, M old tokens with a vector, D size of a vector, H hidden size.
 """
@@ -28,9 +27,9 @@ Vectors = dict[int, npt.NDArray[np.float32]]
 
 
 def read_vectors(path: Path, base: Base, extended: Base) -> Vectors:
-    """Vectors of the tokens that the file knows: by the token as the vocabulary writes it, or, where no word of the file
-    begins with the vocabulary's mark of a space, so that they are plain words, also by the text. Raises `ConversionError`
-    where the file is no such file, or knows no new token or no old one."""
+    """Vectors of the tokens that the file knows: by the token as the vocabulary writes it; in a file of plain words, in
+    which none begins with the vocabulary's mark of a space, else by the text. Raises `ConversionError` where the file
+    is no such file, or knows no new token or no old one."""
     names: dict[str, list[int]] = {}
     by_text: dict[str, list[int]] = {}
     for number, token in extended.tokens.items():

@@ -89,7 +89,8 @@ def promised_threshold(
         best = lower_bound(positives, positives, confidence)
         raise DataError(
             f"{positives} positive examples are held out, a precision of {min_precision} needs {least} at least to be "
-            f"promised at {confidence:.0%}: {_shown(best)} could be; add examples, raise held_out or lower min_precision"
+            f"promised at {confidence:.0%}: {_shown(best)} could be; add examples, raise held_out or lower "
+            "min_precision"
         )
     passed = None
     for threshold in row.tolist():
