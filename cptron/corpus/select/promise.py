@@ -23,7 +23,8 @@ from cptron.errors import DataError
 
 GROWTH = 1.05
 """Of the examples above a threshold, from one of the row to the next."""
-_DIGITS = 6
+_STEPS = 1e6
+"""That a bound is told in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ def lower_bound(right: int, found: int, confidence: float) -> float:
             low = middle
         else:
             high = middle
-    return math.floor(low * 10**_DIGITS) / 10**_DIGITS
+    return math.floor(low * _STEPS) / _STEPS
 
 
 def promised_threshold(
@@ -86,10 +87,10 @@ def promised_threshold(
     examples for any promise, or the first does not hold."""
     positives, least = int(held_out.positive.sum()), least_examples(min_precision, confidence)
     if positives < least:
-        best = lower_bound(positives, positives, confidence)
+        all_right = lower_bound(positives, positives, confidence)
         raise DataError(
             f"{positives} positive examples are held out, a precision of {min_precision} needs {least} at least to be "
-            f"promised at {confidence:.0%}: {_shown(best)} could be; add examples, raise held_out or lower "
+            f"promised at {confidence:.0%}: {_shown(all_right)} could be; add examples, raise held_out or lower "
             "min_precision"
         )
     passed = None
