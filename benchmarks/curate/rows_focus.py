@@ -15,7 +15,7 @@ from benchmarks.curate_tokenizer import VARIANTS, Extended, Settings, beginnings
 from benchmarks.curate_tokenizer_loss import focus_bits_per_byte
 from benchmarks.data.results import Row
 
-WAYS = {"as published": (EPOCHS, MIN_COUNT), "of 30 epochs for all tokens": (30, 1)}
+WAYS = {"as published": (EPOCHS, MIN_COUNT), "30 epochs": (30, 1)}
 """Epochs, and occurrences that a token needs for a vector: those of FOCUS's package; and as suits a text this small."""
 FASTTEXT = "fasttext"
 

@@ -63,10 +63,8 @@ def _focus(rows: Rows, number: int) -> dict[str, str]:
     if f"tokenizer {number}k" not in rows:
         return {}
     note = rows[f"tokenizer {number}k"]["note"].split(";")[0]
-    return {
-        f"`focus`, vectors {name}": value
-        for name, value in re.findall(r"(as published|of [^,]+?) ([\d.]+)", note)
-    }
+    found = re.findall(r"(as published|30 epochs) ([\d.]+)", note)
+    return {f"`focus`, vectors of fastText: {name}": value for name, value in found}
 
 
 def _change(row: Mapping[str, Any]) -> str:
