@@ -73,8 +73,8 @@ def train(
     return output.with_name(output.name + ".vec")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line."""
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description="Train vectors of a tokenizer's tokens with fastText.")
     parser.add_argument("tokenizer", type=Path, help="directory of the extended tokenizer")
     parser.add_argument("texts", nargs="+", help="text of the domain, as cptron tokenizer extend takes it")
@@ -84,7 +84,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--method", choices=("cbow", "skipgram"), default="cbow")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--min-count", type=int, default=MIN_COUNT, help="occurrences that a token needs")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    args = parse(argv)
     try:
         if args.output.suffix != ".vec":
             raise BenchmarkError(f"--output {args.output} must end in .vec; correct it")
