@@ -71,6 +71,7 @@ def look_up(config: CorpusConfig) -> Corpus:
     for number, source in enumerate(config.inputs):
         try:
             inputs = expand_inputs(source.paths, archives=True)
+            _require_files(inputs)
             pieces = _pieces(source.name, inputs)
             key = find_text_key(source, inputs, config)
             sources.append(Source(source, key, _files(source.name, inputs)))
@@ -83,6 +84,13 @@ def look_up(config: CorpusConfig) -> Corpus:
             ) from error
     _require_new(sources)
     return Corpus(tuple(sources), tuple(shards))
+
+
+def _require_files(inputs: Sequence[Input]) -> None:
+    """What is read is read again after a kill, and hashed: a pipe gives its content once, to whoever waits for it."""
+    for path in dict.fromkeys(item.path for item in inputs):
+        if not path.is_file():
+            raise DataError(f"input {path} is a pipe or a device, must be a file; write its content to one")
 
 
 def _require_new(sources: Sequence[Source]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import zipfile
 from collections import Counter
@@ -89,6 +90,40 @@ def test_key_is_not_guessed(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text(json.dumps({"content": "words"}) + "\n")
     manifest = run({**config_of(tmp_path / "out", {"x": [str(tmp_path / "x.jsonl")]}, []), "strict": True})
     assert manifest.records_rejected == {"missing_key": 1} and manifest.documents == 0
+
+
+def test_files_with_other_keys_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Naming one key would lose the others' files: the error says what to do. A key that was found is told."""
+    for name, key in (("a", "text"), ("b", "content")):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({key: f"words of {name}", "n": 1}) + "\n")
+    inputs = {"x": [str(tmp_path / "*.jsonl")]}
+    with pytest.raises(
+        DataError, match=r"several keys \(text in .*a\.jsonl, content in .*b\.jsonl\).* of its own"
+    ):
+        run(config_of(tmp_path / "out", inputs, []))
+    apart = {name: [str(tmp_path / f"{name}.jsonl")] for name in ("a", "b")}
+    run(config_of(tmp_path / "out", apart, []))
+    assert [document["text"] for document in documents_of(tmp_path / "out")] == ["words of a", "words of b"]
+    assert "note: input b has its text at 'content'" in capsys.readouterr().err
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert {name: source["text_key"] for name, source in report["sources"].items()} == {
+        "a": "text",
+        "b": "content",
+    }
+
+
+def test_what_has_no_end_is_refused(tmp_path: Path) -> None:
+    """To open a pipe waits for a writer, and a link to a directory around it is walked for ever."""
+    (tmp_path / "raw/below").mkdir(parents=True)
+    (tmp_path / "raw/x.jsonl").write_bytes(lines_of(TEXTS))
+    (tmp_path / "raw/below/up").symlink_to("..")
+    with pytest.raises(DataError, match="raw/below/up is a link to a directory around it"):
+        curated_texts(tmp_path, tmp_path / "raw")
+    (tmp_path / "raw/below/up").unlink()
+    os.mkfifo(tmp_path / "raw/below/y.jsonl")
+    for path in (tmp_path / "raw", tmp_path / "raw/below/y.jsonl"):
+        with pytest.raises(DataError, match=r"y\.jsonl is a pipe or a device"):
+            curated_texts(tmp_path, path)
 
 
 def test_odd_records(tmp_path: Path) -> None:
