@@ -208,6 +208,10 @@ def test_cut_depends_on_sizes_alone(tmp_path: Path) -> None:
         ({"steps": [{"step": "length", "min_words": 9, "max_words": 3}]}, "min_words 9 and max_words 3"),
         ({"steps": [{"step": "length"}, {"step": "length"}]}, "length is there twice"),
         ({"steps": [{"step": "length", "sources": ["no"]}]}, "for the source no, must be one of x"),
+        (
+            {"steps": [{"step": "near_duplicates", "prefer_sources": ["X"]}]},
+            "step near_duplicates has the source X in prefer_sources, must be one of x",
+        ),
         ({"inputs": []}, "inputs has 0 elements"),
         ({"inputs": [{"name": "../x", "paths": ["a"]}]}, "must be of letters"),
         ({"shard_bytes": 1}, "shard_bytes 1"),
