@@ -44,7 +44,7 @@ def prepare(config: CurateConfig, *, restart: bool = False, alone: bool = True) 
     _require_ours(output)
     if restart and directory.is_dir():
         _discard(directory)
-    corpus = look_up(config.corpus)
+    corpus = look_up(config.corpus, check=alone)
     _require_apart(output, config, corpus)
     steps = identities(config)
     tokenizer = tokenizer_record(config.corpus.tokenizer).fingerprint if config.corpus.tokenizer else ""

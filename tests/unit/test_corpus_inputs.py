@@ -16,7 +16,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import yaml
-from corpus_world import config_of, documents_of, lines_of, run, text_of, write_inputs
+from corpus_world import config_of, documents_of, lines_of, loaded, run, text_of, write_inputs
 from tokens_world import save_byte_tokenizer
 
 from cptron.cli import main
@@ -75,6 +75,32 @@ def test_parquet_is_cut_between_row_groups(tmp_path: Path) -> None:
     shards = look_up(load_curation(tmp_path / "out.yaml").corpus).shards
     groups = parquet_groups(shards[0].pieces[0].input)
     assert sum(shard.stored_bytes for shard in shards) == sum(num_bytes for _, num_bytes in groups)
+
+
+def test_tables_are_looked_at_before_the_work_begins(tmp_path: Path) -> None:
+    """One of many that is cut off, lacks the text or has numbers for it would end the run when its turn comes."""
+    (tmp_path / "raw").mkdir()
+    for number in range(10):  # more than the text's key is looked for in
+        pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS}), tmp_path / f"raw/{number}.parquet")
+    last = tmp_path / "raw/9.parquet"
+    whole = last.read_bytes()
+    config = config_of(tmp_path / "out", {"x": [str(tmp_path / "raw")]}, []) | {"shard_bytes": 1 << 20}
+    look_up(loaded(config).corpus)
+    for damage, message in (
+        (lambda: last.write_bytes(whole[:-9]), "9.parquet must be a sound Parquet file"),
+        (
+            lambda: pyarrow.parquet.write_table(pyarrow.table({"n": TEXTS}), last),
+            "9.parquet has no column 'text'",
+        ),
+        (
+            lambda: pyarrow.parquet.write_table(pyarrow.table({"text": [1]}), last),
+            "9.parquet has int64 in column",
+        ),
+    ):
+        damage()
+        with pytest.raises(DataError, match=message):
+            look_up(loaded(config).corpus)
+        look_up(loaded(config).corpus, check=False)
 
 
 def test_hugging_face_dataset(tmp_path: Path) -> None:
