@@ -184,11 +184,9 @@ def test_languages(engine: str, package: str, labels: tuple[str, str, str]) -> N
         assert result.meta["language_score"] > 0.65
     assert isinstance(other := apply("language", PROSE, engine=engine, keep=labels[2:]), Dropped)
     assert other.reason == "other_language"
-    for strange in ("english", labels[0].swapcase()):
-        with pytest.raises(
-            ConfigError, match=f"keep has {strange}, must be labels of {engine}: .*{labels[0]}"
-        ):
-            apply("language", PROSE, engine=engine, keep=(labels[0], strange))
+    strange = labels[0].swapcase()
+    with pytest.raises(ConfigError, match=f"keep has {strange}, must be labels of {engine}: .*{labels[0]}"):
+        apply("language", PROSE, engine=engine, keep=(labels[0], strange))
     low = apply("language", "123 456", engine=engine, threshold=0.999)
     assert isinstance(low, Dropped) and low.reason == "score_too_low"
 
