@@ -38,6 +38,7 @@ class Config:
 class Step(MapStep[Config]):
     """See the module."""
 
+    version = 2
     packages = ("regex",)
 
     @classmethod
