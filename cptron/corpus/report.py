@@ -62,6 +62,7 @@ def _source(source: SourceSums) -> dict[str, Any]:
     for step in steps:
         step.pop("samples")  # those over all sources are enough
     return {
+        "text_key": source.text_key,
         "records": source.records,
         "rejected": dict(sorted(source.rejected.items())),
         "read": asdict(source.read),
@@ -89,11 +90,11 @@ def _page(manifest: CorpusManifest, summary: Summary) -> Iterator[str]:
     yield f"{manifest.records_read:,} records in, {manifest.documents:,} documents out ({amount})."
     yield from ("", f"Fingerprint `{manifest.fingerprint[:16]}`.", "", "## Sources", "")
     yield from _table(
-        ["source", "records", "damaged", "documents in", "MB in", "documents out", "MB out", "kept"],
+        ["source", "text at", "records", "damaged", "documents in", "MB in", "documents out", "MB out", "kept"],
         [
             [
-                name, f"{source.records:,}", f"{source.rejected.total():,}", *_amount(source.read),
-                *_amount(source.written), _share(source.written.bytes, source.read.bytes),
+                name, _cell(source.text_key), f"{source.records:,}", f"{source.rejected.total():,}",
+                *_amount(source.read), *_amount(source.written), _share(source.written.bytes, source.read.bytes),
             ]
             for name, source in summary.sources.items()
         ],
@@ -114,10 +115,18 @@ def _page(manifest: CorpusManifest, summary: Summary) -> Iterator[str]:
         yield from _table(
             ["reason", "records"], [[reason, f"{count:,}"] for reason, count in sorted(rejected.items())]
         )
+        if count := rejected["truncated"]:
+            yield from ("", cut_short(count))
     for step in summary.steps.values():
         figures = summary.figures.get(step.name, {})
         if step.dropped or step.tally or figures:
             yield from _step_section(step, figures)
+
+
+def cut_short(count: int) -> str:
+    """What so many records of the reason `truncated` mean: each of them stands for all behind it."""
+    files = "1 file is" if count == 1 else f"{count:,} files are"
+    return f"{files} cut off or damaged: nobody knows how much is missing behind the records that `truncated` names."
 
 
 def _step_section(step: StepCounts, figures: Mapping[str, float]) -> Iterator[str]:

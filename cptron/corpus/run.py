@@ -44,7 +44,7 @@ def prepare(config: CurateConfig, *, restart: bool = False, alone: bool = True) 
     _require_ours(output)
     if restart and directory.is_dir():
         _discard(directory)
-    corpus = look_up(config.corpus)
+    corpus = look_up(config.corpus, check=alone)
     _require_apart(output, config, corpus)
     steps = identities(config)
     tokenizer = tokenizer_record(config.corpus.tokenizer).fingerprint if config.corpus.tokenizer else ""
@@ -55,11 +55,19 @@ def prepare(config: CurateConfig, *, restart: bool = False, alone: bool = True) 
             if stage.decided:
                 make_directory(directory / stage.decided)
         make_directory(directory / "inputs")
+        notes = [*_found_keys(corpus), *note_changes(directory, config, steps)] if alone else []
     except OSError as error:
         raise DataError(f"{directory} cannot be written ({error.strerror}); choose another output") from error
-    for note in note_changes(directory, config, steps) if alone else ():
+    for note in notes:
         print(f"note: {note}", file=sys.stderr)
     return Work(config, corpus, stages, directory)
+
+
+def _found_keys(corpus: Corpus) -> Iterator[str]:
+    """Where the text was found, if it is not where everybody has it: whoever looks can stop a wrong guess at once."""
+    for source in corpus.sources:
+        if not source.config.text_key and source.text_key != "text":
+            yield f"input {source.config.name} has its text at {source.text_key!r}; where it has not, set text_key"
 
 
 def _discard(directory: Path) -> None:
@@ -173,8 +181,14 @@ def finish_stage(work: Work, stage: Stage, workers: int) -> None:
     assert isinstance(step, CorpusStep)
     print(f"[{stage.number + 1}/{len(work.stages)}] {stage.tail.name} decides", file=sys.stderr)
     step.open()
-    step.decide(features_of(work, stage), begin_directory(decision), workers)
-    publish_directory(decision)
+    try:
+        step.decide(features_of(work, stage), begin_directory(decision), workers)
+        publish_directory(decision)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or decision} cannot be read or written ({error.strerror}); mend that and run the same "
+            "command again"
+        ) from error
 
 
 def require_done(work: Work, kind: Kind, stage: Stage) -> None:
@@ -202,7 +216,12 @@ def features_of(work: Work, stage: Stage) -> list[ShardFeatures]:
 @contextmanager
 def locked(path: Path, *, shared: bool) -> Iterator[None]:
     """Keep other runs off: one run alone, or the parts of one. The lock ends with the process, however it ends."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written ({error.strerror}); mend that and run the same command again"
+        ) from error
     try:
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
