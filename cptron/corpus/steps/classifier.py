@@ -68,6 +68,8 @@ class Config:
 class Step(CorpusStep[Config]):
     """See the module."""
 
+    version = 2
+
     def __init__(self, name: str, config: Config, seed: int) -> None:
         super().__init__(name, config, seed)
         self.packages = ("fasttext-predict",) if config.engine == "fasttext" else ()  # type: ignore[misc]
