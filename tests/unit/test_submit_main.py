@@ -149,6 +149,28 @@ def test_submitted_and_found_again(
     assert record.log_of() == jobs / "cptron-a b-101.out"
 
 
+def test_a_time_that_is_asked_for_is_not_overridden(
+    run: Run, sbatch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sbatch reads --time from a variable of another name."""
+    monkeypatch.setenv("SBATCH_TIMELIMIT", "5")
+    assert run(*TRAIN, "--nodes", "2", "--time", "2h")[0] == 0
+    assert sbatch.read_text().splitlines()[-1] == "partition= timelimit="
+
+
+def test_a_template_of_ones_own(run: Run, tmp_path: Path) -> None:
+    """--nodes reaches it whatever it runs; a number of nodes that is none has to be given."""
+    head = (
+        "#!/bin/bash\n#SBATCH --nodes=2-4\n# >>> variables\ncommand=()\njob_dir=x\nvenv=\n# <<< variables\n"
+    )
+    (tmp_path / "mine.sbatch").write_text(head)
+    words = ("--template", "mine.sbatch", "--dry-run", "--", "inspect", "x")
+    code, shown, _ = run("--nodes", "3", *words)
+    assert code == 0 and "#SBATCH --nodes=3\n" in shown
+    code, _, errors = run(*words)
+    assert code == 2 and "--nodes=2-4, which is not one number; give --nodes" in errors
+
+
 def test_a_run_may_begin_where_its_job_is_written_down(run: Run, sbatch: Path, tmp_path: Path) -> None:
     """The folder of its jobs is no other run; anything else is."""
     assert run(*TRAIN, "--nodes", "2", "run.dir=runs/a")[0] == 0
@@ -231,6 +253,19 @@ def test_without_gpus(run: Run) -> None:
         ((*TRAIN, "--partition", "a b"), "--partition 'a b' must be a name"),
         ((*TRAIN, "--sbatch", "N=3"), "--sbatch N=3 must be a long option"),
         ((*TRAIN, "--array", "3"), "--array 3 is for preprocess"),
+        ((*TRAIN, "--sbatch", "nodes=16"), "--sbatch nodes=16 is set by cptron submit itself; use --nodes"),
+        ((*TRAIN, "--sbatch", "time=5"), "use --time"),
+        ((*TRAIN, "--sbatch", "ntasks=64"), "use --nodes and --ranks-per-node"),
+        ((*TRAIN, "--sbatch", "output=x.out"), "logs are kept where `cptron logs` finds them"),
+        ((*TRAIN, "--nodes", "2", "--chain", "2", "--sbatch", "comment=x"), "known by their comment"),
+        ((*TRAIN, "--nodes", "2", "--after", "1", "--sbatch", "dependency=singleton"), "leave it out"),
+        ((*TRAIN, "--nodes", "2", "--time", "5m"), "before the signal to save can come, 300 s"),
+        ((*TRAIN, "--nodes", "2", "--time", "1h", "--save-before", "3600"), "or a shorter --save-before"),
+        ((*TRAIN, "--nodes", "2", "--gpus-per-node", "4", "--ranks-per-node", "8"), "a node has 4; use 4"),
+        ((*TRAIN, "--nodes", "2", "--venv", "absent"), "absent is not here ("),
+        ((*TRAIN, "--nodes", "2", "--container", "absent.sif"), "container absent.sif is not here"),
+        ((*TRAIN, "--nodes", "2", "--container", "a#b", "--mount", "/data"), "must be SOURCE:TARGET"),
+        (("--", "train"), "names no recipe"),
         ((*TRAIN, "--template", "absent.sbatch"), "template absent.sbatch cannot be read"),
         ((*TRAIN, "--site", "absent.yaml"), "absent.yaml: cannot read the configuration"),
         ((*TRAIN, "data.sources.domain.path=tokens/absent"), "tokens/absent.idx"),
