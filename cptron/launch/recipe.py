@@ -37,6 +37,10 @@ def check_recipe(
     except ConfigError as error:
         raise ConfigError(f"on {size(nodes, ranks_per_node)}: {error}") from None
     notes = [f"{size(nodes, ranks_per_node)}: the trainer's rules accept the recipe"]
+    if config.parallel.tp > ranks_per_node:
+        notes.append(
+            f"parallel.tp={config.parallel.tp} is more than a node's {ranks_per_node} ranks: that is slow"
+        )
     if absent := _absent_start(config) if model is None else "":
         if not waits:
             raise ConfigError(

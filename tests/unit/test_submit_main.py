@@ -149,6 +149,24 @@ def test_submitted_and_found_again(
     assert record.log_of() == jobs / "cptron-a b-101.out"
 
 
+def test_what_costs_without_being_wrong_is_said(run: Run) -> None:
+    """GPUs without ranks, tensor parallel groups across nodes."""
+    words = (
+        *TRAIN,
+        "--nodes",
+        "4",
+        "--gpus-per-node",
+        "4",
+        "--ranks-per-node",
+        "2",
+        "parallel.tp=4",
+        "--dry-run",
+    )
+    code, shown, _ = run(*words)
+    assert code == 0 and "note: parallel.tp=4 is more than a node's 2 ranks: that is slow\n" in shown
+    assert "note: 2 of a node's 4 GPUs have no rank: --gpus-per-node 2 asks for fewer\n" in shown
+
+
 def test_a_time_that_is_asked_for_is_not_overridden(
     run: Run, sbatch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
