@@ -15,14 +15,17 @@ from pathlib import Path
 import pytest
 import yaml
 from plan_cases import HUGGING_FACE_8B, RECIPE
+from tokens_world import write_known
 
 from cptron import cli
+from cptron.checkpoint import space
 from cptron.errors import ConfigError
 from cptron.launch.job import array_of
 from cptron.launch.record import FILE, JOBS, jobs_of, records_in
 from cptron.launch.site import Site, read_site
 from cptron.launch.time_limit import slurm_time
 from cptron.tokens.indexed_writer import IndexedWriter
+from cptron.tokens.manifest import TokenizerRecord
 from cptron.train.resume import find_run
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +45,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     for name in ("CPTRON_SITE", "CPTRON_VENV", "RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setattr(
+        space, "free_bytes", lambda path: 10**13
+    )  # this machine need not hold an 8B's checkpoints
     monkeypatch.setenv("CPTRON_JOBS", str(tmp_path / "list" / FILE))
     (tmp_path / "config.json").write_text(json.dumps(HUGGING_FACE_8B))
     (tmp_path / "tokens").mkdir()
@@ -147,6 +153,30 @@ def test_submitted_and_found_again(
     assert [record] == jobs_of("101") == records_in(tmp_path / "list" / FILE)
     assert (record.nodes, record.ranks, record.run_dir) == (4, 32, str(jobs.parent))
     assert record.log_of() == jobs / "cptron-a b-101.out"
+
+
+def test_files_are_looked_at_before_a_job_waits_for_them(
+    run: Run, sbatch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens of a tokenizer with more ids than the model has, and a disk that holds no two checkpoints; with --after
+    both may still be mended."""
+    words = (*TRAIN, "--nodes", "2")
+
+    def made_with(vocab_size: int) -> None:
+        tokenizer = TokenizerRecord(
+            name="t", fingerprint="ab", vocab_size=vocab_size, eos_id=None, bos_id=None
+        )
+        write_known(Path("tokens/domain_text_document"), [[1, 2, 3]], dtype="int32", tokenizer=tokenizer)
+
+    made_with(200_000)
+    code, _, errors = run(*words)
+    assert code == 2 and "has a vocabulary of 200000, but the model has 128256 embeddings" in errors
+    assert run(*words, "--after", "5")[0] == 0
+    made_with(128_256)
+    assert run(*words)[0] == 0
+    monkeypatch.setattr(space, "free_bytes", lambda path: 10**11)
+    code, _, errors = run(*words)
+    assert code == 2 and "has 100.00 GB free, but a checkpoint takes about 112.43 GB" in errors
 
 
 def test_what_costs_without_being_wrong_is_said(run: Run) -> None:
