@@ -176,7 +176,10 @@ def test_environment_of_a_job(node: Node) -> None:
     assert "hunter2" not in notes and "SECRET" not in notes
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in ("train", "convert") else [pytest.mark.more]) for name in NAMES],
+)
 def test_containers(name: str, node: Node) -> None:
     """apptainer is started by srun in each task; pyxis is an option of srun. Both see the working folder and mounts."""
     verb = next(verb for verb, template in TEMPLATES.items() if template == name)
