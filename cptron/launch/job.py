@@ -17,7 +17,7 @@ from cptron.corpus.arguments import parsed
 from cptron.corpus.load import load_curation
 from cptron.errors import ConfigError
 from cptron.launch.arguments import ON_GPUS, TEMPLATES, Asked
-from cptron.launch.options import asked_options, require_time_to_train
+from cptron.launch.options import asked_options, gpus_asked, require_time_to_train
 from cptron.launch.recipe import check_recipe
 from cptron.launch.record import JOBS
 from cptron.launch.site import Site
@@ -74,9 +74,11 @@ def made_job(request: Asked, site: Site, chain: str = "") -> Job:
     if verb == "train":
         require_time_to_train(template, options)
         options |= {"nodes": str(nodes), "ntasks-per-node": str(ranks // nodes)}
-        options |= {"gpus-per-node": str(gpus) if gpus else None}
+        options |= {"gpus-per-node": gpus_asked(args, site, gpus or 0)}
     elif gpus is not None or (verb in ON_GPUS and not site.gpus_per_node):
-        options |= {"gpus-per-node": str(gpus) if gpus else None}
+        options |= {"gpus-per-node": gpus_asked(args, site, gpus or 0)}
+    elif verb in ON_GPUS and (count := template.option("gpus-per-node")).isdecimal():
+        options |= {"gpus-per-node": gpus_asked(args, site, int(count))}
     variables = variables_of(request, site, jobs, chain)
     notes += require_there(variables, only_shown=args.dry_run)
     script = template.rendered(options, variables)

@@ -20,7 +20,7 @@ _NAME = re.compile(r"[a-z][a-z-]*")
 _SIGNAL = re.compile(r"(?:[BR]+:)?\w+@(\d+)")
 OWN = {
     "nodes": "--nodes",
-    "gpus-per-node": "--gpus-per-node",
+    "gpus-per-node": "--gpus-per-node and --gpu-type",
     "cpus-per-task": "--cpus-per-task",
     "partition": "--partition",
     "account": "--account",
@@ -83,6 +83,16 @@ def _others(args: argparse.Namespace, verb: str, site: Site, chain: str) -> dict
             raise ConfigError(f"{where}{text}: --chain and --after are dependencies; leave it out")
         options[name] = value
     return options
+
+
+def gpus_asked(args: argparse.Namespace, site: Site, count: int) -> str | None:
+    """So many GPUs a node, of the kind that is named; None for none. Raises `ConfigError`."""
+    kind = args.gpu_type or site.gpu_type
+    if kind and not _WORD.fullmatch(kind):
+        raise ConfigError(f"--gpu-type {kind!r} must be a name of letters, digits and _.:,@+-; correct it")
+    if not count:
+        return None
+    return f"{kind}:{count}" if kind else str(count)
 
 
 def require_time_to_train(template: Template, options: dict[str, str | None]) -> None:

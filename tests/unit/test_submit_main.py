@@ -278,6 +278,24 @@ def test_array_with_merge(run: Run, sbatch: Path, tmp_path: Path) -> None:
     assert "cptron status jobs" in shown
 
 
+def test_gpus_of_a_kind(run: Run, tmp_path: Path) -> None:
+    """SLURM refuses GPUs asked for with and without their kind together: it is in the one option."""
+    (tmp_path / "site.yaml").write_text("{gpu_type: h100}")
+    site = ("--site", "site.yaml", "--dry-run")
+    for words, option in (
+        ((*site, *TRAIN, "--nodes", "2"), "h100:8"),
+        ((*site, *TRAIN, "--nodes", "2", "--gpu-type", "a100", "--gpus-per-node", "4"), "a100:4"),
+        ((*site, "--", "eval", "--checkpoint", "x"), "h100:1"),
+    ):
+        code, shown, errors = run(*words)
+        assert code == 0, errors
+        assert f"#SBATCH --gpus-per-node={option}\n" in shown
+    code, shown, _ = run(*site, "--", "convert", "a", "b")
+    assert code == 0 and "gpus-per-node" not in shown
+    code, _, errors = run("--gpu-type", "a b", *site, "--", "eval", "--checkpoint", "x")
+    assert code == 2 and "--gpu-type 'a b' must be a name" in errors
+
+
 def test_without_gpus(run: Run) -> None:
     """Ranks are given instead; an evaluation asks for no GPU either."""
     words = ("--gpus-per-node", "0", "--ranks-per-node", "2", "--nodes", "2", "--dry-run")
