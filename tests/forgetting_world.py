@@ -64,7 +64,7 @@ class ForgettingWorld:
     def train(self, run_dir: Path, layout: Layout, *overrides: str) -> list[rank_calls.Outcome]:
         """`cptron train` on warm ranks; what it came to on every rank."""
         words = self.words(run_dir, layout, *overrides)
-        return run_ranks(rank_calls.train, layout.world_size, str(self.config), words, timeout_s=120)
+        return run_ranks(rank_calls.train, layout.world_size, str(self.config), words)
 
     def trained(self, run_dir: Path, layout: Layout = ONE, *overrides: str) -> Path:
         """`train` that must succeed on every rank; returns the run directory."""
