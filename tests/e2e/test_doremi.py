@@ -144,7 +144,7 @@ def test_the_command_writes_what_to_paste(chains: Chains, whole: Path, tmp_path:
     """Of a run that has come to its end nothing is trained; another vocabulary is refused."""
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     words = [chains.root / "run.yaml", "--reference", chains.reference, f"run.dir={run}"]
-    done = call(cptron("doremi", *words), timeout_s=180)
+    done = call(cptron("doremi", *words), timeout_s=240)
     assert done.returncode == 0, done.stderr
     result = json.loads((run / "doremi.json").read_text())
     assert result["shares"] == weights_of(whole)["average"] and result["steps"] == 60
@@ -152,6 +152,6 @@ def test_the_command_writes_what_to_paste(chains: Chains, whole: Path, tmp_path:
     (tmp_path / "config.json").write_text(json.dumps({**ARCHITECTURE, "vocab_size": 120}))
     words = [f"run.dir={tmp_path / 'other'}", f"model.architecture={tmp_path / 'config.json'}"]
     words.append(f"doremi.reference={chains.reference}")
-    (outcome,) = run_ranks(rank_calls.train, 1, str(chains.root / "run.yaml"), words, timeout_s=120)
+    (outcome,) = run_ranks(rank_calls.train, 1, str(chains.root / "run.yaml"), words)
     assert "has another vocabulary (100 ids)" in outcome.error
     assert error_lines(done.stderr) == []

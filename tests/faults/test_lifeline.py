@@ -24,7 +24,7 @@ def hear(deed: str, rank_0_sleeps_s: float = 0.0) -> list[Ending]:
 
     ranks = launched_ranks()
     assert ranks is not None
-    init_process_group("gloo", ranks, 60)
+    init_process_group("gloo", ranks, 240)
     heard: list[Ending] = []
     attend = Lifeline._attend
 
@@ -107,7 +107,7 @@ def leave_slowly() -> list[Ending]:
 
     ranks = launched_ranks()
     assert ranks is not None
-    init_process_group("gloo", ranks, 60)
+    init_process_group("gloo", ranks, 240)
     heard: list[Ending] = []
     lifeline = Lifeline(ranks, heard.append)
     dist.barrier()

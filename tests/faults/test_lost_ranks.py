@@ -131,8 +131,8 @@ def test_a_killed_rank_under_the_users_torchrun(
 
 
 def test_a_hang_shows_the_stacks_of_every_rank(world: World, tmp_path: Path) -> None:
-    """One rank sleeps in a step: code 76, and on standard error and in the run's directory where both were. The third step
-    is the first whose time is judged by that of another, so no slow one before it is a hang."""
+    """One rank sleeps in a step: code 76, and on standard error and in the run's directory where both were. The
+    third step is the first whose time is judged by that of another, so no slow one before it is a hang."""
     done = run_faulty(world, tmp_path, "0,3,none,sleep", "runtime.hang_min_s=4")
     assert seconds_since_the_fault(done.stderr) < WITHIN_S
     assert done.returncode == HANG_EXIT_CODE, done.stderr

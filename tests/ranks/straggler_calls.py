@@ -63,8 +63,8 @@ def paced() -> Iterator[list[float]]:
 def train_with_slow(
     config: str, overrides: list[str], slow_rank: int, slow_s: float, where: str, until_step: int = 10**9
 ) -> Outcome:
-    """Train, while `slow_rank` takes `slow_s` more in the forward pass of each micro-batch (`forward`) or while it draws
-    the batch (`data`); up to a step."""
+    """Train, while `slow_rank` takes `slow_s` more in the forward pass of each micro-batch (`forward`) or while it
+    draws the batch (`data`); up to a step."""
     from cptron.runtime import pipeline
     from cptron.runtime.launcher import launched_ranks
     from cptron.train import stragglers

@@ -110,7 +110,7 @@ def test_a_rank_that_never_comes_is_an_error_of_one_line() -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "0",
     }
-    done = call(cptron("doctor", "--cluster", "--device", "cpu", "--timeout-s", "2"), timeout_s=120, **alone)
+    done = call(cptron("doctor", "--cluster", "--device", "cpu", "--timeout-s", "2"), timeout_s=240, **alone)
     (line,) = error_lines(done.stderr)
     assert (
         done.returncode == EXIT_CODE

@@ -155,7 +155,7 @@ def agreed_on(losses: list[float], received: list[int]) -> object:
 
     ranks = launched_ranks()
     assert ranks is not None
-    init_process_group("gloo", ranks, 60)
+    init_process_group("gloo", ranks, 240)
     found = agree_on_step(
         losses[ranks.rank], 0.1 + ranks.rank, 2 - ranks.rank, received[ranks.rank], torch.device("cpu")
     )

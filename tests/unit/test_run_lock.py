@@ -132,7 +132,7 @@ def test_never_two_inside(tmp_path: Path) -> None:
     """Also while the file is removed and made again."""
     words = [sys.executable, "-c", CONTEND, str(tmp_path / "run")]
     processes = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True) for _ in range(4)]
-    assert [(process.communicate(timeout=120)[1], process.returncode) for process in processes] == [
+    assert [(process.communicate(timeout=240)[1], process.returncode) for process in processes] == [
         ("", 0)
     ] * 4
 
