@@ -5,10 +5,13 @@ Fixtures that the end-to-end and the fault tests share come from `tiny_world`.
 
 from __future__ import annotations
 
+import random
 import signal
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 from forgetting_world import forgetting_world
 from hypothesis import settings
@@ -31,6 +34,15 @@ settings.load_profile("cptron")
 # A shell without a terminal starts its background commands with SIGINT ignored, and those of a test would inherit it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """A test draws the same random numbers, whatever has run before it in this process."""
+    random.seed(0)
+    np.random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].default_generator.manual_seed(0)
 
 
 def pytest_report_header() -> str:
