@@ -42,7 +42,7 @@ eval: {{every_steps: 4, micro_batch_size: 8}}
 forgetting: {{epsilon_nats: 0.3, patience: 2, grace_tokens: 500, resamples: 200}}
 checkpoint: {{every_steps: 4}}
 log: {{every_steps: 1}}
-runtime: {{device: cpu, threads_per_rank: 1, timeout_s: 60}}
+runtime: {{device: cpu, threads_per_rank: 1, timeout_s: 240}}
 """
 
 

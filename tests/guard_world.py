@@ -53,7 +53,7 @@ optim: {{lr: 5.0e-3, schedule: constant}}
 guards: {{spike_window: 16, spike_min_history: 12, skip_batches: 2}}
 eval: {{at_start: false}}
 checkpoint: {{every_steps: 24}}
-runtime: {{device: cpu, threads_per_rank: 1, timeout_s: 60}}
+runtime: {{device: cpu, threads_per_rank: 1, timeout_s: 240}}
 """
 
 

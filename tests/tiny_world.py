@@ -37,7 +37,7 @@ train: {{steps: 20, global_batch_size: 8, micro_batch_size: 2, precision: fp32}}
 optim: {{lr: 2.0e-3, lr_min: 1.0e-4, warmup_steps: 3, decay_steps: 20}}
 eval: {{every_steps: 10}}
 checkpoint: {{every_steps: 10}}
-runtime: {{device: cpu, threads_per_rank: 1, timeout_s: 60}}
+runtime: {{device: cpu, threads_per_rank: 1, timeout_s: 240}}
 """
 
 

@@ -34,7 +34,7 @@ train: {{steps: 60, global_batch_size: 12, micro_batch_size: 6, precision: fp32}
 optim: {{lr: 1.0e-2, schedule: constant, weight_decay: 0.0}}
 eval: {{at_start: false}}
 checkpoint: {{every_steps: 30}}
-runtime: {{device: cpu, threads_per_rank: 1, timeout_s: 60}}
+runtime: {{device: cpu, threads_per_rank: 1, timeout_s: 240}}
 """
 
 
@@ -52,9 +52,7 @@ class Chains:
     def train(self, run: Path, layout: Layout, *overrides: str) -> Path:
         """A run that must succeed."""
         words = [f"run.dir={run}", *layout.overrides, *overrides]
-        outcomes = run_ranks(
-            rank_calls.train, layout.world_size, str(self.root / "run.yaml"), words, timeout_s=120
-        )
+        outcomes = run_ranks(rank_calls.train, layout.world_size, str(self.root / "run.yaml"), words)
         errors = [outcome.error for outcome in outcomes if outcome.error]
         assert not errors, errors[0]
         return run

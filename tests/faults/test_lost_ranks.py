@@ -35,7 +35,7 @@ def act(fault):
     time.sleep(600)
 
 from cptron.runtime import failure
-failure.GRACE_S = 1.0
+failure.GRACE_S, failure.HEAR_S = 1.0, 60.0
 if "RANK" not in os.environ:
     from cptron.runtime import supervisor
     supervisor.SETTLE_S = 90.0  # a slow machine is no reason to end a rank before it has spoken
