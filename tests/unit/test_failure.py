@@ -82,3 +82,16 @@ def test_an_error_is_said_though_the_teardown_never_ends(
         raise ConfigError("a value is wrong; mend it")
     assert exits.come.wait(60) and exits.codes == [EXIT_CODE]
     assert capsys.readouterr().err == "cptron: error: a value is wrong; mend it\n"
+
+
+def test_the_timer_and_the_main_thread_say_it_once(
+    exits: Exits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A rank that hears of an end is ended by its timer, or by its collective, or by both in the same moment."""
+    end, ending = common_end(tmp_path), Ending(1, 1, "too bad")
+    end._lifeline = SimpleNamespace(ending=ending, wait=lambda _: ending, tell=None)  # type: ignore[assignment]
+    end._other_ended(ending)
+    assert exits.come.wait(60)
+    end._failed(RuntimeError("gloo: connection reset"))
+    end.close()
+    assert capsys.readouterr().err == "cptron: [rank 0] stops because rank 1 failed: too bad\n"
