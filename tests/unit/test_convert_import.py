@@ -123,6 +123,7 @@ def test_an_error_of_the_probe_ends_the_writing(
     def slow(file: BlockFile, key: str, *rest: Any) -> None:
         begun.set()
         ended.wait(60)
+        ended.set()  # nobody waits a second time
         written.append(key)
         write(file, key, *rest)
 
