@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import time
@@ -13,8 +12,11 @@ import pytest
 import yaml
 from commands import call, cptron, started
 from corpus_world import STEPS, config_of, files_of, lines_of, run, text_of
+from self_signal import struck
 
 NUM_DOCUMENTS = 4000
+DONE = ".work/[0-9]-*/*.json"
+"""Shards that are done with some stage: those are many, so they are done by workers."""
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +41,6 @@ def settings_of(output: Path, raw: dict[str, list[str]]) -> dict[str, object]:
     return config_of(output, raw, STEPS[:4], shard_bytes=25_000) | {
         "steps": [STEPS[0], STEPS[1], STEPS[3], STEPS[4]]
     }
-
-
-def num_done(output: Path) -> int:
-    """Shards that are done with some stage: those are many, so they are done by workers."""
-    return len(list(output.glob(".work/[0-9]-*/*.json")))
 
 
 def alive(text: str) -> list[int]:
@@ -73,24 +70,14 @@ def test_sigkill_at_any_moment(
     """The parent alone is killed, at random moments; its workers end by themselves, and the next run goes on."""
     output, mark = tmp_path / "out", f"mark-{tmp_path.name}-{seed}"
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings_of(output, raw)))
-    words = cptron("curate", tmp_path / "c.yaml", "--workers", "2")
+    words: list[str | Path] = ["curate", tmp_path / "c.yaml", "--workers", "2"]
     draw = random.Random(seed)
-    kills = 0
     for _ in range(3):
-        before = num_done(output)
-        with started(words, CURATE_MARK=mark) as process:
-            wait_until(
-                lambda before=before: num_done(output) > before or process.poll() is not None, "no unit"
-            )  # type: ignore[misc]
-            time.sleep(draw.random() * 0.05)
-            if process.poll() is not None:
-                break
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait(timeout=120)
+        command = struck(words, signal.SIGKILL, output, DONE, delay_s=draw.random() * 0.05)
+        with started(command, CURATE_MARK=mark) as process:
+            assert process.wait(timeout=240) == -signal.SIGKILL, "the run was too short to be killed"
             wait_until(lambda: not alive(mark), "workers outlive their parent")
-        kills += 1
-    assert kills >= 2, "the run was too short to be killed"
-    done = call(words, 240)
+    done = call(cptron(*words), 240)
     assert done.returncode == 0, done.stderr
     assert files_of(output) == whole
 
@@ -99,21 +86,14 @@ def test_a_killed_worker_ends_the_run_with_one_line(
     raw: dict[str, list[str]], whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     """As when memory runs out; the same command then goes on. A polite signal ends it in one line too."""
-    output, mark = tmp_path / "out", f"mark-{tmp_path.name}"
+    output = tmp_path / "out"
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings_of(output, raw)))
-    words = cptron("curate", tmp_path / "c.yaml", "--workers", "2")
-    with started(words, CURATE_MARK=mark) as process:
-        wait_until(lambda: num_done(output) > 0, "no unit")
-        worker = max(number for number in alive(mark) if number != process.pid)
-        os.kill(worker, signal.SIGKILL)
-        _, stderr = process.communicate(timeout=240)
-    assert process.returncode == 2 and "a worker was killed" in stderr and "Traceback" not in stderr
-    with started(words, CURATE_MARK=mark) as process:
-        before = num_done(output)
-        wait_until(lambda: num_done(output) > before, "no unit")
-        process.send_signal(signal.SIGTERM)
-        _, stderr = process.communicate(timeout=240)
-    assert process.returncode == 143
-    assert stderr.splitlines()[-1] == "stopped: run the same command again to go on"
-    assert call(words, 240).returncode == 0
+    words: list[str | Path] = ["curate", tmp_path / "c.yaml", "--workers", "2"]
+    killed = call(struck(words, signal.SIGKILL, output, DONE, whom="worker"), 240)
+    assert killed.returncode == 2, killed.stderr
+    assert "a worker was killed" in killed.stderr and "Traceback" not in killed.stderr
+    stopped = call(struck(words, signal.SIGTERM, output, DONE), 240)
+    assert stopped.returncode == 143, stopped.stderr
+    assert stopped.stderr.splitlines()[-1] == "stopped: run the same command again to go on"
+    assert call(cptron(*words), 240).returncode == 0
     assert files_of(output) == whole

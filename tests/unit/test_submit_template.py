@@ -77,7 +77,7 @@ class Node:
     def run(self, script: str, code: int = 0, **environment: str) -> int:
         """The script's exit code."""
         process = self.start(script, code, **environment)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=240)
         assert not errors, errors
         return process.returncode
 
@@ -243,11 +243,11 @@ def test_signals_reach_the_ranks(number: signal.Signals, requeued: bool, code: i
     that were killed by it before they listened have lost nothing."""
     (node.seen / "wait").touch()
     process = node.start(script("train"), code)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not node.was("srun") and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=240)
     assert (process.returncode, errors) == (75, "")
     assert (node.seen / "cancelled").read_text() == "--signal=USR1 41\n"
     assert node.was("requeued") == requeued
@@ -259,11 +259,11 @@ def test_a_limit_shorter_than_a_start_is_no_endless_loop(node: Node) -> None:
     (node.root / "jobs").mkdir()
     (node.root / "jobs/early-41").write_text("75\n75\n75\n")
     process = node.start(script("train"), 138)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not node.was("srun") and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGUSR1)
-    process.communicate(timeout=60)
+    process.communicate(timeout=240)
     assert process.returncode == 75 and not node.was("requeued")
 
 
@@ -304,7 +304,7 @@ def test_as_it_stands_it_takes_arguments(name: str, node: Node) -> None:
     """By hand, with the arguments behind the script; without any it says how it is used."""
     text = "\n".join(read_template(name).lines)
     process = node.start(text, CPTRON_VENV=str(node.root / "venv"))
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=240)
     assert process.returncode == 2 and errors.startswith("usage: sbatch ")
 
 
