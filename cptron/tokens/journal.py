@@ -16,9 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cptron.durable import partial_path, replace_text
+from cptron.durable import replace_text
 from cptron.errors import DataError
 from cptron.json_text import parse_json
+from cptron.partials import partials_of
 from cptron.tokens.indexed_writer import WriterState
 from cptron.tokens.records import Position
 
@@ -88,7 +89,8 @@ class Journal:
     def remove(self) -> None:
         """The run is done, or given up."""
         self.path.unlink(missing_ok=True)
-        partial_path(self.path).unlink(missing_ok=True)
+        for left in partials_of(self.path):
+            left.unlink(missing_ok=True)
 
     def require_identity(self, entry: Entry, identity: Mapping[str, Any]) -> None:
         """Raise DataError when `entry` is of another command than the one with `identity`.
