@@ -13,15 +13,17 @@ from typing import Any
 import pytest
 from corpus_world import STEPS, config_of, files_of, lines_of, loaded, run, text_of
 
-from cptron.corpus import quarantine, shard_file, work
+from cptron.corpus import shard_file, work
 from cptron.corpus.document import Document
 from cptron.corpus.executor import LocalExecutor
+from cptron.corpus.quarantine import Quarantine
 from cptron.corpus.run import curate, prepare
 from cptron.corpus.sealed import read_record
 from cptron.corpus.shard_file import ShardWriter, read_shard
 from cptron.corpus.work import Unit, Work
 from cptron.durable import fsync_path, own_directory, replace_text, replacing
 from cptron.partials import own_partial, partials_of, remove_partials
+from cptron.tokens.records import Reject
 
 DOCUMENTS = [Document(text_of(number), f"d{number}", "x") for number in range(40)]
 MOMENTS = ("while it is read", "quarantine", "shard", "record")
@@ -46,6 +48,20 @@ def test_a_shard_of_two_writers_is_that_of_one(tmp_path: Path) -> None:
         assert second.publish() == record
     assert path.read_bytes() == wanted.read_bytes() and list(read_shard(path)) == DOCUMENTS
     assert sorted(tmp_path.iterdir()) == [path, wanted]
+
+
+def test_who_begins_again_takes_nothing_away(tmp_path: Path) -> None:
+    """Damaged records of a shard that is done, while another process does it once more and dies."""
+    reject = Reject("a.jsonl", 3, "no_json", "", b"{")
+    with Quarantine(tmp_path, 0) as first:
+        first.add(reject, 0)
+        first.publish()
+    (path,) = tmp_path.iterdir()
+    content = path.read_bytes()
+    with Quarantine(tmp_path, 0) as again:
+        assert path.read_bytes() == content
+        again.add(reject, 0)
+    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == content
 
 
 def settings(tmp_path: Path, name: str) -> dict[str, Any]:
@@ -93,7 +109,10 @@ def test_a_unit_done_twice_at_once(
         nonlocal twice
         if len(doing) == 1:  # not again by the other one
             twice += 1
-            prepare(config, alone=False).do(doing[0][1])
+            other = prepare(config, alone=False)
+            other.do(doing[0][1])
+            if moment == MOMENTS[0]:  # as when all is published, and what others are still at is removed
+                remove_partials(other.places(), only_stale=False)
 
     def at(owner: Any, name: str) -> None:
         original: Callable[..., Any] = getattr(owner, name)
@@ -116,7 +135,7 @@ def test_a_unit_done_twice_at_once(
     monkeypatch.setattr(Work, "do", noted)
     owner, name = {
         "while it is read": (work, "read_shard"),
-        "quarantine": (quarantine.Quarantine, "publish"),
+        "quarantine": (Quarantine, "publish"),
         "shard": (shard_file.ShardWriter, "publish"),
         "record": (work, "write_record"),
     }[moment]
