@@ -268,6 +268,33 @@ def test_two_processes_cannot_write_one_prefix(options: PreprocessOptions, tmp_p
     assert not (tmp_path / "out/x.preprocess.lock").exists()
 
 
+@pytest.mark.parametrize("block", [0, 4])
+def test_the_first_of_two_gives_way_without_locks(
+    block: int, options: PreprocessOptions, whole: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a file system has none, or a lost node lives on: another process takes up what the first has come to and
+    ends; the first then saves, publishes and removes nothing."""
+
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("cptron.tokens.journal.fcntl.flock", none)
+    add, seen = Outputs.add, 0
+
+    def add_beside_another(self: Outputs, encoded: encode.Encoded) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == block + 1:
+            monkeypatch.setattr(Outputs, "add", add)
+            preprocess(options, progress=False)
+        add(self, encoded)
+
+    monkeypatch.setattr(Outputs, "add", add_beside_another)
+    with pytest.raises(DataError, match="that of another process, which has begun"):
+        preprocess(options, progress=False)
+    assert files_in(tmp_path / "out") == whole
+
+
 def test_an_interrupt_is_one_line(
     options: PreprocessOptions,
     tmp_path: Path,
