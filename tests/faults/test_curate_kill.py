@@ -84,7 +84,7 @@ def test_sigkill_at_any_moment(
     words = cptron("curate", tmp_path / "c.yaml", "--workers", "2")
     draw = random.Random(seed)
     kills = 0
-    for _ in range(3):
+    for _ in range(2):
         before = num_done(output)
         with started(words, CURATE_MARK=mark) as process:
             wait_until(

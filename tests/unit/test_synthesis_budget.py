@@ -76,8 +76,8 @@ def test_a_budget_is_shared(tmp_path: Path) -> None:
     """To the request and the token, written over in place by several; locks are of the open file, as of processes."""
 
     def spend() -> int:
-        spending, sent = Budget(tmp_path, 40, 0), 0
-        with pytest.raises(DataError, match="budget of 40 requests is spent"):
+        spending, sent = Budget(tmp_path, 20, 0), 0
+        with pytest.raises(DataError, match="budget of 20 requests is spent"):
             while True:
                 spending.reserve(7)
                 spending.settle(7, 3)
@@ -85,5 +85,5 @@ def test_a_budget_is_shared(tmp_path: Path) -> None:
         return sent
 
     with ThreadPoolExecutor(3) as pool:
-        assert sum(pool.map(lambda _: spend(), range(3))) == 40
-    assert read_spent(tmp_path) == Spent(40, 120)
+        assert sum(pool.map(lambda _: spend(), range(3))) == 20
+    assert read_spent(tmp_path) == Spent(20, 60)

@@ -21,7 +21,7 @@ from cptron.corpus.run import curate, prepare
 from cptron.corpus.sealed import read_record
 from cptron.corpus.shard_file import ShardWriter, read_shard
 from cptron.corpus.work import Unit, Work
-from cptron.durable import fsync_path, own_directory, replace_text, replacing
+from cptron.durable import own_directory, replace_text
 from cptron.partials import own_partial, partials_of, remove_partials
 from cptron.tokens.records import Reject
 
@@ -52,7 +52,7 @@ def test_a_shard_of_two_writers_is_that_of_one(tmp_path: Path) -> None:
 
 def test_who_begins_again_takes_nothing_away(tmp_path: Path) -> None:
     """Damaged records of a shard that is done, while another process does it once more and dies."""
-    reject = Reject("a.jsonl", 3, "no_json", "", b"{")
+    reject = Reject("a.jsonl", 3, "bad_json", "", b"{")
     with Quarantine(tmp_path, 0) as first:
         first.add(reject, 0)
         first.publish()
@@ -225,12 +225,3 @@ def test_a_run_removes_what_killed_ones_left(tmp_path: Path) -> None:
     ]  # fmt: skip
     run(settings(tmp_path, "out"))
     assert not any(path.exists() for path in left)
-
-
-def test_replacing_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The content before the name, and the name before it returns."""
-    done = list[str]()
-    monkeypatch.setattr("cptron.durable.fsync_path", lambda path: (done.append(path.name), fsync_path(path)))
-    with replacing(tmp_path / "a") as own:
-        own.write_text("whole")
-    assert done == [own.name, tmp_path.name] and (tmp_path / "a").read_text() == "whole"
