@@ -139,7 +139,13 @@ def finish(work: Work, number: int, workers: int) -> CorpusManifest | None:
 
 def _remove_left(work: Work) -> None:
     """Remove what killed processes have begun, and nobody can finish."""
-    remove_partials(work.places(), only_stale=True)
+    try:
+        remove_partials(work.places(), only_stale=True)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename} of a killed run cannot be removed ({error.strerror}); mend that and run the same "
+            "command again"
+        ) from None
 
 
 def do_stage(work: Work, stage: Stage, executor: Executor, part: tuple[int, int] = (0, 1)) -> None:
