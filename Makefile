@@ -28,8 +28,9 @@ NEWEST_DIR := .cache/megatron-core-$(NEWEST)
 
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input
 # Several processes: half of a test of several ranks is waiting for messages and disks. Each keeps to one stretch of the
-# tests, so that most of what a session makes once is made by one of them.
-PYTEST := HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+# tests, so that most of what a session makes once is made by one of them. Hundreds of processes import the same modules:
+# their bytecode is kept, also where the shell says not to.
+PYTEST := HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 # The newest megatron-core is published as wheels for Linux on x86-64, which is what CI has.
 ifeq ($(shell uname -s)-$(shell uname -m),Linux-x86_64)

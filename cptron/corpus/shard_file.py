@@ -111,6 +111,7 @@ def _document(line: bytes) -> Document:
         record = orjson.loads(line)
     except orjson.JSONDecodeError:
         record = json.loads(line)
+        str.encode(record["text"])  # metadata may hold half a surrogate pair, a text may not
     text, name, source, meta = (record[key] for key in ("text", "id", "source", "meta"))
     if not (type(text) is type(name) is type(source) is str and type(meta) is dict):
         raise TypeError("a line is no document")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -147,6 +148,27 @@ def _among_ranks(collective: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def _compiled_when_called(compile: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap `torch.compile` so that a decorated function is compiled when it is first called. megatron-core decorates
+    dozens of which a CPU calls none, and the compiler alone takes longer to import than torch."""
+
+    @functools.wraps(compile)
+    def deferred(model: Any = None, **options: Any) -> Any:
+        if not isinstance(model, FunctionType):
+            return compile(model, **options)
+        compiled: list[Callable[..., Any]] = []
+
+        @functools.wraps(model)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not compiled:
+                compiled.append(compile(model, **options))
+            return compiled[0](*args, **kwargs)
+
+        return call
+
+    return deferred
+
+
 def _tensor_type(tensor: torch.Tensor, dtype: Any = None, *args: Any, **kwargs: Any) -> Any:
     if dtype is None and tensor.dtype in _TYPE_NAMES:
         return _TYPE_NAMES[tensor.dtype]
@@ -171,6 +193,7 @@ def replacements() -> dict[tuple[Any, str], Any]:
     cpu = torch.device("cpu")
     default = torch.default_generator
     table: dict[tuple[Any, str], Any] = {
+        (torch, "compile"): _compiled_when_called(torch.compile),
         (torch.cuda, "current_device"): lambda: cpu,
         (torch.cuda, "set_device"): _nothing(),
         (torch.cuda, "synchronize"): _nothing(),

@@ -203,6 +203,8 @@ def _unpacked(source: Input) -> Iterator[Input]:
             members = sorted(archive.infolist(), key=lambda member: member.filename)
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise DataError(f"{source.path} must be a sound ZIP file ({error}); copy it again") from None
+    if members and not members[0].filename:
+        raise DataError(f"{source.path} must be a sound ZIP file (a file in it has no name); copy it again")
     for member in members:
         name = PurePosixPath(member.filename)
         if member.is_dir() or name.name.startswith(".") or _lies_beside(name.name):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import lzma
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ _ZSTD_MAX_WINDOW_BYTES = 1 << 31
 """What `zstd --long=31` needs; public dumps are packed so."""
 _GZIP = 16 + zlib.MAX_WBITS
 _GZIP_MAGIC = b"\x1f\x8b"
+_ZIP_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError)
+"""What Python's reader of archives raises; a name that is no text is a ValueError."""
 
 
 class DamagedError(Exception):
@@ -73,13 +76,15 @@ class _Member(io.RawIOBase):
         stat = path.stat()
         try:
             self._stream = _archive(path, stat.st_size, stat.st_mtime_ns).open(member)
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, KeyError) as error:
+        except (*_ZIP_DAMAGE, NotImplementedError, RuntimeError, KeyError) as error:
             raise DataError(f"{path}/{member} cannot be unpacked ({error}); unpack the file first") from None
 
     def read(self, size: int = -1) -> bytes:
         try:
             return self._stream.read(size)
-        except (zipfile.BadZipFile, zlib.error, EOFError, lzma.LZMAError, OSError) as error:
+        except MemoryError:
+            raise DamagedError("the ZIP file is damaged, or needs more memory than there is") from None
+        except (*_ZIP_DAMAGE, OSError) as error:
             raise DamagedError(f"the ZIP file is damaged ({error})") from error
 
     def seek(self, offset: int, whence: int = 0) -> int:

@@ -32,6 +32,8 @@ _BLOCK_BYTES = 1 << 20
 _BLOCK_RECORDS = 4096
 _READ_ROWS = 1024
 """Rows decoded at once at most: their sizes are known only on average before."""
+_NO_OBJECT = (ValueError, LookupError, ArithmeticError)
+"""What pyarrow raises for a value that Python has no object for; no text and no known zone are among them."""
 _ARROW_FILE = b"ARROW1"
 _ARROW_STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 
@@ -299,8 +301,8 @@ def parquet_groups(source: Input) -> list[tuple[int, int]]:
 
 
 def plain_rows(rows: Any, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Columns `names` of a RecordBatch as Python objects, row by row; what cannot be one (bytes that are no UTF-8) is
-    None."""
+    """Columns `names` of a RecordBatch as Python objects, row by row; what cannot be one (bytes that are no UTF-8, a
+    time before the year 1) is None, and a moment in a zone that nobody knows is in UTC."""
     columns = {name: _objects(rows.column(name)) for name in names}
     return [{name: column[number] for name, column in columns.items()} for number in range(rows.num_rows)]
 
@@ -308,12 +310,21 @@ def plain_rows(rows: Any, names: Sequence[str]) -> list[dict[str, Any]]:
 def _objects(column: Any) -> list[Any]:
     try:
         return list(column.to_pylist())
-    except UnicodeDecodeError:
-        return [_object(value) for value in column]
+    except _NO_OBJECT:
+        return [_object(value) for value in _in_utc(column)]
 
 
 def _object(value: Any) -> Any:
     try:
         return value.as_py()
-    except UnicodeDecodeError:
+    except _NO_OBJECT:
         return None
+
+
+def _in_utc(column: Any) -> Any:
+    """The same moments, where the column holds some: UTC alone is known everywhere."""
+    pyarrow = _pyarrow()
+    kind = column.type
+    if not pyarrow.types.is_timestamp(kind) or kind.tz is None:
+        return column
+    return column.cast(pyarrow.timestamp(kind.unit, "UTC"))

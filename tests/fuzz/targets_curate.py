@@ -53,7 +53,8 @@ def _files(root: Path, files: Mapping[str, bytes]) -> list[Seed]:
 def read_inputs(directory: Path) -> Any:
     """Documents and rejects of the input below `raw`, cut into shards, written and read again."""
     source = InputConfig(name="x", paths=(str(directory / "raw"),))
-    config = CorpusConfig(output="", inputs=(source,), shard_bytes=1024)
+    stored = sum(path.stat().st_size for path in (directory / "raw").iterdir())
+    config = CorpusConfig(output="", inputs=(source,), shard_bytes=max(1024, stored // 64))
     corpus = look_up(config)
     documents, rejects, counted = [], [], 0
     shard_file = directory / "made.jsonl.zst"

@@ -87,7 +87,7 @@ def read_index(directory: Path) -> Any:
     """The same, where the files are those of an index."""
     files = open_index(directory)
     try:
-        return _decided(files, 1)
+        return _decided(files, min(1, len(files)))
     finally:
         for file in files:
             file.close()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -17,6 +18,10 @@ import pytest
 from cptron import testing
 from cptron.errors import DataError
 from cptron.testing import RankFailure, run_ranks
+
+
+def _twice(value: Any) -> Any:
+    return 2 * value
 
 
 def adaptor_semantics() -> None:
@@ -56,6 +61,11 @@ def adaptor_semantics() -> None:
     assert torch.cuda.default_generators[0] is torch.default_generator
     with torch.cuda.stream(torch.cuda.current_stream()):
         torch.cuda.Event().record()
+    compiled = []
+    late = host_adaptor._compiled_when_called(lambda function: compiled.append(function) or function)(_twice)
+    assert not compiled and late.__name__ == "_twice"
+    assert [late(2), late(3)] == [4, 6] and compiled == [_twice]
+    assert torch.compile(_twice, backend="eager")(x).tolist() == [2, 2]
     with torch.device("meta"):
         assert torch.zeros(2).is_meta, "factories must still be known to torch's device contexts"
 

@@ -7,6 +7,7 @@ import json
 import re
 import zipfile
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from cptron.plan.corpus import curated_parts
 from cptron.tokens.curated import corpus_path, read_corpora
 from cptron.tokens.inputs import expand_inputs
 from cptron.tokens.manifest import load_manifest, manifest_path
-from cptron.tokens.read_tables import parquet_groups
+from cptron.tokens.read_tables import parquet_groups, plain_rows
 
 TEXTS = [text_of(number) for number in range(30)]
 
@@ -35,6 +36,23 @@ def curated_texts(root: Path, path: Path, **source: Any) -> list[str]:
     config = config_of(root / "out", {}, [])
     run({**config, "inputs": [{"name": "x", "paths": [str(path)], **source}]}, restart=True)
     return [document["text"] for document in documents_of(root / "out")]
+
+
+def test_metadata_that_python_cannot_hold() -> None:
+    """A moment in an unknown zone keeps its moment; bytes that are no text, and a year too far, are null."""
+    text = pyarrow.array([b"\xff", b"a"]).view(pyarrow.string())
+    zoned, far = pyarrow.timestamp("us", "No/Where"), pyarrow.timestamp("s")
+    columns = {
+        "zoned": pyarrow.array([0, None], zoned),
+        "far": pyarrow.array([1 << 60, 0], far),
+        "text": text,
+    }
+    rows = plain_rows(pyarrow.RecordBatch.from_pydict(columns), list(columns))
+    zero = datetime(1970, 1, 1)
+    assert rows == [
+        {"zoned": zero.replace(tzinfo=UTC), "far": None, "text": None},
+        {"zoned": None, "far": zero, "text": "a"},
+    ]
 
 
 def test_parquet_is_cut_between_row_groups(tmp_path: Path) -> None:

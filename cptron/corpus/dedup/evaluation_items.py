@@ -54,8 +54,7 @@ def _records(block: RawBlock) -> Iterator[tuple[int, dict[str, Any]]]:
             if line.strip():
                 yield number, _object(block.path, number, line)
     elif isinstance(block, TableBlock):
-        for number, row in enumerate(block.rows.to_pylist(), start=block.rows_before + 1):
-            yield number, row
+        yield from enumerate(_rows(block), start=block.rows_before + 1)
     else:
         parsed = block.parse(("text",), chat=False)
         for reject in parsed.rejects:
@@ -63,6 +62,16 @@ def _records(block: RawBlock) -> Iterator[tuple[int, dict[str, Any]]]:
         for (value,) in parsed.values:
             assert isinstance(value, bytes)
             yield 1, {"text": value.decode()}
+
+
+def _rows(block: TableBlock) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = block.rows.to_pylist()
+    except (ValueError, LookupError, ArithmeticError, NotImplementedError) as error:
+        raise DataError(
+            f"{block.path}: a row after {block.rows_before} cannot be read ({error}); correct the file"
+        ) from None
+    return rows
 
 
 def _object(path: str, number: int, line: bytes) -> dict[str, Any]:
