@@ -24,6 +24,7 @@ from cptron.launch.job import array_of
 from cptron.launch.record import FILE, JOBS, jobs_of, records_in
 from cptron.launch.site import Site, read_site
 from cptron.launch.time_limit import slurm_time
+from cptron.partials import own_partial
 from cptron.tokens.indexed_writer import IndexedWriter
 from cptron.tokens.manifest import TokenizerRecord
 from cptron.train.resume import find_run
@@ -222,6 +223,9 @@ def test_a_template_of_ones_own(run: Run, tmp_path: Path) -> None:
 def test_a_run_may_begin_where_its_job_is_written_down(run: Run, sbatch: Path, tmp_path: Path) -> None:
     """The folder of its jobs is no other run; anything else is."""
     assert run(*TRAIN, "--nodes", "2", "run.dir=runs/a")[0] == 0
+    own_partial(
+        tmp_path / "runs/a/run.json"
+    ).touch()  # nor does a start that was killed as it wrote its first file
     assert find_run(tmp_path / "runs/a") is None
     (tmp_path / "runs/a/other").touch()
     with pytest.raises(ConfigError, match="is not empty and holds no run"):
