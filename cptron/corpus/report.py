@@ -18,7 +18,6 @@ from cptron.corpus.manifest import CorpusManifest
 from cptron.corpus.summary import SourceSums, Summary
 from cptron.durable import replace_text
 
-REPORTS = ("report.json", "report.md", "timing.json")
 _MOST_TALLIES = 40
 """Lines of what else a step counts; report.json has all."""
 _SAMPLE_CHARACTERS = 160
@@ -27,7 +26,7 @@ _MARKUP = re.compile(r"[\\`|<>\[\]*]|(?<!\w)_|_(?!\w)")
 
 
 def write_reports(output: Path, manifest: CorpusManifest, summary: Summary) -> None:
-    """Write all of `REPORTS` into `output`."""
+    """Write all three into `output`, in place of older ones."""
     content = {
         "fingerprint": manifest.fingerprint,
         "records_read": manifest.records_read,

@@ -28,8 +28,9 @@ from cptron.corpus.stages import Stage, build_step, cut_into_stages, identities
 from cptron.corpus.step import CorpusStep, ShardFeatures
 from cptron.corpus.token_counter import tokenizer_record
 from cptron.corpus.work import Kind, Unit, Work, features_path, shard_path
-from cptron.durable import begin_directory, make_directory, publish_directory
+from cptron.durable import make_directory, own_directory
 from cptron.errors import DataError
+from cptron.partials import remove_partials
 
 WORK_DIR = ".work"
 LOCK = "lock"
@@ -110,6 +111,7 @@ def _require_ours(output: Path) -> None:
 def curate(work: Work, executor: Executor, workers: int) -> CorpusManifest:
     """Do all that is missing and publish. Raises a `CptronError`; the same call then goes on."""
     with locked(work.directory / LOCK, shared=False):
+        _remove_left(work)
         do_missing(work, "hash", work.stages[0], executor)
         for stage in work.stages:
             do_stage(work, stage, executor)
@@ -136,10 +138,22 @@ def finish(work: Work, number: int, workers: int) -> CorpusManifest | None:
     """Finish a stage whose parts are all done; the last one publishes. Raises DataError where parts are missing."""
     stage = work.stages[number]
     with locked(work.directory / LOCK, shared=False):
+        _remove_left(work)
         if number == 0:
             require_done(work, "hash", stage)
         finish_stage(work, stage, workers)
         return None if stage.tail else publish(work)
+
+
+def _remove_left(work: Work) -> None:
+    """Remove what killed processes have begun, and nobody can finish."""
+    try:
+        remove_partials(work.places(), only_stale=True)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename} of a killed run cannot be removed ({error.strerror}); mend that and run the same "
+            "command again"
+        ) from None
 
 
 def do_stage(work: Work, stage: Stage, executor: Executor, part: tuple[int, int] = (0, 1)) -> None:
@@ -182,8 +196,8 @@ def finish_stage(work: Work, stage: Stage, workers: int) -> None:
     print(f"[{stage.number + 1}/{len(work.stages)}] {stage.tail.name} decides", file=sys.stderr)
     step.open()
     try:
-        step.decide(features_of(work, stage), begin_directory(decision), workers)
-        publish_directory(decision)
+        with own_directory(decision) as own:
+            step.decide(features_of(work, stage), own, workers)
     except OSError as error:
         raise DataError(
             f"{error.filename or decision} cannot be read or written ({error.strerror}); mend that and run the same "
