@@ -71,12 +71,13 @@ def rows(settings: Settings) -> list[Row]:
         raise BenchmarkError(f"{settings.model} holds no model; `make demo` fetches it")
     found: list[Row] = []
     for number, (language, join_marks) in enumerate(VARIANTS, start=1):
-        made = _extend(settings, language, join_marks)
+        made = extended_for(settings, language, join_marks)
         found += _encoding_rows(settings, made, number) + _loss_rows(settings, made, number)
     return [*found, _toy_row(settings, f"tokenizer {len(VARIANTS) + 1}")]
 
 
-def _extend(settings: Settings, language: str, join_marks: bool) -> Extended:
+def extended_for(settings: Settings, language: str, join_marks: bool) -> Extended:
+    """The model's tokenizer, extended for a language."""
     train, valid = write(language, settings.cache, settings.work_dir)
     name = LANGUAGES[language].name + (", marks joined" if join_marks else "")
     directory = settings.work_dir / f"tokenizer_{language}{'_joined' if join_marks else ''}"
@@ -94,7 +95,8 @@ def _extend(settings: Settings, language: str, join_marks: bool) -> Extended:
     return Extended(name, directory, extend(options), train, valid)
 
 
-def _texts(path: Path) -> Iterator[str]:
+def texts_of(path: Path) -> Iterator[str]:
+    """Of a JSONL file."""
     raw = path.read_bytes()
     for line in (gzip.decompress(raw) if path.suffix == ".gz" else raw).splitlines():
         yield str(json.loads(line)["text"])
@@ -110,7 +112,7 @@ def _encoding_rows(settings: Settings, made: Extended, number: int) -> list[Row]
     ours, base = domain["tokens_per_byte_after"], domain["tokens_per_byte_before"]
     general_ours, general_base = general["tokens_per_byte_after"], general["tokens_per_byte_before"]
     failed, lost_by_base = _round_trips(settings.model, made.directory)
-    lost = not_reached(settings.model, made.directory, [*_texts(made.train), *_texts(made.valid)])
+    lost = not_reached(settings.model, made.directory, [*texts_of(made.train), *texts_of(made.valid)])
     common: dict[str, Any] = {"unit": "tokens/byte", "rounds": 1, "command": settings.command}
     seed = "add_tokens of frequent words"
     return [
@@ -197,20 +199,20 @@ def _encoding_rows(settings: Settings, made: Extended, number: int) -> list[Row]
 def _words_per_byte(made: Extended) -> float:
     """Of the held-out text."""
     cut = Backend.from_file(str(made.directory / "tokenizer.json")).pre_tokenizer.pre_tokenize_str
-    texts = list(_texts(made.valid))
+    texts = list(texts_of(made.valid))
     return sum(len(cut(text)) for text in texts) / sum(len(text.encode()) for text in texts)
 
 
 def _seed_recipe(settings: Settings, made: Extended) -> tuple[float, float]:
     """Tokens per byte of domain and general text after as many frequent words were added as tokens."""
     backend = Backend.from_file(str(settings.model / "tokenizer.json"))
-    words = Counter(word for text in _texts(made.train) for word in SEED_WORD.findall(text))
+    words = Counter(word for text in texts_of(made.train) for word in SEED_WORD.findall(text))
     vocab = backend.get_vocab()
     ranked = sorted(words, key=lambda word: (-words[word], word))
     backend.add_tokens([word for word in ranked if word not in vocab][: made.report["new_tokens"]])
     found = []
     for paths in ([made.valid], GENERAL):
-        texts = [text for path in paths for text in _texts(path)]
+        texts = [text for path in paths for text in texts_of(path)]
         tokens = sum(len(e.ids) for e in backend.encode_batch_fast(texts, add_special_tokens=False))
         found.append(tokens / sum(len(text.encode()) for text in texts))
     return found[0], found[1]
@@ -245,9 +247,14 @@ def _round_trips(base: Path, extended: Path) -> tuple[int, int]:
     return failed, lost_by_base
 
 
+def beginnings(made: Extended) -> list[str]:
+    """Of some held-out documents."""
+    texts = [text[:600] for text in texts_of(made.valid)]
+    return [texts[i] for i in np.random.default_rng(0).permutation(len(texts))[:12]]
+
+
 def _loss_rows(settings: Settings, made: Extended, number: int) -> list[Row]:
-    texts = [text[:600] for text in _texts(made.valid)]
-    chosen = [texts[i] for i in np.random.default_rng(0).permutation(len(texts))[:12]]
+    chosen = beginnings(made)
     begun = time.perf_counter()
     found = bits_per_byte(settings.model, made.directory, chosen)
     about = f"{len(chosen)} beginnings of held-out documents, {sum(len(t.encode()) for t in chosen)} bytes"
@@ -274,9 +281,9 @@ def _loss_rows(settings: Settings, made: Extended, number: int) -> list[Row]:
 
 
 def _toy_row(settings: Settings, name: str) -> Row:
-    general = [text for path in GENERAL for text in _texts(path)]
-    domain = list(_texts(settings.work_dir / "vi.train.jsonl"))
-    held_out = list(_texts(settings.work_dir / "vi.valid.jsonl"))
+    general = [text for path in GENERAL for text in texts_of(path)]
+    domain = list(texts_of(settings.work_dir / "vi.train.jsonl"))
+    held_out = list(texts_of(settings.work_dir / "vi.valid.jsonl"))
     found = toy_losses(general, domain, held_out, settings.work_dir)
     return Row(
         row=name,

@@ -7,7 +7,7 @@ the first token of a text is not predicted, and its bytes count in none.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,25 @@ def bits_per_byte(model: Path, tokenizer: Path, texts: Sequence[str]) -> dict[st
         found[init] = _loss(net, extended, texts)
     put_rows(net, *(random_rows(resized, name) for name in resized.new_rows))
     found["random"] = _loss(net, extended, texts)
+    return found
+
+
+@torch.no_grad()
+def focus_bits_per_byte(
+    model: Path, tokenizer: Path, vectors: Mapping[str, Path], texts: Sequence[str]
+) -> dict[str, float]:
+    """Loss with the new rows of the default method, and of FOCUS by each file of vectors."""
+    from transformers import AutoModelForCausalLM
+
+    net = AutoModelForCausalLM.from_pretrained(model, local_files_only=True, dtype=torch.float32).eval()
+    extended = load_tokenizer(tokenizer)
+    ways: dict[str, tuple[Init, Path | None]] = {"subtoken_mean": ("subtoken_mean", None)}
+    ways |= {name: ("focus", path) for name, path in vectors.items()}
+    found = {}
+    for name, (init, path) in ways.items():
+        resized = resized_model(model, tokenizer, init, path)
+        put_rows(net, resized.read(EMBEDDING), resized.read(OUTPUT) if OUTPUT in resized.new_rows else None)
+        found[name] = _loss(net, extended, texts)
     return found
 
 

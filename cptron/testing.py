@@ -26,7 +26,8 @@ from cptron.runtime.host_isa import leave_amx_alone
 
 T = TypeVar("T")
 
-PORTS = range(20000, 32000)
+PORTS = range(10000, 20000)
+"""Below those of jobs (`runtime.launcher`), which are below those that the kernel gives to connections."""
 
 
 class RankFailure(AssertionError):
@@ -71,8 +72,8 @@ def run_ranks(
 
 @contextlib.contextmanager
 def claimed_port() -> Iterator[int]:
-    """A TCP port of this machine that is free, and that nobody else takes meanwhile: it is below those that the
-    kernel gives to connections, and another caller of this function sees its UDP port taken."""
+    """A TCP port of this machine that is free, and that nobody else takes meanwhile: nobody is given one of `PORTS`,
+    and another caller of this function sees its UDP port taken."""
     for port in random.Random(f"{os.getpid()} {time.monotonic_ns()}").sample(PORTS, len(PORTS)):
         with socket.socket(type=socket.SOCK_DGRAM) as claim, socket.socket() as probe:
             try:

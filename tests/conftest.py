@@ -5,16 +5,20 @@ Fixtures that the end-to-end and the fault tests share come from `tiny_world`.
 
 from __future__ import annotations
 
+import random
 import signal
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 from forgetting_world import forgetting_world
 from hypothesis import settings
 from tiny_world import whole_runs, world
 
 from cptron.runtime.host_isa import leave_amx_alone
+from cptron.tokens import checkpointer
 
 leave_amx_alone()  # before the first matrix product of this process
 
@@ -28,9 +32,21 @@ settings.register_profile("cptron", deadline=None, derandomize=True)
 settings.register_profile("anew", deadline=None)
 settings.load_profile("cptron")
 
+# What a test leaves on the disk does not depend on whether the machine stood still for the time of a checkpoint.
+checkpointer._INTERVAL_S = 3600.0
+
 # A shell without a terminal starts its background commands with SIGINT ignored, and those of a test would inherit it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """A test draws the same random numbers, whatever has run before it in this process."""
+    random.seed(0)
+    np.random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].default_generator.manual_seed(0)
 
 
 def pytest_report_header() -> str:

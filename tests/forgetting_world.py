@@ -42,7 +42,7 @@ eval: {{every_steps: 4, micro_batch_size: 8}}
 forgetting: {{epsilon_nats: 0.3, patience: 2, grace_tokens: 500, resamples: 200}}
 checkpoint: {{every_steps: 4}}
 log: {{every_steps: 1}}
-runtime: {{device: cpu, threads_per_rank: 1, timeout_s: 60}}
+runtime: {{device: cpu, threads_per_rank: 1, timeout_s: 240}}
 """
 
 
@@ -64,7 +64,7 @@ class ForgettingWorld:
     def train(self, run_dir: Path, layout: Layout, *overrides: str) -> list[rank_calls.Outcome]:
         """`cptron train` on warm ranks; what it came to on every rank."""
         words = self.words(run_dir, layout, *overrides)
-        return run_ranks(rank_calls.train, layout.world_size, str(self.config), words, timeout_s=120)
+        return run_ranks(rank_calls.train, layout.world_size, str(self.config), words)
 
     def trained(self, run_dir: Path, layout: Layout = ONE, *overrides: str) -> Path:
         """`train` that must succeed on every rank; returns the run directory."""

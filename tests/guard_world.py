@@ -53,7 +53,7 @@ optim: {{lr: 5.0e-3, schedule: constant}}
 guards: {{spike_window: 16, spike_min_history: 12, skip_batches: 2}}
 eval: {{at_start: false}}
 checkpoint: {{every_steps: 24}}
-runtime: {{device: cpu, threads_per_rank: 1, timeout_s: 60}}
+runtime: {{device: cpu, threads_per_rank: 1, timeout_s: 240}}
 """
 
 
@@ -77,7 +77,7 @@ class GuardWorld:
     def train(self, run_dir: Path, layout: Layout, *overrides: str) -> list[rank_calls.Outcome]:
         """`cptron train` on warm ranks; what it came to on every rank."""
         words = self.words(run_dir, layout, *overrides)
-        return run_ranks(rank_calls.train, layout.world_size, str(self.config), words, timeout_s=120)
+        return run_ranks(rank_calls.train, layout.world_size, str(self.config), words)
 
     def trained(self, run_dir: Path, layout: Layout, *overrides: str) -> Path:
         """`train` that must succeed on every rank; returns the run directory."""

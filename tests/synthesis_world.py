@@ -132,7 +132,7 @@ def synthesis(root: Path, url: str, documents: int = 6, **settings: Any) -> dict
     lines = [json.dumps({"text": document(number), "n": f"d{number}"}) for number in range(documents)]
     (root / "in.jsonl").write_text("".join(line + "\n" for line in lines))
     endpoint = {
-        "url": url, "model": "m", "first_wait_s": 0.01, "longest_wait_s": 2, "timeout_s": 5,
+        "url": url, "model": "m", "first_wait_s": 0.01, "longest_wait_s": 2, "timeout_s": 120,
         **settings.pop("endpoint", {})
     }  # fmt: skip
     step = {

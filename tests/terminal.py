@@ -88,7 +88,7 @@ def on_a_terminal(
             code = process.wait(timeout=timeout_s)
         finally:
             process.kill()
-        thread.join(timeout=30)
+        thread.join(timeout=240)
     finally:
         os.close(reader)
     return code, b"".join(pieces).decode()

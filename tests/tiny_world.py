@@ -37,7 +37,7 @@ train: {{steps: 20, global_batch_size: 8, micro_batch_size: 2, precision: fp32}}
 optim: {{lr: 2.0e-3, lr_min: 1.0e-4, warmup_steps: 3, decay_steps: 20}}
 eval: {{every_steps: 10}}
 checkpoint: {{every_steps: 10}}
-runtime: {{device: cpu, threads_per_rank: 1, timeout_s: 60}}
+runtime: {{device: cpu, threads_per_rank: 1, timeout_s: 240}}
 """
 
 
@@ -117,7 +117,7 @@ class World:
     def train(self, run_dir: Path, layout: Layout = ONE, *overrides: str) -> list[rank_calls.Outcome]:
         """`cptron train` on warm ranks; what it came to on every rank."""
         words = [f"run.dir={run_dir}", *layout.overrides, *overrides]
-        return run_ranks(rank_calls.train, layout.world_size, str(self.config), words, timeout_s=120)
+        return run_ranks(rank_calls.train, layout.world_size, str(self.config), words)
 
     def trained(self, run_dir: Path, layout: Layout = ONE, *overrides: str) -> Path:
         """`train` that must succeed on every rank; returns the run directory."""
@@ -137,7 +137,7 @@ def interrupted(whole: Path, target: Path) -> Path:
 
 def command(*arguments: str | Path) -> rank_calls.Outcome:
     """Any other `cptron` command on a warm rank."""
-    return run_ranks(rank_calls.command, 1, [str(argument) for argument in arguments], timeout_s=120)[0]
+    return run_ranks(rank_calls.command, 1, [str(argument) for argument in arguments])[0]
 
 
 def write_corpus(path: Path, topics: Sequence[str], num_documents: int, seed: int) -> Path:

@@ -14,7 +14,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks import curate_tokenizer
-from benchmarks.curate import rows_dedup, rows_planted, rows_scale, rows_select, texts, whole
+from benchmarks.curate import (
+    rows_dedup,
+    rows_focus,
+    rows_planted,
+    rows_promise,
+    rows_scale,
+    rows_select,
+    texts,
+    whole,
+)
 from benchmarks.curate.rows_dedup import Settings
 from benchmarks.data.measure import ROOT, BenchmarkError, run_process
 from benchmarks.data.results import Row, merge, read, table
@@ -28,12 +37,22 @@ def _select(settings: Settings) -> list[Row]:
     return found + rows_select.perplexity(settings.model, mix, settings.domains, settings.rounds)
 
 
+def _promise(settings: Settings) -> list[Row]:
+    return rows_promise.rows(settings.domains, settings.command)
+
+
 def _tokenizer(settings: Settings) -> list[Row]:
+    return curate_tokenizer.rows(_of_tokenizer(settings))
+
+
+def _focus(settings: Settings) -> list[Row]:
+    return rows_focus.rows(_of_tokenizer(settings))
+
+
+def _of_tokenizer(settings: Settings) -> curate_tokenizer.Settings:
     directory = settings.work_dir / "tokenizer"
     directory.mkdir(exist_ok=True)
-    return curate_tokenizer.rows(
-        curate_tokenizer.Settings(settings.work_dir, settings.model, directory, settings.command)
-    )
+    return curate_tokenizer.Settings(settings.work_dir, settings.model, directory, settings.command)
 
 
 ROWS: dict[str, Callable[[Settings], list[Row]]] = {
@@ -43,7 +62,9 @@ ROWS: dict[str, Callable[[Settings], list[Row]]] = {
     "planted": rows_planted.planted,
     "whole": whole.whole,
     "select": _select,
+    "promise": _promise,
     "tokenizer": _tokenizer,
+    "focus": _focus,
 }
 _READ_CORPUS = {"dedup-peers", "dedup-large", "whole"}
 

@@ -54,7 +54,17 @@ def _column(rows: Rows, number: int) -> dict[str, str]:
         "random texts that come back otherwise": str(row["f"]["ours"]),
         "loss at step 0, bits/byte: not extended": losses["not extended"],
         **{f"`{name}`" if name != "random" else "random rows": losses[name] for name in INITS},
+        **_focus(rows, number),
     }
+
+
+def _focus(rows: Rows, number: int) -> dict[str, str]:
+    """Losses of `--rows focus`, which needs a program more; empty where they are not on record."""
+    if f"tokenizer {number}k" not in rows:
+        return {}
+    note = rows[f"tokenizer {number}k"]["note"].split(";")[0]
+    found = re.findall(r"(as published|30 epochs) ([\d.]+)", note)
+    return {f"`focus`, vectors of fastText: {name}": value for name, value in found}
 
 
 def _change(row: Mapping[str, Any]) -> str:

@@ -94,7 +94,10 @@ class LocalExecutor:
 
     def _in_processes(self, pool: ProcessPoolExecutor, units: Sequence[Unit], bar: tqdm) -> None:
         others = set(multiprocessing.active_children()) - self._children
-        waiting = {pool.submit(_do, unit): unit for unit in units}
+        try:
+            waiting = {pool.submit(_do, unit): unit for unit in units}
+        except BrokenProcessPool:  # a worker was killed just before, perhaps while none had work
+            raise _killed(units) from None
         self._children = set(multiprocessing.active_children()) - others
         for future, unit in waiting.items():
             future.add_done_callback(lambda done, unit=unit: _count(done, unit, bar))  # type: ignore[misc]
@@ -104,11 +107,15 @@ class LocalExecutor:
             return
         pool.shutdown(wait=True, cancel_futures=True)
         if isinstance(errors[0], BrokenProcessPool):
-            raise DataError(
-                f"a worker was killed at one of {len(units)} shards, perhaps for want of memory; use fewer --workers, "
-                "and run the same command again, it goes on"
-            ) from None
+            raise _killed(units) from None
         raise errors[0]
+
+
+def _killed(units: Sequence[Unit]) -> DataError:
+    return DataError(
+        f"a worker was killed at one of {len(units)} shards, perhaps for want of memory; use fewer --workers, and run "
+        "the same command again, it goes on"
+    )
 
 
 def _count(done: Future[None], unit: Unit, bar: tqdm) -> None:

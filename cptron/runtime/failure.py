@@ -45,6 +45,8 @@ class CommonEnd:
         self._timer: threading.Timer | None = None
         self._setting_timer = threading.Lock()
         self._showing = threading.Lock()
+        self._saying = threading.Lock()
+        self._said: set[str] = set()
         self._shown = False
         self._leaving = False
 
@@ -88,7 +90,7 @@ class CommonEnd:
             self._say("".join(traceback.format_exception(error)), prefix=f"[rank {self._ranks.rank}] ")
             self._tell(ending)
         else:
-            self._say(self._about(ending))
+            self._say_once(self._about(ending))
         self._leave(ending.code)
         return RankEnded(ending.code, self._about(ending))
 
@@ -146,7 +148,7 @@ class CommonEnd:
 
         def end() -> None:
             if line:
-                self._say(line)
+                self._say_once(line)
             os._exit(code)
 
         with self._setting_timer:
@@ -155,6 +157,13 @@ class CommonEnd:
             self._timer = threading.Timer(seconds, end)
             self._timer.daemon = True
             self._timer.start()
+
+    def _say_once(self, line: str) -> None:
+        """The main thread and the timer may both come to say it."""
+        with self._saying:
+            if line not in self._said:
+                self._said.add(line)
+                self._say(line)
 
     @staticmethod
     def _say(text: str, prefix: str = "") -> None:

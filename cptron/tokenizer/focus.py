@@ -16,7 +16,8 @@ import numpy.typing as npt
 import torch
 
 from cptron.errors import ConversionError
-from cptron.tokenizer.base import Base
+from cptron.tokenizer.base import SPACE, Base
+from cptron.tokens.byte_lengths import ALPHABET
 
 AT_ONCE = 256
 """New tokens compared with all old ones together."""
@@ -26,8 +27,9 @@ Vectors = dict[int, npt.NDArray[np.float32]]
 
 
 def read_vectors(path: Path, base: Base, extended: Base) -> Vectors:
-    """Vectors of the tokens that the file knows: by the token as the vocabulary writes it, else by its text. Raises
-    `ConversionError` where the file is no such file, or knows no new token or no old one."""
+    """Vectors of the tokens that the file knows: by the token as the vocabulary writes it; in a file of plain words, in
+    which none begins with the vocabulary's mark of a space, else by the text. Raises `ConversionError` where the file
+    is no such file, or knows no new token or no old one."""
     names: dict[str, list[int]] = {}
     by_text: dict[str, list[int]] = {}
     for number, token in extended.tokens.items():
@@ -37,6 +39,8 @@ def read_vectors(path: Path, base: Base, extended: Base) -> Vectors:
             by_text.setdefault(text, []).append(number)
     found: Vectors = {}
     from_text: Vectors = {}
+    space = SPACE if extended.kind == "byte-fallback" else ALPHABET[ord(" ")]
+    plain = True
     try:
         with path.open(encoding="utf-8", newline="\n") as lines:
             for number, line in enumerate(lines):
@@ -45,13 +49,14 @@ def read_vectors(path: Path, base: Base, extended: Base) -> Vectors:
                     continue  # how many vectors of which size
                 if word in names or word in by_text:
                     vector_D = _unit(np.array(values, np.float32))
+                    plain = plain and not (word in names and word.startswith(space))
                     found |= dict.fromkeys(names.get(word, ()), vector_D)
                     from_text |= dict.fromkeys(by_text.get(word, ()), vector_D)
     except (OSError, ValueError) as error:
         raise ConversionError(
             f"{path} must be a text file of one word and its vector a line ({error}); give fastText's .vec"
         ) from None
-    vectors = {**from_text, **found}
+    vectors = {**from_text, **found} if plain else found
     if len({len(vector_D) for vector_D in vectors.values()}) > 1:
         raise ConversionError(f"{path} has vectors of several sizes, must have one; write the file again")
     if not vectors.keys() & base.tokens.keys() or not vectors.keys() - base.tokens.keys():

@@ -274,7 +274,7 @@ def test_an_override_on_resume_reaches_every_group(world: World, parent: Path, t
     changes += ["optim.weight_decay=0.3", "optim.beta1=0.5", "optim.eps=1.0e-6"]
     changes += ['optim.groups=[{match: "*word_embeddings*", lr_mult: 0.1}]']
     words = [f"run.dir={run}", *FOUR.overrides, *SCHEDULE, *SETTINGS, *changes, "train.steps=9"]
-    found = run_ranks(train_and_show_groups, 4, str(world.config), words, timeout_s=120)
+    found = run_ranks(train_and_show_groups, 4, str(world.config), words)
     for outcome, groups in found:
         assert not outcome.error, outcome.error
         assert len(groups) >= 4

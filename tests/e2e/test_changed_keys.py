@@ -270,7 +270,7 @@ def test_fp32_goes_on_from_the_masters(world: World, tmp_path: Path) -> None:
         *words,
         *still,
     ]
-    (outcome,) = run_ranks(train_reading_slowly, 1, str(world.config), changed, timeout_s=120)
+    (outcome,) = run_ranks(train_reading_slowly, 1, str(world.config), changed)
     assert not outcome.error
     found = weights(run)
     assert found.keys() == masters.keys()

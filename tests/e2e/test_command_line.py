@@ -33,7 +33,7 @@ def test_train_with_two_ranks_and_trackers(
     overrides += ["log.tensorboard=true", "log.wandb=offline"]
     url = f"http://127.0.0.1:{proxy.getsockname()[1]}"
     env = {name: url for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy")}
-    done = call(cptron("train", world.config, *overrides), 150, **env, NO_PROXY="", no_proxy="")
+    done = call(cptron("train", world.config, *overrides), 240, **env, NO_PROXY="", no_proxy="")
     assert done.returncode == 0, done.stderr
     assert_close(steps(run), steps(whole_runs[ONE]))
     assert_close(evals(run), evals(whole_runs[ONE]))
@@ -42,7 +42,7 @@ def test_train_with_two_ranks_and_trackers(
     assert list((run / "tensorboard").glob("events.out.tfevents.*"))
     assert list((run / "wandb").glob("offline-run-*/*.wandb"))
     assert (run / "report.html").stat().st_size > 0
-    both = call(cptron("report", run, whole_runs[ONE], "--output", tmp_path / "both.html"), 60)
+    both = call(cptron("report", run, whole_runs[ONE], "--output", tmp_path / "both.html"), 240)
     assert (both.returncode, both.stdout) == (0, f"{tmp_path / 'both.html'}\n"), both.stderr
     assert load_config(run / "config.yaml").config == load_config(world.config, overrides).config
 
@@ -72,7 +72,7 @@ def test_convert_tool_there_and_back(world: World, tmp_path: Path) -> None:
         ["import", world.hugging_face, tmp_path / "base"],
         ["export", tmp_path / "base", tmp_path / "back"],
     ):
-        done = call([*tool, *words], 90)
+        done = call([*tool, *words], 240)
         assert done.returncode == 0, done.stderr
     ours, theirs = (load_file(d / "model.safetensors") for d in (tmp_path / "back", world.hugging_face))
     assert ours.keys() == theirs.keys()

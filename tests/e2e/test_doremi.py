@@ -34,7 +34,7 @@ train: {{steps: 60, global_batch_size: 12, micro_batch_size: 6, precision: fp32}
 optim: {{lr: 1.0e-2, schedule: constant, weight_decay: 0.0}}
 eval: {{at_start: false}}
 checkpoint: {{every_steps: 30}}
-runtime: {{device: cpu, threads_per_rank: 1, timeout_s: 60}}
+runtime: {{device: cpu, threads_per_rank: 1, timeout_s: 240}}
 """
 
 
@@ -52,9 +52,7 @@ class Chains:
     def train(self, run: Path, layout: Layout, *overrides: str) -> Path:
         """A run that must succeed."""
         words = [f"run.dir={run}", *layout.overrides, *overrides]
-        outcomes = run_ranks(
-            rank_calls.train, layout.world_size, str(self.root / "run.yaml"), words, timeout_s=120
-        )
+        outcomes = run_ranks(rank_calls.train, layout.world_size, str(self.root / "run.yaml"), words)
         errors = [outcome.error for outcome in outcomes if outcome.error]
         assert not errors, errors[0]
         return run
@@ -144,7 +142,7 @@ def test_the_command_writes_what_to_paste(chains: Chains, whole: Path, tmp_path:
     """Of a run that has come to its end nothing is trained; another vocabulary is refused."""
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     words = [chains.root / "run.yaml", "--reference", chains.reference, f"run.dir={run}"]
-    done = call(cptron("doremi", *words), timeout_s=180)
+    done = call(cptron("doremi", *words), timeout_s=240)
     assert done.returncode == 0, done.stderr
     result = json.loads((run / "doremi.json").read_text())
     assert result["shares"] == weights_of(whole)["average"] and result["steps"] == 60
@@ -152,6 +150,6 @@ def test_the_command_writes_what_to_paste(chains: Chains, whole: Path, tmp_path:
     (tmp_path / "config.json").write_text(json.dumps({**ARCHITECTURE, "vocab_size": 120}))
     words = [f"run.dir={tmp_path / 'other'}", f"model.architecture={tmp_path / 'config.json'}"]
     words.append(f"doremi.reference={chains.reference}")
-    (outcome,) = run_ranks(rank_calls.train, 1, str(chains.root / "run.yaml"), words, timeout_s=120)
+    (outcome,) = run_ranks(rank_calls.train, 1, str(chains.root / "run.yaml"), words)
     assert "has another vocabulary (100 ids)" in outcome.error
     assert error_lines(done.stderr) == []

@@ -59,7 +59,7 @@ def test_engine_answers_as_the_harness_own_model(
     run: Path, exported: Path, asked: dict[str, list[tuple[Any, ...]]]
 ) -> None:
     """Every score within 1e-4, every greedy flag and every generated text equal."""
-    ((ours, theirs),) = run_ranks(harness_calls.answers, 1, str(run), str(exported), asked, timeout_s=120)
+    ((ours, theirs),) = run_ranks(harness_calls.answers, 1, str(run), str(exported), asked)
     for mine, other in zip(ours["loglikelihood"], theirs["loglikelihood"], strict=True):
         assert mine[0] == pytest.approx(other[0], abs=1e-4)
         assert mine[1] == other[1]

@@ -19,7 +19,7 @@ MAX_TOKENS = {"domain": 0, "general": 500}
 
 def command(*arguments: str | Path) -> rank_calls.Outcome:
     """A `cptron` command on a warm rank."""
-    return run_ranks(rank_calls.command, 1, [str(argument) for argument in arguments], timeout_s=120)[0]
+    return run_ranks(rank_calls.command, 1, [str(argument) for argument in arguments])[0]
 
 
 @pytest.fixture(scope="module")

@@ -44,11 +44,11 @@ def test_a_terminal_shows_the_run_in_place_and_watch_shows_it_again(world: World
     notes = [row for row in terminal.rows if row.startswith(("saved /", "eval at step", "step-0 gate"))]
     assert len(notes) == 1 + 2 + 2 * 3, "what is printed above the block stays"
 
-    seen = call(cptron("watch", run), timeout_s=60)
+    seen = call(cptron("watch", run), timeout_s=240)
     assert (
         seen.returncode == 0
         and "step     6 of 6  100.0%" in seen.stdout
         and "finished 6 steps" in seen.stdout
     )
-    code, text = on_a_terminal(cptron("watch", run), 60, 12, env, timeout_s=60)
+    code, text = on_a_terminal(cptron("watch", run), 60, 12, env, timeout_s=240)
     assert code == 0 and labels(shown(text, 60, 12)) == labels(terminal)

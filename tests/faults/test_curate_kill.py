@@ -1,20 +1,30 @@
-"""A curation that is killed at any moment goes on with the same command, to the bytes of an undisturbed run."""
+"""A curation that is killed at any moment, or done twice at once, ends with the bytes of an undisturbed run."""
 
 from __future__ import annotations
 
-import os
+import hashlib
+import multiprocessing
 import random
 import signal
 import time
 from collections.abc import Callable
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
 import yaml
 from commands import call, cptron, started
 from corpus_world import STEPS, config_of, files_of, lines_of, run, text_of
+from self_signal import struck
+
+from cptron.corpus.executor import LocalExecutor
+from cptron.corpus.load import load_curation
+from cptron.corpus.run import do_part, prepare
+from cptron.corpus.sealed import read_record
 
 NUM_DOCUMENTS = 4000
+DONE = ".work/[0-9]-*/*.json"
+"""Shards that are done with some stage: those are many, so they are done by workers."""
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +49,6 @@ def settings_of(output: Path, raw: dict[str, list[str]]) -> dict[str, object]:
     return config_of(output, raw, STEPS[:4], shard_bytes=25_000) | {
         "steps": [STEPS[0], STEPS[1], STEPS[3], STEPS[4]]
     }
-
-
-def num_done(output: Path) -> int:
-    """Shards that are done with some stage: those are many, so they are done by workers."""
-    return len(list(output.glob(".work/[0-9]-*/*.json")))
 
 
 def alive(text: str) -> list[int]:
@@ -73,24 +78,14 @@ def test_sigkill_at_any_moment(
     """The parent alone is killed, at random moments; its workers end by themselves, and the next run goes on."""
     output, mark = tmp_path / "out", f"mark-{tmp_path.name}-{seed}"
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings_of(output, raw)))
-    words = cptron("curate", tmp_path / "c.yaml", "--workers", "2")
+    words: list[str | Path] = ["curate", tmp_path / "c.yaml", "--workers", "2"]
     draw = random.Random(seed)
-    kills = 0
-    for _ in range(3):
-        before = num_done(output)
-        with started(words, CURATE_MARK=mark) as process:
-            wait_until(
-                lambda before=before: num_done(output) > before or process.poll() is not None, "no unit"
-            )  # type: ignore[misc]
-            time.sleep(draw.random() * 0.05)
-            if process.poll() is not None:
-                break
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait(timeout=120)
+    for _ in range(2):
+        command = struck(words, signal.SIGKILL, output, DONE, delay_s=draw.random() * 0.05)
+        with started(command, CURATE_MARK=mark) as process:
+            assert process.wait(timeout=240) == -signal.SIGKILL, "the run was too short to be killed"
             wait_until(lambda: not alive(mark), "workers outlive their parent")
-        kills += 1
-    assert kills >= 2, "the run was too short to be killed"
-    done = call(words, 240)
+    done = call(cptron(*words), 240)
     assert done.returncode == 0, done.stderr
     assert files_of(output) == whole
 
@@ -99,21 +94,46 @@ def test_a_killed_worker_ends_the_run_with_one_line(
     raw: dict[str, list[str]], whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     """As when memory runs out; the same command then goes on. A polite signal ends it in one line too."""
-    output, mark = tmp_path / "out", f"mark-{tmp_path.name}"
+    output = tmp_path / "out"
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings_of(output, raw)))
-    words = cptron("curate", tmp_path / "c.yaml", "--workers", "2")
-    with started(words, CURATE_MARK=mark) as process:
-        wait_until(lambda: num_done(output) > 0, "no unit")
-        worker = max(number for number in alive(mark) if number != process.pid)
-        os.kill(worker, signal.SIGKILL)
-        _, stderr = process.communicate(timeout=240)
-    assert process.returncode == 2 and "a worker was killed" in stderr and "Traceback" not in stderr
-    with started(words, CURATE_MARK=mark) as process:
-        before = num_done(output)
-        wait_until(lambda: num_done(output) > before, "no unit")
-        process.send_signal(signal.SIGTERM)
-        _, stderr = process.communicate(timeout=240)
-    assert process.returncode == 143
-    assert stderr.splitlines()[-1] == "stopped: run the same command again to go on"
-    assert call(words, 240).returncode == 0
+    words: list[str | Path] = ["curate", tmp_path / "c.yaml", "--workers", "2"]
+    killed = call(struck(words, signal.SIGKILL, output, DONE, whom="worker"), 240)
+    assert killed.returncode == 2, killed.stderr
+    assert "a worker was killed" in killed.stderr and "Traceback" not in killed.stderr
+    stopped = call(struck(words, signal.SIGTERM, output, DONE), 240)
+    assert stopped.returncode == 143, stopped.stderr
+    assert stopped.stderr.splitlines()[-1] == "stopped: run the same command again to go on"
+    assert call(cptron(*words), 240).returncode == 0
     assert files_of(output) == whole
+
+
+def first_stage(config: Path, together: Barrier) -> None:
+    """All of it, as a task of a job array does, from the moment on at which all are there."""
+    work = prepare(load_curation(config), alone=False)
+    together.wait(240)
+    with LocalExecutor(1, progress=False) as executor:
+        do_part(work, 0, (0, 1), executor)
+
+
+def test_tasks_at_the_same_shards(raw: dict[str, list[str]], whole: dict[str, bytes], tmp_path: Path) -> None:
+    """Three processes with the same task, as when a node is lost to the scheduler and lives on: one is killed, the
+    others end well; each record tells of the shard that is there, and nothing else is left."""
+    output, config = tmp_path / "out", tmp_path / "c.yaml"
+    config.write_text(yaml.safe_dump(settings_of(output, raw)))
+    context = multiprocessing.get_context("spawn")
+    together = context.Barrier(3)
+    tasks = [context.Process(target=first_stage, args=(config, together), daemon=True) for _ in range(3)]
+    for task in tasks:
+        task.start()
+    wait_until(lambda: any(output.glob(DONE)) or not all(task.is_alive() for task in tasks), "no unit")
+    tasks[0].kill()
+    for task in tasks:
+        task.join(240)
+    assert [task.exitcode for task in tasks[1:]] == [0, 0]
+    records = [path for path in output.glob(".work/0-*/*.json") if "decided" not in path.parent.name]
+    assert len(records) > 30
+    for path in records:
+        content = path.with_suffix(".jsonl.zst").read_bytes()
+        assert read_record(path)["file"]["sha256"] == hashlib.sha256(content).hexdigest()
+    run(settings_of(output, raw))
+    assert files_of(output) == whole and not list(output.rglob("*.partial"))

@@ -24,7 +24,7 @@ def hear(deed: str, rank_0_sleeps_s: float = 0.0) -> list[Ending]:
 
     ranks = launched_ranks()
     assert ranks is not None
-    init_process_group("gloo", ranks, 60)
+    init_process_group("gloo", ranks, 240)
     heard: list[Ending] = []
     attend = Lifeline._attend
 
@@ -49,7 +49,7 @@ def hear(deed: str, rank_0_sleeps_s: float = 0.0) -> list[Ending]:
             meet_strangers(peer.getpeername()[:2])
             lifeline.tell(Ending(1, 76, WORDS))
     elif deed != "goodbye":
-        assert lifeline.wait(20) == heard[0]
+        assert lifeline.wait(60) == heard[0]
     dist.barrier()
     if ranks.rank != 1 or deed not in ("goodbye", "leaves"):
         lifeline.close()
@@ -68,7 +68,7 @@ def meet_strangers(address: tuple[str, int]) -> None:
     ):
         with socket.create_connection(address) as stranger:
             stranger.sendall(line)
-    with socket.create_connection(address, timeout=20) as stranger, pytest.raises(ConnectionError):
+    with socket.create_connection(address, timeout=60) as stranger, pytest.raises(ConnectionError):
         while True:
             stranger.sendall(b"x" * 65536)
 
@@ -86,7 +86,7 @@ def meet_strangers(address: tuple[str, int]) -> None:
 def test_what_the_others_hear(deed: str, ending: Ending | None) -> None:
     """Rank 0 at once and rank 2 by way of it, each once; of a goodbye nothing. Who is no rank is not listened to."""
     wanted = [ending] if ending else []
-    first, itself, last = run_ranks(hear, 3, deed, timeout_s=120)
+    first, itself, last = run_ranks(hear, 3, deed)
     assert (first, last) == (wanted, wanted)
     if deed != "death":
         assert itself == []
@@ -94,7 +94,7 @@ def test_what_the_others_hear(deed: str, ending: Ending | None) -> None:
 
 def test_a_busy_rank_0_is_not_taken_for_a_dead_one() -> None:
     """Its thread comes to nothing before it has said goodbye: no rank is left in the kernel's queue then."""
-    assert run_ranks(hear, 3, "goodbye", rank_0_sleeps_s=1.0, timeout_s=120) == [[], [], []]
+    assert run_ranks(hear, 3, "goodbye", rank_0_sleeps_s=1.0) == [[], [], []]
 
 
 def leave_slowly() -> list[Ending]:
@@ -107,7 +107,7 @@ def leave_slowly() -> list[Ending]:
 
     ranks = launched_ranks()
     assert ranks is not None
-    init_process_group("gloo", ranks, 60)
+    init_process_group("gloo", ranks, 240)
     heard: list[Ending] = []
     lifeline = Lifeline(ranks, heard.append)
     dist.barrier()
@@ -124,4 +124,4 @@ def leave_slowly() -> list[Ending]:
 
 def test_who_has_said_goodbye_hears_nothing_any_more() -> None:
     """The other closes the connection on its word: that is no death."""
-    assert run_ranks(leave_slowly, 2, timeout_s=60) == [[], []]
+    assert run_ranks(leave_slowly, 2) == [[], []]

@@ -34,9 +34,12 @@ def act(fault):
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(600)
 
+from cptron.runtime import failure
+failure.GRACE_S, failure.HEAR_S = 1.0, 60.0
 if "RANK" not in os.environ:
-    from cptron.runtime.supervisor import supervise
-    sys.exit(supervise(sys.argv, 2, RuntimeConfig(max_restarts=int(restarts))))
+    from cptron.runtime import supervisor
+    supervisor.SETTLE_S = 90.0  # a slow machine is no reason to end a rank before it has spoken
+    sys.exit(supervisor.supervise(sys.argv, 2, RuntimeConfig(max_restarts=int(restarts))))
 
 fault = faults[int(os.environ["RANK"])]
 if fault != "none" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
@@ -51,8 +54,10 @@ if fault != "none" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
 from cptron.cli import main
 sys.exit(main(["train", *words]))
 """
-WITHIN_S = 40.0
-"""From the fault to the end of the job; a few seconds where the machine has nothing else to do."""
+WITHIN_S = 120.0
+"""From the fault to the end of the job; a few seconds where the machine has nothing else to do. Without what is tested
+it would be the time of a collective, or that of the sleeping rank."""
+TIMEOUT = "runtime.timeout_s=900"
 
 
 def run_faulty(
@@ -61,7 +66,7 @@ def run_faulty(
     """Train on two ranks that go wrong as planned: `restarts,step,what rank 0 does,what rank 1 does`."""
     script = tmp_path / "faulty.py"
     script.write_text(FAULTY)
-    return call([*launcher, script, plan, world.config, f"run.dir={tmp_path / 'run'}", *words], 240)
+    return call([*launcher, script, plan, world.config, f"run.dir={tmp_path / 'run'}", TIMEOUT, *words], 240)
 
 
 def seconds_since_the_fault(stderr: str) -> float:
@@ -126,8 +131,9 @@ def test_a_killed_rank_under_the_users_torchrun(
 
 
 def test_a_hang_shows_the_stacks_of_every_rank(world: World, tmp_path: Path) -> None:
-    """One rank sleeps in a step: code 76, and on standard error and in the run's directory where both were."""
-    done = run_faulty(world, tmp_path, "0,8,none,sleep", "runtime.hang_min_s=4")
+    """One rank sleeps in a step: code 76, and on standard error and in the run's directory where both were. The
+    third step is the first whose time is judged by that of another, so no slow one before it is a hang."""
+    done = run_faulty(world, tmp_path, "0,3,none,sleep", "runtime.hang_min_s=4")
     assert seconds_since_the_fault(done.stderr) < WITHIN_S
     assert done.returncode == HANG_EXIT_CODE, done.stderr
     assert re.search(

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from commands import call, kill_group, started
+from commands import call, cptron, kill_group, started
+from self_signal import struck
 from tokens_world import save_byte_tokenizer
 
 from cptron.tokens.manifest import verify
 
 # A checkpoint twenty times a second: a corpus that is made in a test is too small for one every five seconds.
-PROGRAM = """
-import sys
-from cptron.tokens import checkpointer
-from cptron.cli import main
-checkpointer._INTERVAL_S = 0.05
-sys.exit(main(["preprocess", *sys.argv[1:]]))
-"""
+OFTEN = "from cptron.tokens import checkpointer; checkpointer._INTERVAL_S = 0.05"
 NUM_DOCUMENTS = 5000
 JOURNAL = "x.preprocess.journal.json"
 
@@ -42,10 +35,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(corpus: Path, directory: Path) -> list[str | Path]:
-    """The command."""
+    """The command's words."""
     return [
-        sys.executable, "-c", PROGRAM, "--input", corpus / "a.jsonl", "--output-prefix", directory / "x",
-        "--tokenizer-model", corpus, "--engine", "reference", "--on-error", "quarantine",
+        "preprocess", "--input", corpus / "a.jsonl", "--output-prefix", directory / "x", "--tokenizer-model", corpus,
+        "--engine", "reference", "--on-error", "quarantine",
     ]  # fmt: skip
 
 
@@ -58,47 +51,31 @@ def files_in(directory: Path) -> dict[str, bytes]:
 def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of an undisturbed run."""
     directory = tmp_path_factory.mktemp("whole")
-    done = call(words(corpus, directory), 120)
+    done = call(cptron(*words(corpus, directory)), 240)
     assert done.returncode == 0, done.stderr
     return files_in(directory)
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> bool:
-    """Whether `condition` came true before the process ended."""
-    deadline = time.monotonic() + 240
-    while not condition():
-        if process.poll() is not None:
-            return False
-        assert time.monotonic() < deadline, "the run does not get on"
-        time.sleep(0.002)
-    return True
+def struck_at(corpus: Path, directory: Path, number: signal.Signals, **how: Any) -> list[str | Path]:
+    """The command, which gets the signal once it has written a new checkpoint."""
+    return struck(words(corpus, directory), number, directory, JOURNAL, setup=OFTEN, **how)
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.more) for seed in (1, 2, 3))])
 def test_sigkill_at_any_moment(seed: int, corpus: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     """Killed again and again, at random moments after each new checkpoint; every run goes on from the last one."""
     draw = random.Random(seed)
-    journal = tmp_path / JOURNAL
     kills = 0
     for _ in range(8):
-        before = journal.read_bytes() if journal.exists() else b""
-
-        def has_got_on(before: bytes = before) -> bool:
-            return journal.exists() and journal.read_bytes() != before
-
-        with started(words(corpus, tmp_path)) as process:
-            if wait_for(has_got_on, process):
-                time.sleep(draw.random() * 0.1)
-            if process.poll() is not None:
-                break
-            kill_group(process)
-            process.wait(timeout=120)
-            kills += 1
-        if not journal.exists():
+        command = struck_at(corpus, tmp_path, signal.SIGKILL, whom="group", delay_s=draw.random() * 0.1)
+        done = call(command, 240)
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr
+        kills += done.returncode != 0
+        if not (tmp_path / JOURNAL).exists():
             break  # it came to its end before the signal came
     assert kills >= 2, "the run was too short to be killed"
-    if journal.exists() or not list(tmp_path.glob("*.manifest.json")):
-        done = call(words(corpus, tmp_path), 120)
+    if (tmp_path / JOURNAL).exists() or not list(tmp_path.glob("*.manifest.json")):
+        done = call(cptron(*words(corpus, tmp_path)), 240)
         assert done.returncode == 0, done.stderr
     assert files_in(tmp_path) == whole
     verify(tmp_path / "x_text_document")
@@ -106,30 +83,27 @@ def test_sigkill_at_any_moment(seed: int, corpus: Path, whole: dict[str, bytes],
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_polite_signal_saves_and_ends_in_one_line(
-    number: int, status: int, corpus: Path, whole: dict[str, bytes], tmp_path: Path
+    number: signal.Signals, status: int, corpus: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     """What batch systems send first; the next run goes on after what was done."""
-    with started(words(corpus, tmp_path)) as process:
-        assert wait_for((tmp_path / JOURNAL).exists, process)
-        process.send_signal(number)
-        _, stderr = process.communicate(timeout=120)
-    assert process.returncode == status
-    assert stderr.splitlines()[-1] == "stopped: run the same command again to go on"
-    assert "Traceback" not in stderr
+    stopped = call(struck_at(corpus, tmp_path, number), 240)
+    assert stopped.returncode == status, stopped.stderr
+    assert stopped.stderr.splitlines()[-1] == "stopped: run the same command again to go on"
+    assert "Traceback" not in stopped.stderr
     assert json.loads((tmp_path / JOURNAL).read_bytes())["checkpoint"]["records_read"] > 0
-    done = call(words(corpus, tmp_path), 120)
+    done = call(cptron(*words(corpus, tmp_path)), 240)
     assert done.returncode == 0 and "going on after" in done.stderr
     assert files_in(tmp_path) == whole
 
 
 def test_a_second_process_is_kept_off(corpus: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
-    """While the first one runs; the lock of one that was killed is free."""
-    with started(words(corpus, tmp_path)) as process:
-        assert wait_for((tmp_path / JOURNAL).exists, process)
-        second = call(words(corpus, tmp_path), 240)
-        assert process.poll() is None, "the run was too short"
+    """While the first one lives; the lock of one that was killed is free."""
+    with started(struck_at(corpus, tmp_path, signal.SIGSTOP)) as process:
+        _, stopped = os.waitpid(process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(stopped), "the run was too short"
+        second = call(cptron(*words(corpus, tmp_path)), 240)
         kill_group(process)
         process.wait(timeout=120)
     assert second.returncode == 2 and "locked by another process" in second.stderr
-    assert call(words(corpus, tmp_path), 120).returncode == 0
+    assert call(cptron(*words(corpus, tmp_path)), 240).returncode == 0
     assert files_in(tmp_path) == whole

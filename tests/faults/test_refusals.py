@@ -13,7 +13,7 @@ from commands import TORCHRUN, call, cptron, error_lines, snapshot
 from shard_files import sign
 from tiny_world import ONE, Layout, World, save_tokenizer, tokenize, write_corpus
 
-LIMIT_S = 30
+LIMIT_S = 240
 Prepare = Callable[[World, Path], list[str]]
 
 

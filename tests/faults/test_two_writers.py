@@ -30,13 +30,13 @@ def test_a_live_run_keeps_others_out(world: World, whole_runs: dict[Layout, Path
         process.send_signal(signal.SIGSTOP)
         before = snapshot(run)
         for extra in ([], ["parallel.local_ranks=2"]):
-            done = call([*words, *extra], 60)
+            done = call([*words, *extra], 240)
             assert done.returncode == 2
             (line,) = error_lines(done.stderr)
             assert f"run.dir={run} is being written by pid {process.pid} on host " in line
         assert snapshot(run) == before
         process.kill()
-        process.wait(timeout=60)
+        process.wait(timeout=120)
     assert (run / LOCK).exists()
     newest = list_checkpoints(run / "checkpoints")[-1][0]
     goal = max(20, newest + 4)
@@ -62,7 +62,7 @@ def test_all_ranks_are_refused_alike(world: World, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with sole_writer(run):
         before = snapshot(run)
-        outcomes = run_ranks(train_unwarned, 2, str(world.config), [f"run.dir={run}"], timeout_s=120)
+        outcomes = run_ranks(train_unwarned, 2, str(world.config), [f"run.dir={run}"])
         assert snapshot(run) == before
     assert outcomes[0] == outcomes[1]
     assert outcomes[0].error.startswith(f"ConfigError: run.dir={run} is being written by pid ")

@@ -28,7 +28,8 @@ from cptron.corpus.dedup.scheme import Scheme
 from cptron.corpus.document import Document
 from cptron.corpus.select.array_file import load_arrays, save_arrays
 from cptron.corpus.select.kneser_ney import NgramModel
-from cptron.corpus.select.linear import LinearClassifier, Quality
+from cptron.corpus.select.linear import LinearClassifier
+from cptron.corpus.select.promise import Quality
 from cptron.corpus.synthesis.answer import Answer, Request
 from cptron.corpus.synthesis.ask import Asker
 from cptron.corpus.synthesis.budget import SPENT, Budget, read_spent
@@ -123,7 +124,7 @@ def make_arrays(root: Path) -> list[Seed]:
     arrays: dict[str, Any] = {"sizes": numbers, "none": np.zeros(0), "table": np.ones((3, 2), np.float32)}
     save_arrays(root / "arrays" / "f", {"names": ["a", "b"]}, arrays)
     weights = np.linspace(-2, 2, 64, dtype=np.float32)
-    LinearClassifier(weights, 0.25, 2, Quality(0.5, 1.0, 0.9, 7, 8)).save(root / "linear" / "f")
+    LinearClassifier(weights, 0.25, 2, Quality(0.5, 1.0, 0.65, 0.95, 0.9, 7, 8)).save(root / "linear" / "f")
     texts = [text_of(number) for number in range(5)]
     NgramModel.train(texts, 3, 2).save(root / "ngrams" / "f", {"format": "cptron n-grams"})
     return [Seed(root / name, "f") for name in ("arrays", "linear", "ngrams")]

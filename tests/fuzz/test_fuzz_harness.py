@@ -103,8 +103,9 @@ def wrote(_: bytes) -> None:
 def test_each_failure_is_a_finding(
     read: Callable[[bytes], Any], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fuzz_worker, "CPU_S", 2.0)
-    monkeypatch.setattr(fuzz_worker, "WALL_S", 3.0)
+    if kind == "hang":  # else a machine that stands still for a moment makes one of any
+        monkeypatch.setattr(fuzz_worker, "CPU_S", 1.0)
+        monkeypatch.setattr(fuzz_worker, "WALL_S", 3.0)
     monkeypatch.chdir(tmp_path)
     found = outcome(tmp_path, read, count=1).findings
     assert [finding.kind for finding in found] == [kind]
@@ -139,8 +140,9 @@ def test_a_crash_does_not_end_the_others(tmp_path: Path) -> None:
     assert found.inputs == 10 and len(found.findings) == 10
 
 
-def test_a_failing_input_is_shrunk(tmp_path: Path) -> None:
+def test_a_failing_input_is_shrunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the bytes that make it fail."""
+    monkeypatch.setattr(fuzz_worker, "SHRINK_S", 600.0)
 
     def read(content: bytes) -> Any:
         if b"Q" in content:

@@ -25,7 +25,6 @@ from cptron.mixture.laws.registry import settings_of, stored_law
 from cptron.mixture.laws.ridge import RidgeLaw
 from cptron.mixture.points import Array, Inputs
 
-RNG = np.random.default_rng(0)
 MIXTURES = inputs_of(np.random.default_rng(5).dirichlet(np.ones(3), 40))
 TOKENS = inputs_of([[0.5, 0.5]] * 12, tokens=np.geomspace(1e7, 1e9, 12))
 GRID = inputs_of(

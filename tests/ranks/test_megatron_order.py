@@ -318,7 +318,7 @@ def test_an_index_directory_that_one_rank_cannot_write(world: World, tmp_path: P
     common = [f"run.dir={tmp_path / 'run'}", "data.order=megatron", "data.megatron_samples=160"]
     words = [[*common, f"data.cache_dir={tmp_path / 'cache'}"] for _ in range(2)]
     words[failing][-1] = f"data.cache_dir={tmp_path / 'file' / 'below'}"
-    outcomes = run_ranks(rank_calls.train_each, 2, str(world.config), words, timeout_s=60)
+    outcomes = run_ranks(rank_calls.train_each, 2, str(world.config), words)
     assert outcomes[0].error == outcomes[1].error
     assert outcomes[0].error.startswith(f"DataError: {tmp_path / 'file' / 'below'}")
     assert "set data.cache_dir" in outcomes[0].error
@@ -331,7 +331,7 @@ def test_ranks_with_different_files(world: World, tmp_path: Path) -> None:
         shutil.copy(f"{world.tokens('general')}.{kind}", f"{other}.{kind}")
     common = [f"run.dir={tmp_path / 'run'}", "data.order=megatron", "data.megatron_samples=160"]
     words = [common, [*common, f"data.sources.domain.path={other}"]]
-    outcomes = run_ranks(rank_calls.train_each, 2, str(world.config), words, timeout_s=60)
+    outcomes = run_ranks(rank_calls.train_each, 2, str(world.config), words)
     assert outcomes[0].error == outcomes[1].error
     assert outcomes[0].error.startswith("DataError: source domain has content ")
 
@@ -344,7 +344,7 @@ def test_the_vocabulary_of_the_model_is_asked_for(world: World, tmp_path: Path, 
     common = [f"run.dir={tmp_path / 'run'}", f"data.order={order}", "data.megatron_samples=160"]
     for kind in ("sources", "valid"):
         words = [*common, f"data.{kind}.domain.path={tmp_path / 'foreign'}", "eval.at_start=false"]
-        (outcome,) = run_ranks(rank_calls.train, 1, str(world.config), words, timeout_s=60)
+        (outcome,) = run_ranks(rank_calls.train, 1, str(world.config), words)
         where = "source domain" if kind == "sources" else "validation set domain"
         assert outcome.error.startswith(f"DataError: {where} ({tmp_path / 'foreign'})")
         assert "token id 60000 is outside the vocabulary of" in outcome.error

@@ -19,8 +19,7 @@ OFTEN = [
     "checkpoint.every_steps=0",
 ]
 OFTEN += ["runtime.straggler_every_steps=1", "runtime.straggler_factor=1.5"]
-SLEEP_S = 0.6
-"""Much, since other programs on a machine make ranks slow, too."""
+SLOW_S = 0.6
 
 
 def run_slow(
@@ -28,7 +27,7 @@ def run_slow(
 ) -> tuple[Path, str]:
     """Train with a slow rank; the run, and what rank 0 printed."""
     words = [f"run.dir={run_dir}", *layout.overrides, *SHORT, *OFTEN, *more]
-    told = {"sleep_s": SLEEP_S, "where": "forward", **how}
+    told = {"slow_s": SLOW_S, "where": "forward", **how}
     found = run_ranks(
         straggler_calls.train_with_slow, layout.world_size, str(world.config), words, rank, **told
     )
@@ -37,9 +36,11 @@ def run_slow(
 
 
 def test_time_in_a_collective_is_not_a_ranks_own() -> None:
-    (own_0, wait_0), (own_1, wait_1) = run_ranks(straggler_calls.own_time_of_a_wait, 2, 1, 0.4)
-    assert own_1 >= 0.4 and wait_1 < 0.3
-    assert own_0 < 0.3 and wait_0 > 0.2
+    found = run_ranks(straggler_calls.own_time_of_a_wait, 2, 1, 0.4)
+    assert found[1]["own"] >= 0.4
+    for rank in found:
+        assert 0 < rank["least_wait"] <= rank["wait"] <= rank["most_wait"]
+        assert rank["least_all"] <= rank["all"] <= rank["most_all"]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_the_slow_rank_is_named(world: World, tmp_path: Path, layout: Layout, ra
     assert [(record["rank"], record["event"]) for record in found] == [(rank, "slow")]
     (record,) = found
     assert record["host"] and record["local_rank"] == rank and record["factor"] > 1.5
-    assert record["own_time_s"] - record["peers_time_s"] > SLEEP_S / 2
+    assert record["own_time_s"] - record["peers_time_s"] > SLOW_S / 2
     assert f"straggler at step {record['step']}: rank {rank} ({record['host']}, local rank {rank};" in printed
 
 
@@ -75,6 +76,5 @@ def test_nobody_is_named_where_all_are_alike_or_it_is_off(world: World, tmp_path
     """Off: nothing of torch is touched. The slow rank would be found otherwise."""
     run, _ = run_slow(world, tmp_path / "off", Layout(2), 1, "runtime.straggler_every_steps=0", where="data")
     assert records(run, "straggler") == []
-    # two ranks share two processors with whatever else runs here: the bar is that of a rank twice as slow
-    run, _ = run_slow(world, tmp_path / "alike", Layout(2), 7, "runtime.straggler_factor=2", where="data")
+    run, _ = run_slow(world, tmp_path / "alike", Layout(2), 7, where="data")
     assert records(run, "straggler") == [] and len(records(run, "step")) == 6

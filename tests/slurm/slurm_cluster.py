@@ -28,6 +28,7 @@ import psutil
 NODES = ("n1", "n2")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+PORTS = range(6000, 10000)
 START_S = 180.0
 STOP_S = 40.0
 CREDENTIAL_S = 15
@@ -69,12 +70,15 @@ def missing() -> list[str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on now."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+    """Ports that nothing listens on now, below those that ranks, jobs and the kernel choose from."""
+    found: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            found.append(port)
+        if len(found) == count:
+            break
+    return found
 
 
 @dataclass
@@ -101,14 +105,14 @@ class Cluster:
         }
         return {**kept, "PATH": PATH, "SLURM_CONF": str(self.conf)}
 
-    def run(self, *words: str | Path, timeout_s: float = 60) -> str:
+    def run(self, *words: str | Path, timeout_s: float = 240) -> str:
         """Output of one of SLURM's commands, which must succeed."""
         done = self.call(*words, timeout_s=timeout_s)
         assert done.returncode == 0, f"{' '.join(map(str, words))}: {done.stderr}"
         return done.stdout
 
     def call(
-        self, *words: str | Path, timeout_s: float = 60, cwd: Path | None = None, **env: str
+        self, *words: str | Path, timeout_s: float = 240, cwd: Path | None = None, **env: str
     ) -> subprocess.CompletedProcess[str]:
         """One command in the cluster's environment."""
         return subprocess.run(

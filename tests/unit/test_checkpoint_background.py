@@ -142,14 +142,14 @@ def test_the_process_dies_with_its_rank() -> None:
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as rank:
         assert rank.stdout is not None
         child = psutil.Process(int(rank.stdout.readline()))
-        time.sleep(1)  # it has asked to be killed by then
-        assert child.is_running()
+        while child.nice() != 19:  # what it does next when it has asked to be killed
+            time.sleep(0.01)
         rank.kill()
-        psutil.wait_procs([child], timeout=20)
+        psutil.wait_procs([child], timeout=240)
         assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
 def test_the_process_has_no_torch() -> None:
     """It is started once for each rank: it must be small."""
     program = "import cptron.checkpoint.save_worker, sys; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=240)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,19 +113,27 @@ def test_an_error_of_the_probe_ends_the_writing(
     begun, ended = threading.Event(), threading.Event()
     write, written = BlockFile.write, []
 
+    class Stop(threading.Event):
+        """What tells the writer: it is held up until then."""
+
+        def set(self) -> None:
+            super().set()
+            ended.set()
+
     def slow(file: BlockFile, key: str, *rest: Any) -> None:
         begun.set()
         ended.wait(60)
+        ended.set()  # nobody waits a second time
         written.append(key)
         write(file, key, *rest)
 
     def stopped(*_: Any) -> None:
         begun.wait(60)
-        threading.Timer(0.5, ended.set).start()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(BlockFile, "write", slow)
     monkeypatch.setattr(hf_import, "make_probe", stopped)
+    monkeypatch.setattr(hf_import, "threading", SimpleNamespace(Event=Stop))
     with pytest.raises(KeyboardInterrupt):
         import_hugging_face(model, tmp_path / "out")
     assert written and not list((working_directory(tmp_path / "out") / hf_import.PROGRESS).glob("*.json"))

@@ -7,8 +7,10 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -105,6 +107,20 @@ def test_workers_do_not_matter(
     assert files_of(tmp_path / "out") == files_of(whole)
 
 
+def test_a_worker_that_is_killed_while_none_has_work_is_one_line() -> None:
+    """As between two stages: their pool takes nothing more."""
+
+    def broken(*_: object) -> None:
+        raise BrokenProcessPool("a child is gone")
+
+    units: Any = [SimpleNamespace(weight=1)] * 2
+    with LocalExecutor(2, progress=False) as executor:
+        pool: Any = SimpleNamespace(submit=broken)
+        executor._started = lambda work: pool  # type: ignore[method-assign]
+        with pytest.raises(DataError, match="a worker was killed at one of 2 shards"):
+            executor.run(None, units, "map", 0)  # type: ignore[arg-type]
+
+
 def test_parts_of_a_job_array(
     inputs: dict[str, list[str]], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,7 +152,7 @@ class Cut(Exception):
     """Stands for a kill."""
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.more) for seed in (1, 2))])
 def test_cut_off_anywhere(
     seed: int, inputs: dict[str, list[str]], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

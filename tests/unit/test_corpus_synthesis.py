@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -118,20 +119,22 @@ def test_retry_after_is_kept_to(tmp_path: Path) -> None:
         assert times[1] - times[0] >= 1.0
         server.reply = lambda prompt, before: (
             503,
-            {"Retry-After": "3600" if "Number1x" in prompt else "60"},
+            {"Retry-After": "3600" if "Number1x" in prompt else "600"},
             b"",
         )
         started = time.monotonic()  # the other one, which would wait, is not waited for
         with pytest.raises(DataError, match="asks to wait 3600 s"):
-            run(synthesis(tmp_path, server.url, documents=3, endpoint={"longest_wait_s": 60}), restart=True)
-        assert time.monotonic() - started < 30
+            run(synthesis(tmp_path, server.url, documents=3, endpoint={"longest_wait_s": 600}), restart=True)
+        assert time.monotonic() - started < 500
 
 
 def test_slow_server_is_not_waited_for(tmp_path: Path) -> None:
     """The time is for the whole answer, however alive the connection looks."""
 
+    is_over = threading.Event()
+
     def reply(prompt: str, before: int) -> Reply:
-        time.sleep(30)
+        is_over.wait(600)
         return good(prompt, before)
 
     with serving(reply) as server:
@@ -139,7 +142,8 @@ def test_slow_server_is_not_waited_for(tmp_path: Path) -> None:
         started = time.monotonic()
         with pytest.raises(DataError, match=r"no answer in 2 tries .*no whole answer in 0\.2 s"):
             run(config)
-        assert time.monotonic() - started < 25
+        assert time.monotonic() - started < 500
+        is_over.set()
 
 
 @pytest.mark.parametrize("status", [401, 404])
@@ -275,24 +279,30 @@ def test_settings_that_cannot_be_meant(settings: dict[str, Any], message: str, t
 
 
 def test_killed_anywhere_ends_with_the_bytes_of_the_first_answers(tmp_path: Path) -> None:
-    """SIGKILL twice on the way with two workers; no question that was answered is asked again."""
+    """SIGKILL twice on the way; no question that was answered is asked again."""
+
+    answered, is_killed = 40, threading.Event()
 
     def reply(prompt: str, before: int) -> Reply:
-        time.sleep(0.05)
+        if len(server.asked) > answered:  # it gets no further before it is killed
+            is_killed.wait(600)
         return good(prompt, before)
 
     with serving(reply) as server:
-        config = synthesis(tmp_path, server.url, documents=40, endpoint={"concurrency": 2})
+        config = synthesis(tmp_path, server.url, documents=40, endpoint={"concurrency": 2, "timeout_s": 600})
         path = tmp_path / "x.yaml"
         path.write_text(yaml.safe_dump(config))
         command = [sys.executable, "-m", "cptron.cli", "curate", str(path), "--workers", "1"]
         for answered in (5, 20):
             process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
-            deadline = time.monotonic() + 60
-            while len(server.asked) < answered and time.monotonic() < deadline:
+            while len(server.asked) <= answered:
+                assert process.poll() is None, "it ended before it was killed"
                 time.sleep(0.01)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            is_killed.set()
+            is_killed = threading.Event()
+        answered = 40
         known = {path.name: path.read_bytes() for path in (tmp_path / "cache").glob("???/*.json")}
         assert 15 <= len(known) < 40
         run(config)

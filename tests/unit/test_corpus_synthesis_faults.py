@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import ssl
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -28,12 +30,13 @@ OPENSSL = [
 
 def test_nobody_there_costs_nothing(tmp_path: Path) -> None:
     """Tried again, then one line; tries are counted, tokens are not, as nothing was sent."""
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
-    with pytest.raises(
-        DataError, match=r"no answer in 3 tries \(last: ConnectionRefusedError.*it goes on$"
-    ) as caught:
-        run(synthesis(tmp_path, url, documents=1, endpoint={"retries": 2}))
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))  # and not listening: nobody else gets the port meanwhile
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}/v1"
+        with pytest.raises(
+            DataError, match=r"no answer in 3 tries \(last: ConnectionRefusedError.*it goes on$"
+        ) as caught:
+            run(synthesis(tmp_path, url, documents=1, endpoint={"retries": 2}))
     assert "\n" not in str(caught.value) and read_spent(tmp_path / "cache") == Spent(3, 0)
 
 
@@ -73,12 +76,18 @@ def test_half_a_key_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_workers_share_the_server(tmp_path: Path) -> None:
     """Slow answers at the same time: no more than `concurrency`, of both processes together."""
 
+    met = threading.Barrier(3)
+
     def reply(prompt: str, before: int) -> Reply:
+        if not met.broken:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                met.wait(60)  # the first three wait for each other
+                met.abort()
         time.sleep(0.1)
         return good(prompt, before)
 
     with serving(reply) as server:
-        config = synthesis(tmp_path, server.url, documents=24, endpoint={"concurrency": 3, "timeout_s": 60})
+        config = synthesis(tmp_path, server.url, documents=24, endpoint={"concurrency": 3})
         run(config, workers=2)
         assert server.most_at_once == 3 and set(server.asked.values()) == {1} and len(server.asked) == 24
         assert all(body["stream"] is False for body in server.bodies)

@@ -42,7 +42,7 @@ def test_sixteen_processes_at_once(tmp_path: Path) -> None:
     """All get the same numbers, one of them does the work, and nothing half-written stays."""
     words = [sys.executable, "-c", BUILD, str(tmp_path)]
     processes = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(16)]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * 16
     assert sum(output.count("built") for output in outputs) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["key.index", "key.lock"]

@@ -335,7 +335,7 @@ except MemoryError:
 )
 def test_no_memory_on_a_thread_is_an_exception() -> None:
     """Documents whose pieces fit in no memory: the process lives on, whichever thread met them."""
-    done = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], timeout=120, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], timeout=240, capture_output=True, text=True)
     assert done.returncode == 7, done.stderr
 
 

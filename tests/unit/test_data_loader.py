@@ -95,12 +95,12 @@ def test_closing_leaves_no_thread(prefixes: dict[str, str]) -> None:
     """Also while items are ready that nobody takes; and who never asks starts none."""
     before = set(threading.enumerate())
     loader_of(prefixes, Ledger(), Cut(2, 1), prefetch_steps=3)
-    assert set(threading.enumerate()) == before
+    assert set(threading.enumerate()) <= before
     loader = loader_of(prefixes, Ledger(), Cut(2, 1), workers=2, prefetch_steps=3)
     loader.next_step()
     time.sleep(0.05)
     loader.close()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while set(threading.enumerate()) - before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not set(threading.enumerate()) - before

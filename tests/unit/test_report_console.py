@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cptron.report import console as console_module
 from cptron.report.console import Console, compact, duration, table
 from cptron.report.sinks import Record
 
@@ -53,7 +55,7 @@ def test_the_time_left_counts_the_wall_time_between_records(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = iter([100.0, 130.0, 200.0])
-    monkeypatch.setattr("time.monotonic", lambda: next(times))
+    monkeypatch.setattr(console_module, "time", SimpleNamespace(monotonic=lambda: next(times)))
     console = Console(50, enabled=True)
     for step in (11, 12, 31):
         console.step(step_record(step))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
-import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -266,10 +266,11 @@ train: {steps: 100, global_batch_size: 100, micro_batch_size: 1}
 
 
 def test_watch_shows_the_block_of_a_run_and_its_age(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "config.yaml").write_text(CONFIG)
-    made = time.time() - 100
+    made = 1.7e9
+    monkeypatch.setattr("cptron.report.watch.time", SimpleNamespace(time=lambda: made + 100))
     written = [
         start(unix_s=made),
         *(step(n, unix_s=made + n) for n in range(1, 31)),
@@ -280,7 +281,7 @@ def test_watch_shows_the_block_of_a_run_and_its_age(
     assert watch([str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "30 of 100  30.0%" in printed and "30.0k tokens of 100k" in printed
-    assert "saved    step 30  0 steps ago, 1:0" in printed and "no record for 1:0" in printed
+    assert "saved    step 30  0 steps ago, 1:00" in printed and "no record for 1:00" in printed
     assert "ETA 1:10" in printed and "1 line(s) of metrics.jsonl are no records" in printed
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"kind": "stop", "step": 30, "reason": "stopped by SIGTERM"}) + "\n")

@@ -165,7 +165,7 @@ def test_wandb_offline_writes_its_files_without_account_or_network(tmp_path: Pat
         "HOME": str(tmp_path / "home")
     }
     command = [sys.executable, "-c", WANDB_RUN, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     files = sorted((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(files) == 2 and len({file.name for file in files}) == 1  # one id, two parts

@@ -16,7 +16,7 @@ from select_world import decided, documents, made, program_texts, prose_texts, s
 from cptron.corpus.document import Document, Dropped
 from cptron.corpus.select.causal_lm import CausalScorer, batches_of, windows_of
 from cptron.corpus.select.kneser_ney import BEGIN, END, NgramModel, lines_of
-from cptron.corpus.select.linear import LinearClassifier, at_threshold, choose_threshold
+from cptron.corpus.select.linear import LinearClassifier
 from cptron.corpus.select.tags import entropy_nats, shapes
 from cptron.corpus.step import Tally
 from cptron.errors import DataError
@@ -184,19 +184,20 @@ def test_ngrams_tell_domains_apart(tmp_path: Path) -> None:
 
 
 def test_classifier(tmp_path: Path) -> None:
-    """Precision and recall on unseen text are at least what training claims, about; equal examples, an equal model; a
+    """Precision on unseen text is what training promises, about; equal examples, an equal model; a
     saved one is the same; labels that say nothing are refused."""
     prose, programs = prose_texts(), program_texts()
     files = {
         "positive": (write_texts(tmp_path / "p.jsonl", programs[:90]),),
         "negative": (write_texts(tmp_path / "n.jsonl", prose[:150]),),
     }
+    asked = {"held_out": 0.4, "min_precision": 0.8}
     saved = tmp_path / "saved" / "c.model"
-    step = made("classifier", **files, save=str(saved), buckets=20_000)
+    step = made("classifier", **files, save=str(saved), buckets=20_000, **asked)
     _, results, tally = decided(step, [documents(programs[90:140] + prose[150:250])], tmp_path)
     right = sum(isinstance(one, Document) for one in results[:50])
     wrong = sum(isinstance(one, Document) for one in results[50:])
-    assert right >= 45 and right / (right + wrong) >= 0.85
+    assert right >= 25 and right / (right + wrong) >= 0.75
     assert tally["positive"] == right + wrong
     other = made("classifier", model=str(saved))
     (tmp_path / "again").mkdir()
@@ -204,36 +205,21 @@ def test_classifier(tmp_path: Path) -> None:
     assert same == results
     first = saved.read_bytes()
     (tmp_path / "third").mkdir()
-    decided(made("classifier", **files, save=str(saved), buckets=20_000), [[]], tmp_path / "third")
+    decided(made("classifier", **files, save=str(saved), buckets=20_000, **asked), [[]], tmp_path / "third")
     assert saved.read_bytes() == first
     mixed_up = write_texts(tmp_path / "m.jsonl", [*prose[:60:2], *programs[:60:2]])
     other_half = write_texts(tmp_path / "o.jsonl", [*prose[1:60:2], *programs[1:60:2]])
     hopeless = made(
-        "classifier", positive=(mixed_up,), negative=(other_half,), min_precision=0.99, held_out=0.5
+        "classifier", positive=(mixed_up,), negative=(other_half,), min_precision=0.7, held_out=0.5
     )
     (tmp_path / "fourth").mkdir()
-    with pytest.raises(DataError, match=r"precision on held-out examples is 0\.\d+ at best"):
+    with pytest.raises(
+        DataError, match=r"precision is 0\.\d+ .* on held-out examples, so that 0\.\d+ can be promised"
+    ):
         decided(hopeless, [[]], tmp_path / "fourth")
     saved.write_bytes(b"no model\n")
     with pytest.raises(DataError, match="train it again"):
         LinearClassifier.load(saved, "train it again")
-
-
-@given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=30), st.floats(0.1, 1))
-def test_threshold_has_the_highest_recall_of_all_that_are_precise_enough(
-    examples: list[tuple[int, bool]], least: float
-) -> None:
-    """Against all thresholds; what one example or few say by chance is no precision."""
-    scores, positive = np.array([s / 6 for s, _ in examples]), np.array([p for _, p in examples])
-    every = [at_threshold(scores, positive, float(t)) for t in scores]
-    enough = max(1, min(5, sum(positive))) / max(1, sum(positive)) - 1e-9
-    good = [one for one in every if one.precision >= least and one.recall >= enough]
-    if not good:
-        with pytest.raises(DataError):
-            choose_threshold(scores, positive, least)
-        return
-    found = choose_threshold(scores, positive, least)
-    assert found.recall == max(one.recall for one in good) and found.precision >= least
 
 
 def test_entropy_of_classes() -> None:

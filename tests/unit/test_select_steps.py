@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +225,12 @@ def test_quantiles_by_group(tmp_path: Path) -> None:
         ("ngram_perplexity", {"reference": ("a",), "order": 9}, "1 to 6"),
         ("classifier", {"positive": ("a",)}, "both kinds"),
         ("classifier", {"model": "a", "engine": "fasttext"}, "label and threshold"),
+        (
+            "classifier",
+            {"positive": ("a",), "negative": ("b",), "min_precision": 1.0},
+            "no number of examples",
+        ),
+        ("classifier", {"positive": ("a",), "negative": ("b",), "held_out": 0.9}, "at most 0.5"),
     ],
 )
 def test_settings_are_refused(name: str, settings: dict[str, Any], what: str) -> None:
@@ -249,7 +257,14 @@ def pipeline(root: Path) -> dict[str, Any]:
             "budget_share": 0.7,
             "sampling": "soft",
         },
-        {"step": "classifier", "positive": target, "negative": other, "min_precision": 0.6, "action": "mark"},
+        {
+            "step": "classifier",
+            "positive": target,
+            "negative": other,
+            "min_precision": 0.5,
+            "held_out": 0.4,
+            "action": "mark",
+        },
     ]
     return config_of(root / "out", inputs, steps, shard_bytes=8000)
 
@@ -269,7 +284,7 @@ def test_a_curation_of_all_selecting_steps(whole: dict[str, Any]) -> None:
     steps = {step["name"]: step for step in report["steps"]}
     assert (
         steps["dsir"]["figures"]["kl_reduction_nats"] != 0
-        and "held_out_recall" in steps["classifier"]["figures"]
+        and steps["classifier"]["figures"]["held_out_precision_bound"] >= 0.5
     )
     assert steps["dsir"]["samples"]["not_selected"][0]["detail"].startswith("score ")
     assert sum(steps["quantile"]["tally"].values()) == 64
@@ -310,7 +325,7 @@ def test_selection_cut_off_anywhere(
 ) -> None:
     """In the middle of a unit, again and again, and in each decision once: the same bytes in the end."""
     config = {**whole, "output": str(tmp_path / "out")}
-    calls, publish, replace = [0], run_module().publish_directory, work.write_record
+    calls, publish, replace = [0], run_module().own_directory, work.write_record
     seen: set[str] = set()
 
     def cut_units(path: Path, record: dict[str, Any]) -> None:
@@ -319,14 +334,16 @@ def test_selection_cut_off_anywhere(
             raise Cut
         replace(path, record)
 
-    def cut_decisions(path: Path) -> None:
-        if str(path) not in seen:
-            seen.add(str(path))
-            raise Cut
-        publish(path)
+    @contextmanager
+    def cut_decisions(path: Path) -> Iterator[Path]:
+        with publish(path) as own:
+            yield own
+            if str(path) not in seen:
+                seen.add(str(path))
+                raise Cut
 
     monkeypatch.setattr(work, "write_record", cut_units)
-    monkeypatch.setattr(run_module(), "publish_directory", cut_decisions)
+    monkeypatch.setattr(run_module(), "own_directory", cut_decisions)
     cuts = 0
     while True:
         try:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cptron import cli
+from cptron.durable import replace_text
 from cptron.launch import logs
 from cptron.launch.history import ends_of
 from cptron.launch.progress import TAIL_BYTES, progress_of
@@ -61,13 +62,15 @@ def says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Says:
     monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
 
     def make(program: str, lines: Sequence[str] = (), code: int = 0, errors: str = "") -> None:
-        (folder / f"{program}.out").write_text("".join(f"{line}\n" for line in lines))
+        replace_text(folder / f"{program}.out", "".join(f"{line}\n" for line in lines))
         path = folder / program
-        path.write_text(
+        text = (
             f'#!/bin/sh\necho {program} "$@" >>"$SEEN"\ncat "{folder}/{program}.out"\n'
             f"{'echo ' + repr(errors) + ' >&2' if errors else ''}\nexit {code}\n"
         )
-        path.chmod(0o755)
+        if not path.exists() or path.read_text() != text:  # a program that is being written cannot be started
+            path.write_text(text)
+            path.chmod(0o755)
 
     for program in ("squeue", "sacct", "scancel", "scontrol"):
         make(program)
@@ -79,6 +82,30 @@ def metrics(run: Path, *records: dict[str, object], stop: bool = False) -> None:
     last = [{"kind": "stop", "step": 9, "reason": "finished 9 steps"}] if stop else []
     run.mkdir(exist_ok=True)
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in (*records, *last)))
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_status_where_the_scheduler_cannot_be_asked(
+    is_there: bool,
+    record: JobRecord,
+    says: Says,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a laptop, or while slurmctld is down: one line on why, and what the run's own files tell."""
+    says("squeue", code=1, errors="squeue: error: Unable to contact slurm controller")
+    if not is_there:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    metrics(tmp_path / "run", {"kind": "step", "step": 812, "loss_nats_per_token": 2.5})
+    assert cli.main(["status", "run"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err.startswith("note: squeue ") and len(shown.err.splitlines()) == 1
+    assert "job 12 mine (train, 2 nodes, 16 ranks): the scheduler cannot be asked from here\n" in shown.out
+    assert "step 812, loss 2.5000 nats/token" in shown.out
+    (Path(record.jobs) / "history.log").write_text("T 12 started, restart 0, on n1\nT 12 ended with 75\n")
+    assert cli.main(["status", "12"]) == 0
+    assert "has ended: exit code 75, stopped and saved" in capsys.readouterr().out
 
 
 def test_states_from_both(says: Says) -> None:

@@ -16,13 +16,18 @@ from cptron.runtime.supervisor import supervise
 
 busy = len(sys.argv) > 2
 signal.signal(signal.SIGHUP, signal.SIG_IGN if busy else signal.SIG_DFL)  # nohup ignores it, also for these tests
-if busy:  # ranks end between any two things that it does
-    look = supervisor.RankAgent._look
-    supervisor.RankAgent._look = lambda agent: (look(agent), time.sleep(0.5))
+supervisor.SETTLE_S = 120.0  # a rank that comes late is no reason to end it
+look = supervisor.RankAgent._look
 
-for line in open(sys.argv[1]):
+def looked(agent):
+    look(agent)
+    open(starts + ".watched", "w").close()
+    time.sleep(0.5 if busy else 0)  # ranks end between any two things that it does
+
+supervisor.RankAgent._look = looked
+for number, line in enumerate(open(sys.argv[1])):
     restarts, program = line.rstrip("\\n").split(" ", 1)
-    starts = sys.argv[1] + ".starts"
+    starts = f"{sys.argv[1]}.{number}"
     open(starts, "w").close()
     code = supervise(["-c", PRELUDE + program, starts], 2, RuntimeConfig(max_restarts=int(restarts), stop_grace_s=1))
     print(code, open(starts).read().count("0"), flush=True)
@@ -34,6 +39,10 @@ with open(sys.argv[1], "a") as stream:
     stream.write(str(rank))
 again = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 me, parent = os.getpid(), os.getppid()
+def meet():  # both ranks are here, and watched
+    open(f"{sys.argv[1]}.{rank}", "w").close()
+    while not all(os.path.exists(f"{sys.argv[1]}.{name}") for name in (0, 1, "watched")):
+        time.sleep(0.01)
 """
 CASES = {
     "finished": ("0 pass", 0, 1),
@@ -48,24 +57,23 @@ CASES = {
     "killed": ("0 os.kill(me, signal.SIGKILL) if rank else time.sleep(1)", 1, 1),
     "killed once": ("1 os.kill(me, signal.SIGKILL) if rank and not again else None", 0, 2),
     "asked before there is a handler": (
-        "2 time.sleep(1); os.kill(parent, signal.SIGUSR1) if rank == 0 else None; time.sleep(60)",
+        "2 meet(); os.kill(parent, signal.SIGUSR1) if rank == 0 else None; time.sleep(600)",
         75,
         1,
     ),
     "asked, deaf": (
-        "2 signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1);"
-        " os.kill(parent, signal.SIGTERM) if rank == 0 else None; time.sleep(60)",
+        "2 signal.signal(signal.SIGTERM, signal.SIG_IGN); meet();"
+        " os.kill(parent, signal.SIGTERM) if rank == 0 else None; time.sleep(600)",
         1,
         1,
     ),
     "hung up on": (
-        "2 time.sleep(1); os.kill(parent, signal.SIGHUP) if rank == 0 else None; time.sleep(60)",
+        "2 meet(); os.kill(parent, signal.SIGHUP) if rank == 0 else None; time.sleep(600)",
         75,
         1,
     ),
     "asked, finished": (
-        "2 signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(1); os.kill(parent, signal.SIGINT);"
-        " time.sleep(0.5)",
+        "2 signal.signal(signal.SIGINT, signal.SIG_IGN); meet(); os.kill(parent, signal.SIGINT); time.sleep(0.5)",
         0,
         1,
     ),
@@ -87,7 +95,7 @@ AT_ANY_MOMENT = {
     "hung up on, under nohup": ("2 os.kill(parent, signal.SIGHUP); time.sleep(1)", 0, 1),
     "asked, and one had no handler yet": (
         "2 signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), os._exit(1))) if rank else None;"
-        " time.sleep(1); os.kill(parent, signal.SIGTERM) if rank == 0 else None; time.sleep(60)",
+        " meet(); os.kill(parent, signal.SIGTERM) if rank == 0 else None; time.sleep(600)",
         75,
         1,
     ),

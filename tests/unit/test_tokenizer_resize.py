@@ -24,7 +24,7 @@ from cptron.model.vocab import padded_vocab_size
 from cptron.tokenizer.base import open_base
 from cptron.tokenizer.extend import learn
 from cptron.tokenizer.extended import extended_content, write_extended
-from cptron.tokenizer.focus import sparsemax
+from cptron.tokenizer.focus import read_vectors, sparsemax
 from cptron.tokenizer.initial_rows import INITS
 from cptron.tokenizer.main import INITS as OFFERED
 from cptron.tokenizer.resize import import_resized, resize
@@ -198,6 +198,18 @@ def test_focus(tokenizers: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "words.vec").write_text("word 1 2 3\n")
     with pytest.raises(ConversionError, match="vectors of 0 old and 0 new tokens"):
         resized_model(source, new, "focus", tmp_path / "words.vec")
+
+
+def test_vectors_of_tokens_and_of_words(tokenizers: tuple[Path, Path], tmp_path: Path) -> None:
+    """In a file of tokens each has its own vector or none; in one of words, both ` x` and `x` have that of `x`."""
+    base, extended = map(open_base, tokenizers)
+    ids = {word: extended.vocab[word] for word in ("and", "\u0120and", "day", "\u0120day", "install")}
+    path = tmp_path / "some.vec"
+    path.write_text("and 1 0\nday 1 1\ninstall 0 1\n", encoding="utf-8")
+    assert ids["install"] >= OLD and set(read_vectors(path, base, extended)) == set(ids.values())
+    path.write_text("and 1 0\n\u0120day 1 1\ninstall 0 1\n", encoding="utf-8")
+    named = {ids[word] for word in ("and", "\u0120day", "install")}
+    assert set(read_vectors(path, base, extended)) == named
 
 
 def test_sparsemax_is_the_nearest_point() -> None:

@@ -502,7 +502,7 @@ def test_the_program_prints_what_it_made(tmp_path: Path, tokenizer: Path) -> Non
     write_texts(tmp_path / "in.jsonl", ["ab", "", "b b"])
     arguments = ["--input", "in.jsonl", "--output-prefix", "x", "--tokenizer-model", str(tokenizer)]
     command = [sys.executable, "-X", "importtime", str(PROGRAM), *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=True)
     manifest = load_manifest(tmp_path / "x_text_document")
     header, _, row = done.stdout.splitlines()
     assert header.split() == [
@@ -513,7 +513,7 @@ def test_the_program_prints_what_it_made(tmp_path: Path, tokenizer: Path) -> Non
     assert made[-1] == "x_text_document"
     imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert imported.isdisjoint({"torch", "transformers", "megatron"}) and "tokenizers" in imported
-    failed = subprocess.run([*command, "--split-sentences"], cwd=tmp_path, capture_output=True, timeout=60)
+    failed = subprocess.run([*command, "--split-sentences"], cwd=tmp_path, capture_output=True, timeout=240)
     assert failed.returncode == 2
 
 

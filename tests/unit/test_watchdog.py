@@ -51,16 +51,26 @@ def test_time_in_which_the_process_was_suspended_does_not_count(monkeypatch: pyt
     """A scheduler may stop a job for an hour. Steps that go on are no hang either; one that does not is told once."""
     monkeypatch.setattr(watchdog_module, "TICK_S", 0.01)
     monkeypatch.setattr(watchdog_module, "allowed_s", lambda pace, runtime: 0.3)
-    pace, told, jump_s, monotonic = Pace(), threading.Event(), [0.0], time.monotonic
+    pace, told, looks, now_s, flow_s = Pace(), threading.Event(), [0], [time.monotonic()], [0.0]
     whats: list[str] = []
-    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + jump_s[0])
+
+    def monotonic() -> float:
+        """A clock that stands still, until it moves on with each look of the watchdog."""
+        if threading.current_thread().name == "watchdog":
+            looks[0] += 1
+            now_s[0] += flow_s[0]
+        return now_s[0]
+
+    monkeypatch.setattr(time, "monotonic", monotonic)
     watch = Watchdog(pace, RuntimeConfig(), lambda what: (whats.append(what), told.set())[0])
     for _ in range(10):
-        time.sleep(0.05)
-        jump_s[0] += 3600.0
-        time.sleep(0.05)
+        now_s[0] += 3600.0
+        seen = looks[0]
+        while looks[0] < seen + 3 and not told.is_set():
+            time.sleep(0.001)
         pace.step_done()
     assert not told.is_set()
+    flow_s[0] = 0.01
     assert told.wait(60)
     watch.close()
     assert len(whats) == 1 and whats[0].startswith("a step has not ended for 0 s (limit 0 s, the median is ")
@@ -74,12 +84,14 @@ def test_it_can_be_turned_off() -> None:
 
 def test_stacks_of_all_threads(tmp_path: Path) -> None:
     """The main thread's first; kept where the run is, and nowhere before there is a run."""
-    closed = threading.Event()
+    reading, closed = threading.Event(), threading.Event()
 
     def waits_for_a_disk() -> None:
+        reading.set()
         closed.wait(60)
 
     threading.Thread(target=waits_for_a_disk, name="reader").start()
+    assert reading.wait(60)
     text = stacks()
     closed.set()
     main, *others = text.split("thread ")[1:]

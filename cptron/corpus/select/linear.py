@@ -18,32 +18,17 @@ from numpy.typing import NDArray
 from cptron.corpus.document import draw
 from cptron.corpus.select.array_file import load_arrays, save_arrays
 from cptron.corpus.select.ngrams import MOST_BUCKETS, bucket_counts
+from cptron.corpus.select.promise import Quality, Scored, promised_threshold, quality_at, thresholds
 from cptron.corpus.select.sparse import SparseRows
 from cptron.errors import DataError
 from cptron.tokens.manifest import build_record
 
-FORMAT = "cptron linear classifier"
+FORMAT = "cptron linear classifier 2"
 MOST_NGRAM = 5
 """Words of the longest n-gram that a classifier may look at."""
-LEAST_FOUND = 5
-"""Held-out positive examples that a threshold must find (all, where there are fewer): one by chance is no precision."""
+CHOOSING = 0.5
+"""Examples that choose a row of thresholds, for each that is held out."""
 _ROUNDS = 300
-
-
-@dataclass(frozen=True, slots=True)
-class Quality:
-    """Of a classifier, on the examples that were held out."""
-
-    threshold: float
-    """From which score on a document is positive."""
-    precision: float
-    """Share of those at or above the threshold that are positive examples."""
-    recall: float
-    """Share of the positive examples that are at or above it."""
-    positives: int
-    """Held out."""
-    negatives: int
-    """Held out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,65 +104,43 @@ class Training:
     penalty: float
     """Times half of the squared weights, beside the mean loss."""
     held_out: float
-    """Share of the examples."""
+    """Share of the examples that the precision is promised on; half as many choose a row of thresholds."""
     min_precision: float
+    confidence: float
+    """Of the promise."""
+    threshold: float
+    """Of the user, of which nothing is promised; 0: the lowest that promises `min_precision`."""
     seed: int
 
 
 def train(positives: Iterable[str], negatives: Iterable[str], how: Training) -> LinearClassifier:
-    """Raises DataError where too few examples are given, or no threshold has the precision that is asked for."""
+    """Raises DataError where too few examples are given, or no threshold promises the precision that is asked for."""
     texts = [list(dict.fromkeys(kind)) for kind in (negatives, positives)]
     rows = SparseRows.of(bucket_counts(text, how.buckets, how.longest) for kind in texts for text in kind)
-    labels = np.repeat([0.0, 1.0], [len(kind) for kind in texts])
-    # By the text: what is there twice must not be on both sides.
-    out = np.array([draw(text, how.seed) < how.held_out for kind in texts for text in kind])
-    for name, label in (("negative", 0), ("positive", 1)):
-        left, held = int(((labels == label) & ~out).sum()), int(((labels == label) & out).sum())
-        if not left or not held:
+    positive = np.repeat([False, True], [len(kind) for kind in texts])
+    # By the text: what is there twice must not be on two sides.
+    drawn = np.array([draw(text, how.seed) for kind in texts for text in kind])
+    held, choosing = drawn < how.held_out, (drawn >= how.held_out) & (drawn < how.held_out * (1 + CHOOSING))
+    seen = ~(held | choosing)
+    for name, mine in (("negative", ~positive), ("positive", positive)):
+        counts = [int((mine & part).sum()) for part in (seen, choosing, held)]
+        if not all(counts):
             raise DataError(
-                f"{left + held} different {name} examples leave {left} to train and {held} held out, both must have "
-                "some; add examples"
+                f"{sum(counts)} different {name} examples leave {counts[0]} to train, {counts[1]} to choose thresholds "
+                f"and {counts[2]} held out, all must have some; add examples"
             )
-    weights, bias = _fit(_taken(rows, ~out), labels[~out], how)
+    weights, bias = _fit(_taken(rows, seen), positive[seen].astype(np.float64), how)
     stored = weights.astype(np.float32)
-    scores = np.round(_probabilities(_taken(rows, out), stored, bias), 6)
-    return LinearClassifier(
-        stored, bias, how.longest, choose_threshold(scores, labels[out] > 0, how.min_precision)
-    )
 
+    def scored(part: NDArray[np.bool_]) -> Scored:
+        return Scored(np.round(_probabilities(_taken(rows, part), stored, bias), 6), positive[part])
 
-def choose_threshold(
-    scores: NDArray[np.float64], positive: NDArray[np.bool_], min_precision: float
-) -> Quality:
-    """The lowest threshold, thus the highest recall, from which on the precision is `min_precision` and that finds
-    `LEAST_FOUND` positive examples. Raises DataError where there is none."""
-    found = int(positive.sum())
-    least = max(1, min(LEAST_FOUND, found))
-    thresholds, first = np.unique(np.sort(scores), return_index=True)
-    above = len(scores) - first  # scores at or above each threshold
-    right = found - np.concatenate([[0], np.cumsum(positive[np.argsort(scores, kind="stable")])])[first]
-    precisions = np.where(right >= least, right / above, 0.0)
-    good = np.flatnonzero((right >= least) & (precisions >= min_precision))
-    if len(good):
-        return at_threshold(scores, positive, float(thresholds[good[0]]))
-    best = float(precisions.max(initial=0.0))
-    raise DataError(
-        f"precision on held-out examples is {best:.3f} at best, must be min_precision {min_precision}; lower it or "
-        "give other examples"
-    )
-
-
-def at_threshold(scores: NDArray[np.float64], positive: NDArray[np.bool_], threshold: float) -> Quality:
-    """Precision and recall at a threshold."""
-    above = scores >= threshold
-    right = int((above & positive).sum())
-    return Quality(
-        threshold=threshold,
-        precision=right / max(1, int(above.sum())),
-        recall=right / max(1, int(positive.sum())),
-        positives=int(positive.sum()),
-        negatives=int((~positive).sum()),
-    )
+    if how.threshold:
+        quality = quality_at(how.threshold, scored(held), how.confidence)
+    else:
+        row = thresholds(scored(choosing), how.confidence)
+        quality = promised_threshold(row, scored(held), how.min_precision, how.confidence)
+    return LinearClassifier(stored, bias, how.longest, quality)
 
 
 def _fit(rows: SparseRows, labels: NDArray[np.float64], how: Training) -> tuple[NDArray[np.float64], float]:

@@ -20,7 +20,7 @@ from cptron.corpus.select.linear import MOST_NGRAM, LinearClassifier, Training, 
 from cptron.corpus.select.ngrams import MOST_BUCKETS
 from cptron.corpus.select.scored import write_figures
 from cptron.corpus.step import CorpusStep, ShardFeatures, Tally
-from cptron.durable import fsync_path, make_directory, partial_path
+from cptron.durable import make_directory, replacing
 from cptron.errors import DataError
 
 MODEL = "linear.classifier"
@@ -45,10 +45,14 @@ class Config:
     threshold: float = 0.0
     """From which score on (0 to 1) a document is of the domain; 0: what training found for `min_precision`."""
     min_precision: float = 0.9
-    """Training takes the lowest threshold with this precision on held-out examples, and so the highest recall. A corpus
+    """Training takes the lowest threshold that promises this precision, and so the highest recall: the lower confidence
+    bound on held-out examples reaches it, the estimate is higher. Without such a threshold the step refuses. A corpus
     with fewer documents of the domain than the examples has a lower precision."""
+    confidence: float = 0.95
+    """Chance that the promise holds, over the draw of the examples."""
     held_out: float = 0.2
-    """Share of the examples that the classifier does not see, to measure it."""
+    """Share of the examples that precision is measured on: 29 positive ones at least for 0.9. The classifier sees
+    neither these nor half as many more, which say what thresholds to try."""
     action: Literal["drop", "mark"] = "drop"
     """`mark` keeps all documents; the score is in the metadata as `NAME_score` in any case."""
     save: str = ""
@@ -64,6 +68,8 @@ class Config:
 class Step(CorpusStep[Config]):
     """See the module."""
 
+    version = 2
+
     def __init__(self, name: str, config: Config, seed: int) -> None:
         super().__init__(name, config, seed)
         self.packages = ("fasttext-predict",) if config.engine == "fasttext" else ()  # type: ignore[misc]
@@ -77,10 +83,15 @@ class Step(CorpusStep[Config]):
             return f"model {config.model!r}, label and threshold must be given for fasttext; add them"
         if config.save and config.model:
             return f"save {config.save} is for a classifier that is trained here; remove it"
-        if not (0 <= config.threshold <= 1 and 0 < config.min_precision <= 1 and 0 < config.held_out < 1):
+        if not (0 <= config.threshold <= 1 and 0 < config.held_out <= 0.5):
             return (
-                f"threshold {config.threshold}, min_precision {config.min_precision} and held_out {config.held_out} "
-                "must be within 0 to 1; correct them"
+                f"threshold {config.threshold} must be within 0 to 1, held_out {config.held_out} above 0 and at most "
+                "0.5; correct them"
+            )
+        if not (0 < config.min_precision < 1 and 0.5 <= config.confidence < 1):
+            return (
+                f"min_precision {config.min_precision} must be within 0 to 1, confidence {config.confidence} within "
+                "0.5 to 1, and neither 1, which no number of examples can promise; correct them"
             )
         if not (
             1 <= config.buckets <= MOST_BUCKETS and 1 <= config.longest <= MOST_NGRAM and config.penalty > 0
@@ -131,6 +142,8 @@ class Step(CorpusStep[Config]):
             penalty=config.penalty,
             held_out=config.held_out,
             min_precision=config.min_precision,
+            confidence=config.confidence,
+            threshold=config.threshold,
             seed=self.seed,
         )
         positives = examples(config.positive, config.text_key, "positive")
@@ -170,6 +183,5 @@ def _fasttext(model: str, step: str) -> Any:
 
 def _copy(made: Path, final: Path) -> None:
     make_directory(final.parent)
-    shutil.copyfile(made, partial_path(final))
-    fsync_path(partial_path(final))
-    partial_path(final).replace(final)
+    with replacing(final) as partial:
+        shutil.copyfile(made, partial)

@@ -32,7 +32,7 @@ from faults.injection.trials import Told, Trial
 from cptron.checkpoint.layout import step_directory
 
 PAGE_BYTES = 4096
-FAILURE_S = 90.0
+FAILURE_S = 240.0
 """A run that cannot write has ended by then."""
 
 
