@@ -6,14 +6,16 @@ new one, whenever the machine stops.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cptron.errors import ConversionError
+from cptron.partials import own_partial, remove
 
 
 def fsync_path(path: Path) -> None:
@@ -41,20 +43,29 @@ def make_directory(directory: Path) -> None:
         fsync_path(path.parent)
 
 
+@contextmanager
+def replacing(final: Path) -> Iterator[Path]:
+    """A path of this writer's own, to be written to, whose content becomes that of `final` at the end, durably and in
+    one step. An error leaves `final` as it was, and nothing beside it."""
+    partial = own_partial(final)
+    try:
+        yield partial
+        fsync_path(partial)
+        partial.replace(final)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    fsync_path(final.parent)
+
+
 def replace_text(path: Path, text: str) -> None:
     """Make `text` the content of `path`, durably and in one step. What UTF-8 cannot hold, such as the bytes of a file
     name, is written as a JSON escape. Raises OSError, and leaves `path` as it was."""
-    partial = partial_path(path)
-    try:
-        with partial.open("w", encoding="utf-8", errors="backslashreplace") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-    fsync_path(path.parent)
+    with (
+        replacing(path) as partial,
+        partial.open("w", encoding="utf-8", errors="backslashreplace") as stream,
+    ):
+        stream.write(text)
 
 
 def whole_lines(path: Path) -> list[bytes]:
@@ -97,6 +108,35 @@ def publish_directory(final: Path) -> None:
         shutil.rmtree(final)
     os.rename(working, final)
     fsync_path(final.parent)
+
+
+@contextmanager
+def own_directory(final: Path, *, replaces: bool = False) -> Iterator[Path]:
+    """An empty directory of this writer's own that becomes `final` at the end, durably. Where `final` is there by then,
+    made by another writer of the same, it stays; with `replaces` it goes. Raises OSError."""
+    own = own_partial(final)
+    make_directory(own.parent)
+    own.mkdir()
+    try:
+        yield own
+        fsync_tree(own)
+        while not _has_become(own, final) and replaces:
+            with suppress(FileNotFoundError):  # another one replaces it too
+                shutil.rmtree(final)
+    finally:
+        remove(own)
+    fsync_path(final.parent)
+
+
+def _has_become(own: Path, final: Path) -> bool:
+    """False where there is something."""
+    try:
+        os.rename(own, final)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
 
 
 def must_be_new(target: Path) -> None:
@@ -174,5 +214,6 @@ def require_space(directory: Path, num_bytes: int) -> None:
 
 
 def partial_path(final: Path) -> Path:
-    """Where `final` is written before it gets its name; always the same, so that a resume finds it."""
+    """Where `final` is written before it gets its name; always the same, so that a resume finds it. For one writer at a
+    time, held by a lock: what no resume goes on from is written by `replacing`."""
     return final.with_name(final.name + ".partial")

@@ -35,15 +35,30 @@ def find_text_key(source: InputConfig, inputs: Sequence[Input], config: CorpusCo
         return source.text_key
     if config.strict or all(item.kind == "text" for item in inputs):
         return "text"
-    records = [
-        record for item in _spread(inputs) for record in _first_records(item, config.max_document_bytes)
-    ]
-    texts = {
-        key: [record.get(key) for record in records]
-        for key in sorted({key for record in records for key in record})
-    }
+    files = {item.shown: list(_first_records(item, config.max_document_bytes)) for item in _spread(inputs)}
+    records = [record for found in files.values() for record in found]
+    if not records:  # nothing but damage, which is reported where it is read
+        return "text"
+    if key := _clear_key(records):
+        return key
+    at = {file: key for file, found in files.items() if (key := _clear_key(found))}
+    if len(set(at.values())) > 1:
+        shown = ", ".join(f"{key} in {file}" for file, key in at.items())
+        raise DataError(
+            f"input {source.name} has its text at several keys ({shown}), must have it at one; make each kind of file "
+            "an input of its own"
+        )
+    raise DataError(
+        f"input {source.name} has the keys {', '.join(sorted({key for one in records for key in one})) or 'none'}, "
+        "none of which is clearly the text; name it with text_key"
+    )
+
+
+def _clear_key(records: Sequence[Mapping[str, Any]]) -> str:
+    """Where the text is, if that is clear; else empty."""
+    texts = {key: [record.get(key) for record in records] for key in {key for one in records for key in one}}
     lengths = {
-        key: sum(len(value) for value in values if isinstance(value, str)) / max(1, len(values))
+        key: sum(len(value) for value in values if isinstance(value, str)) / len(values)
         for key, values in texts.items()
         if sum(isinstance(value, str) for value in values) >= _MOST * len(records)
     }
@@ -53,12 +68,7 @@ def find_text_key(source: InputConfig, inputs: Sequence[Input], config: CorpusCo
     longest = sorted(lengths, key=lambda key: (-lengths[key], key))
     if longest and (len(longest) == 1 or lengths[longest[0]] >= _LONGER * lengths[longest[1]]):
         return longest[0]
-    if not records:  # nothing but damage, which is reported where it is read
-        return "text"
-    raise DataError(
-        f"input {source.name} has the keys {', '.join(texts) or 'none'}, none of which is clearly the text; "
-        f"name it with text_key"
-    )
+    return ""
 
 
 def _spread(inputs: Sequence[Input]) -> list[Input]:

@@ -1,4 +1,4 @@
-"""Programs that tell languages, behind one call: text -> label, score.
+"""Programs that tell languages, behind one call: text -> label, score; and the labels that each can say.
 
 Place in the flow: `steps/language` opens one. Invariant: each is deterministic, works offline and says something of
 any text; `und` with score 0 where there is nothing to tell it from.
@@ -7,7 +7,7 @@ any text; `und` with score 0 where there is nothing to tell it from.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,16 @@ from cptron.corpus.optional import optional_module
 from cptron.errors import DataError
 
 Label = Callable[[str], tuple[str, float]]
+
+
+class Engine(NamedTuple):
+    """One program, opened."""
+
+    label: Label
+    labels: frozenset[str] | None
+    """All that it can say of a text; None where the program does not tell."""
+
+
 UNKNOWN = ("und", 0.0)
 PACKAGES: dict[str, tuple[str, ...]] = {
     "fasttext": ("fasttext-predict",),
@@ -56,7 +66,7 @@ _SCRIPTS: tuple[tuple[str, tuple[tuple[int, int], ...]], ...] = (
 """Blocks of letters, with the marks that combine with them. Kana make a text Japanese, and count with its Han."""
 
 
-def _fasttext(step: str, path: str) -> Label:
+def _fasttext(step: str, path: str) -> Engine:
     module = optional_module("fasttext", "fasttext-predict", step)
     try:
         model: Any = module.load_model(path)
@@ -67,10 +77,10 @@ def _fasttext(step: str, path: str) -> Label:
         labels, scores = model.predict(" ".join(text.split()), k=1)
         return (labels[0].removeprefix("__label__"), min(1.0, float(scores[0]))) if labels else UNKNOWN
 
-    return label
+    return Engine(label, None)
 
 
-def _py3langid(step: str, path: str) -> Label:
+def _py3langid(step: str, path: str) -> Engine:
     module = optional_module("py3langid.langid", "py3langid", step)
     identifier = _by_kernel(module.LanguageIdentifier).from_model_file(module.MODEL_FILE, norm_probs=True)
 
@@ -80,7 +90,7 @@ def _py3langid(step: str, path: str) -> Label:
         language, score = identifier.classify(text)
         return str(language), float(score)
 
-    return label
+    return Engine(label, frozenset(map(str, identifier.nb_classes)))
 
 
 def _by_kernel(base: Any) -> Any:
@@ -108,20 +118,23 @@ def _by_kernel(base: Any) -> Any:
     return Identifier
 
 
-def _lingua(step: str, path: str) -> Label:
+def _lingua(step: str, path: str) -> Engine:
     module = optional_module("lingua", "lingua-language-detector", step)
     detector: Any = module.LanguageDetectorBuilder.from_all_languages().build()
+
+    def name(language: Any) -> str:
+        return str(language.iso_code_639_1.name.lower())
 
     def label(text: str) -> tuple[str, float]:
         values = detector.compute_language_confidence_values(text)
         if not values or not values[0].value:
             return UNKNOWN
-        return values[0].language.iso_code_639_1.name.lower(), float(values[0].value)
+        return name(values[0].language), float(values[0].value)
 
-    return label
+    return Engine(label, frozenset(map(name, module.Language.all())))
 
 
-def _script(step: str, path: str) -> Label:
+def _script(step: str, path: str) -> Engine:
     table = np.zeros(0x110000, np.uint8)
     for number, (_, ranges) in enumerate(_SCRIPTS, start=1):
         for first, last in ranges:
@@ -141,10 +154,10 @@ def _script(step: str, path: str) -> Label:
         best = int(counts.argmax())
         return names[best], int(counts[best]) / total
 
-    return label
+    return Engine(label, frozenset(names))
 
 
-ENGINES: dict[str, Callable[[str, str], Label]] = {
+ENGINES: dict[str, Callable[[str, str], Engine]] = {
     "fasttext": _fasttext,
     "py3langid": _py3langid,
     "lingua": _lingua,

@@ -126,6 +126,10 @@ def _names(node: yaml.Node | None, key: str) -> tuple[str, ...]:
     return tuple(str(item.value) for item in node.value)
 
 
+PREFERS = "prefer_sources"
+"""A setting of this name, of any step, has names of inputs."""
+
+
 def _check(config: CurateConfig, name: str) -> None:
     """Rules that no single value can be held to."""
     corpus, sources = config.corpus, [source.name for source in config.corpus.inputs]
@@ -141,6 +145,11 @@ def _check(config: CurateConfig, name: str) -> None:
             raise ConfigError(
                 f"{name}: step {step.name} is for the source {unknown[0]}, must be one of {', '.join(sources)}; "
                 "correct it"
+            )
+        if unknown := [source for source in getattr(step.settings, PREFERS, ()) if source not in sources]:
+            raise ConfigError(
+                f"{name}: step {step.name} has the source {unknown[0]} in {PREFERS}, must be one of "
+                f"{', '.join(sources)}; correct it"
             )
     if corpus.shard_bytes < _LEAST_SHARD_BYTES or corpus.max_document_bytes < 1:
         raise ConfigError(

@@ -19,6 +19,7 @@ from cptron.corpus.load import load_curation
 from cptron.corpus.manifest import CorpusManifest
 from cptron.corpus.quarantine import QUARANTINE
 from cptron.corpus.ray_executor import RayExecutor
+from cptron.corpus.report import cut_short
 from cptron.corpus.run import curate, do_part, finish, prepare
 from cptron.corpus.slurm import require_no_jobs, submit
 from cptron.corpus.stages import build_step
@@ -104,5 +105,7 @@ def _shown(manifest: CorpusManifest, output: Path) -> str:
     )
     if manifest.records_rejected:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest.records_rejected.items())
-        last = f"damaged records ({reasons}): see {output}/{QUARANTINE}\n{last}"
+        cut = manifest.records_rejected.get("truncated", 0)
+        more = f"{cut_short(cut)}\n" if cut else ""
+        last = f"damaged records ({reasons}): see {output}/{QUARANTINE}\n{more}{last}"
     return f"{table(('step', 'documents in', 'left out', 'changed'), rows)}\n{last}"

@@ -1,13 +1,15 @@
 """The output of the last stage under its final names, with manifest and report.
 
 Place in the flow: the end of `run.curate`. Invariant: the manifest is removed first and written last, so whatever the
-moment of a kill, what has a manifest is whole; publishing again gives the same.
+moment of a kill, what has a manifest is whole; publishing again gives the same, and so does publishing twice at once:
+what is to be there is only ever replaced by the same, never missing.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +27,17 @@ from cptron.corpus.manifest import (
     fingerprint,
     write_manifest,
 )
-from cptron.corpus.quarantine import QUARANTINE, publish_quarantine
-from cptron.corpus.report import REPORTS, write_reports
+from cptron.corpus.quarantine import publish_quarantine
+from cptron.corpus.report import write_reports
 from cptron.corpus.sealed import RESTART, read_record
 from cptron.corpus.shard_file import SUFFIX
 from cptron.corpus.stages import identities
 from cptron.corpus.summary import Summary, summarise
 from cptron.corpus.token_counter import tokenizer_record
 from cptron.corpus.work import Unit, Work, shard_path
-from cptron.durable import fsync_path, partial_path
+from cptron.durable import fsync_path
 from cptron.errors import DataError
+from cptron.partials import own_partial, remove_partials
 from cptron.tokens.source_hash import file_identity
 
 
@@ -45,8 +48,9 @@ def publish(work: Work) -> CorpusManifest:
     output = work.directory.parent
     try:
         (output / MANIFEST).unlink(missing_ok=True)
-        _remove_old(output)
+        fsync_path(output)
         files = _publish_files(work, summary, output)
+        _remove_old(output, {file.name for file in files})
         directories = [work.directory / stage.name for stage in work.stages]
         publish_quarantine(directories, work.corpus.shards, summary.inputs, output)
         manifest = _manifest(work, summary, files)
@@ -67,9 +71,10 @@ def _require_unchanged(work: Work) -> None:
             raise DataError(f"input {path} has changed since the start, must not; run the same command again")
 
 
-def _remove_old(output: Path) -> None:
-    for path in [*output.glob(f"*{SUFFIX}"), *(output / name for name in (QUARANTINE, *REPORTS))]:
-        path.unlink(missing_ok=True)
+def _remove_old(output: Path, wanted: AbstractSet[str]) -> None:
+    for path in output.glob(f"*{SUFFIX}"):
+        if path.name not in wanted:
+            path.unlink(missing_ok=True)
 
 
 def _publish_files(work: Work, summary: Summary, output: Path) -> list[OutputFile]:
@@ -104,13 +109,16 @@ def _publish_files(work: Work, summary: Summary, output: Path) -> list[OutputFil
 
 def _place(made: Path, final: Path) -> None:
     """Give `made` a second name, or copy it where the file system has no second names."""
+    partial = own_partial(final)
     try:
-        os.link(made, final)
-    except OSError:
-        partial = partial_path(final)
-        shutil.copyfile(made, partial)
-        fsync_path(partial)
+        try:
+            os.link(made, partial)
+        except OSError:
+            shutil.copyfile(made, partial)
+            fsync_path(partial)
         partial.replace(final)
+    finally:
+        partial.unlink(missing_ok=True)  # it stays where `final` is a name of the same file already
 
 
 def _manifest(work: Work, summary: Summary, files: list[OutputFile]) -> CorpusManifest:
@@ -176,3 +184,4 @@ def _tidy(work: Work) -> None:
     for path in work.directory.iterdir():
         if path.is_dir() and path.name not in wanted:
             shutil.rmtree(path)
+    remove_partials(work.places(), only_stale=False)  # all is done: who is still at it is so in vain

@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from cptron.corpus.sealed import RESTART
 from cptron.corpus.shards import Shard
-from cptron.durable import fsync_path, partial_path
+from cptron.durable import fsync_path, replacing
 from cptron.errors import DataError
 from cptron.json_text import parse_json
+from cptron.partials import own_partial
 from cptron.tokens.records import Reject
 from cptron.tokens.rejects import to_line
 
@@ -29,11 +30,12 @@ _PIECE = "piece"
 
 
 class Quarantine:
-    """Damaged records of one shard; there is a file only if there are any. A context manager."""
+    """Damaged records of one shard; there is a file only if there are any. A context manager, which leaves nothing that
+    was not published."""
 
     def __init__(self, directory: Path, shard: int) -> None:
         self._path = quarantine_path(directory, shard)
-        self._path.unlink(missing_ok=True)
+        self._partial = own_partial(self._path)
         self._file: BinaryIO | None = None
         self.records: list[int] = []
         """Records of each piece, damaged or not."""
@@ -48,11 +50,12 @@ class Quarantine:
     ) -> None:
         if self._file:
             self._file.close()
+            self._partial.unlink(missing_ok=True)
 
     def add(self, reject: Reject, piece: int | None) -> None:
         """Write it down; `piece` is the index of its piece in the shard, None where it names no line."""
         if self._file is None:
-            self._file = partial_path(self._path).open("wb")
+            self._file = self._partial.open("wb")
         content = json.loads(to_line(reject)) | {_PIECE: piece}
         self._file.write(json.dumps(content).encode() + b"\n")
 
@@ -61,7 +64,10 @@ class Quarantine:
         if self._file:
             self._file.flush()
             os.fsync(self._file.fileno())
-            partial_path(self._path).replace(self._path)
+            self._partial.replace(self._path)
+        else:
+            self._path.unlink(missing_ok=True)
+        fsync_path(self._path.parent)
 
 
 def quarantine_path(directory: Path, shard: int) -> Path:
@@ -74,25 +80,33 @@ def publish_quarantine(
 ) -> None:
     """Join the files of all stages (their `directories`) and shards, in order, into one of `output`; no file without
     any record. `records` are those of the first stage's shards."""
-    partial = partial_path(output / QUARANTINE)
-    with partial.open("wb") as stream:
-        for directory in directories:
-            before: Counter[str] = Counter()
-            for shard, record in zip(shards, records, strict=True):
-                counts = record["records_of_pieces"]
-                starts = []
-                for piece, count in zip(shard.pieces, counts, strict=True):
-                    is_lines = piece.input.kind == "jsonl"  # rows of tables are numbered in the file
-                    starts.append(before[piece.name] if is_lines else 0)
-                    before[piece.name] += count
-                stream.writelines(_numbered(quarantine_path(directory, shard.number), starts))
-    if partial.stat().st_size:
-        fsync_path(partial)
-        partial.replace(output / QUARANTINE)
-    partial.unlink(missing_ok=True)
+    final = output / QUARANTINE
+    lines = _all_numbered(directories, shards, records)
+    first = next(lines, None)
+    if first is None:
+        final.unlink(missing_ok=True)
+        return
+    with replacing(final) as partial, partial.open("wb") as stream:
+        stream.write(first)
+        stream.writelines(lines)
 
 
-def _numbered(path: Path, starts: Sequence[int]) -> Iterable[bytes]:
+def _all_numbered(
+    directories: Sequence[Path], shards: Sequence[Shard], records: Sequence[Mapping[str, Any]]
+) -> Iterator[bytes]:
+    for directory in directories:
+        before: Counter[str] = Counter()
+        for shard, record in zip(shards, records, strict=True):
+            counts = record["records_of_pieces"]
+            starts = []
+            for piece, count in zip(shard.pieces, counts, strict=True):
+                is_lines = piece.input.kind == "jsonl"  # rows of tables are numbered in the file
+                starts.append(before[piece.name] if is_lines else 0)
+                before[piece.name] += count
+            yield from _numbered(quarantine_path(directory, shard.number), starts)
+
+
+def _numbered(path: Path, starts: Sequence[int]) -> Iterator[bytes]:
     if not path.is_file():
         return
     with path.open("rb") as stream:

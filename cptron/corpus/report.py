@@ -18,7 +18,6 @@ from cptron.corpus.manifest import CorpusManifest
 from cptron.corpus.summary import SourceSums, Summary
 from cptron.durable import replace_text
 
-REPORTS = ("report.json", "report.md", "timing.json")
 _MOST_TALLIES = 40
 """Lines of what else a step counts; report.json has all."""
 _SAMPLE_CHARACTERS = 160
@@ -27,7 +26,7 @@ _MARKUP = re.compile(r"[\\`|<>\[\]*]|(?<!\w)_|_(?!\w)")
 
 
 def write_reports(output: Path, manifest: CorpusManifest, summary: Summary) -> None:
-    """Write all of `REPORTS` into `output`."""
+    """Write all three into `output`, in place of older ones."""
     content = {
         "fingerprint": manifest.fingerprint,
         "records_read": manifest.records_read,
@@ -62,6 +61,7 @@ def _source(source: SourceSums) -> dict[str, Any]:
     for step in steps:
         step.pop("samples")  # those over all sources are enough
     return {
+        "text_key": source.text_key,
         "records": source.records,
         "rejected": dict(sorted(source.rejected.items())),
         "read": asdict(source.read),
@@ -89,11 +89,11 @@ def _page(manifest: CorpusManifest, summary: Summary) -> Iterator[str]:
     yield f"{manifest.records_read:,} records in, {manifest.documents:,} documents out ({amount})."
     yield from ("", f"Fingerprint `{manifest.fingerprint[:16]}`.", "", "## Sources", "")
     yield from _table(
-        ["source", "records", "damaged", "documents in", "MB in", "documents out", "MB out", "kept"],
+        ["source", "text at", "records", "damaged", "documents in", "MB in", "documents out", "MB out", "kept"],
         [
             [
-                name, f"{source.records:,}", f"{source.rejected.total():,}", *_amount(source.read),
-                *_amount(source.written), _share(source.written.bytes, source.read.bytes),
+                name, _cell(source.text_key), f"{source.records:,}", f"{source.rejected.total():,}",
+                *_amount(source.read), *_amount(source.written), _share(source.written.bytes, source.read.bytes),
             ]
             for name, source in summary.sources.items()
         ],
@@ -114,10 +114,18 @@ def _page(manifest: CorpusManifest, summary: Summary) -> Iterator[str]:
         yield from _table(
             ["reason", "records"], [[reason, f"{count:,}"] for reason, count in sorted(rejected.items())]
         )
+        if count := rejected["truncated"]:
+            yield from ("", cut_short(count))
     for step in summary.steps.values():
         figures = summary.figures.get(step.name, {})
         if step.dropped or step.tally or figures:
             yield from _step_section(step, figures)
+
+
+def cut_short(count: int) -> str:
+    """What so many records of the reason `truncated` mean: each of them stands for all behind it."""
+    files = "1 file is" if count == 1 else f"{count:,} files are"
+    return f"{files} cut off or damaged: nobody knows how much is missing behind the records that `truncated` names."
 
 
 def _step_section(step: StepCounts, figures: Mapping[str, float]) -> Iterator[str]:

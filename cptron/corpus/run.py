@@ -28,8 +28,9 @@ from cptron.corpus.stages import Stage, build_step, cut_into_stages, identities
 from cptron.corpus.step import CorpusStep, ShardFeatures
 from cptron.corpus.token_counter import tokenizer_record
 from cptron.corpus.work import Kind, Unit, Work, features_path, shard_path
-from cptron.durable import begin_directory, make_directory, publish_directory
+from cptron.durable import make_directory, own_directory
 from cptron.errors import DataError
+from cptron.partials import remove_partials
 
 WORK_DIR = ".work"
 LOCK = "lock"
@@ -44,7 +45,7 @@ def prepare(config: CurateConfig, *, restart: bool = False, alone: bool = True) 
     _require_ours(output)
     if restart and directory.is_dir():
         _discard(directory)
-    corpus = look_up(config.corpus)
+    corpus = look_up(config.corpus, check=alone)
     _require_apart(output, config, corpus)
     steps = identities(config)
     tokenizer = tokenizer_record(config.corpus.tokenizer).fingerprint if config.corpus.tokenizer else ""
@@ -55,11 +56,19 @@ def prepare(config: CurateConfig, *, restart: bool = False, alone: bool = True) 
             if stage.decided:
                 make_directory(directory / stage.decided)
         make_directory(directory / "inputs")
+        notes = [*_found_keys(corpus), *note_changes(directory, config, steps)] if alone else []
     except OSError as error:
         raise DataError(f"{directory} cannot be written ({error.strerror}); choose another output") from error
-    for note in note_changes(directory, config, steps) if alone else ():
+    for note in notes:
         print(f"note: {note}", file=sys.stderr)
     return Work(config, corpus, stages, directory)
+
+
+def _found_keys(corpus: Corpus) -> Iterator[str]:
+    """Where the text was found, if it is not where everybody has it: whoever looks can stop a wrong guess at once."""
+    for source in corpus.sources:
+        if not source.config.text_key and source.text_key != "text":
+            yield f"input {source.config.name} has its text at {source.text_key!r}; where it has not, set text_key"
 
 
 def _discard(directory: Path) -> None:
@@ -102,6 +111,7 @@ def _require_ours(output: Path) -> None:
 def curate(work: Work, executor: Executor, workers: int) -> CorpusManifest:
     """Do all that is missing and publish. Raises a `CptronError`; the same call then goes on."""
     with locked(work.directory / LOCK, shared=False):
+        _remove_left(work)
         do_missing(work, "hash", work.stages[0], executor)
         for stage in work.stages:
             do_stage(work, stage, executor)
@@ -128,10 +138,22 @@ def finish(work: Work, number: int, workers: int) -> CorpusManifest | None:
     """Finish a stage whose parts are all done; the last one publishes. Raises DataError where parts are missing."""
     stage = work.stages[number]
     with locked(work.directory / LOCK, shared=False):
+        _remove_left(work)
         if number == 0:
             require_done(work, "hash", stage)
         finish_stage(work, stage, workers)
         return None if stage.tail else publish(work)
+
+
+def _remove_left(work: Work) -> None:
+    """Remove what killed processes have begun, and nobody can finish."""
+    try:
+        remove_partials(work.places(), only_stale=True)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename} of a killed run cannot be removed ({error.strerror}); mend that and run the same "
+            "command again"
+        ) from None
 
 
 def do_stage(work: Work, stage: Stage, executor: Executor, part: tuple[int, int] = (0, 1)) -> None:
@@ -173,8 +195,14 @@ def finish_stage(work: Work, stage: Stage, workers: int) -> None:
     assert isinstance(step, CorpusStep)
     print(f"[{stage.number + 1}/{len(work.stages)}] {stage.tail.name} decides", file=sys.stderr)
     step.open()
-    step.decide(features_of(work, stage), begin_directory(decision), workers)
-    publish_directory(decision)
+    try:
+        with own_directory(decision) as own:
+            step.decide(features_of(work, stage), own, workers)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or decision} cannot be read or written ({error.strerror}); mend that and run the same "
+            "command again"
+        ) from error
 
 
 def require_done(work: Work, kind: Kind, stage: Stage) -> None:
@@ -202,7 +230,12 @@ def features_of(work: Work, stage: Stage) -> list[ShardFeatures]:
 @contextmanager
 def locked(path: Path, *, shared: bool) -> Iterator[None]:
     """Keep other runs off: one run alone, or the parts of one. The lock ends with the process, however it ends."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written ({error.strerror}); mend that and run the same command again"
+        ) from error
     try:
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)

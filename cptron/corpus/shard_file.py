@@ -19,8 +19,9 @@ import orjson
 import zstandard
 
 from cptron.corpus.document import Document
-from cptron.durable import partial_path
+from cptron.durable import fsync_path
 from cptron.errors import DataError
+from cptron.partials import own_partial
 from cptron.tokens.manifest import FileRecord
 from cptron.tokens.read_stored import DamagedError, StoredStream
 
@@ -30,10 +31,11 @@ BESIDE = ("messages", "document_id")
 
 
 class ShardWriter:
-    """Writes `path` under another name first; `publish` gives it its own. A context manager."""
+    """Writes `path` under a name of its own first, which others at the same shard do not have; `publish` gives it its
+    final one. A context manager, which leaves nothing that was not published."""
 
     def __init__(self, path: Path, level: int) -> None:
-        self._path, self._partial = path, partial_path(path)
+        self._path, self._partial = path, own_partial(path)
         self._file = self._partial.open("wb")
         self._frame = zstandard.ZstdCompressor(level=level, write_checksum=True).compressobj()
         self._sha256 = hashlib.sha256()
@@ -46,6 +48,7 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+        self._partial.unlink(missing_ok=True)
 
     def write(self, document: Document) -> None:
         """Append one document."""
@@ -57,6 +60,7 @@ class ShardWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._partial.replace(self._path)
+        fsync_path(self._path.parent)
         return FileRecord(bytes=self._num_bytes, sha256=self._sha256.hexdigest())
 
     def _put(self, data: bytes) -> None:

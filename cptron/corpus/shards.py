@@ -17,7 +17,7 @@ from cptron.corpus.detect import find_text_key
 from cptron.corpus.schema import CorpusConfig, InputConfig
 from cptron.errors import DataError
 from cptron.tokens.inputs import Input, expand_inputs
-from cptron.tokens.read_tables import parquet_groups
+from cptron.tokens.read_tables import check_table, parquet_groups
 from cptron.tokens.source_hash import file_identity
 
 
@@ -64,16 +64,22 @@ class Corpus:
     shards: tuple[Shard, ...]
 
 
-def look_up(config: CorpusConfig) -> Corpus:
-    """Find the files, their text keys, and cut them. Raises DataError where an input is missing or unusable."""
+def look_up(config: CorpusConfig, *, check: bool = True) -> Corpus:
+    """Find the files, their text keys, and cut them; `check` all tables, which else end the work when their turn comes.
+    Raises DataError where an input is missing or unusable."""
     sources: list[Source] = []
     shards: list[Shard] = []
     for number, source in enumerate(config.inputs):
         try:
             inputs = expand_inputs(source.paths, archives=True)
+            _require_files(inputs)
             pieces = _pieces(source.name, inputs)
             key = find_text_key(source, inputs, config)
             sources.append(Source(source, key, _files(source.name, inputs)))
+            others = [name for name in source.meta_keys if name != "*"]
+            for item in inputs if check else ():
+                if item.kind in ("parquet", "arrow"):
+                    check_table(item, key, () if "*" in source.meta_keys else others)
             for group in _groups(pieces, config.shard_bytes):
                 stored = sum(num_bytes for _, num_bytes in group)
                 shards.append(Shard(len(shards), number, tuple(piece for piece, _ in group), stored))
@@ -83,6 +89,13 @@ def look_up(config: CorpusConfig) -> Corpus:
             ) from error
     _require_new(sources)
     return Corpus(tuple(sources), tuple(shards))
+
+
+def _require_files(inputs: Sequence[Input]) -> None:
+    """What is read is read again after a kill, and hashed: a pipe gives its content once, to whoever waits for it."""
+    for path in dict.fromkeys(item.path for item in inputs):
+        if not path.is_file():
+            raise DataError(f"input {path} is a pipe or a device, must be a file; write its content to one")
 
 
 def _require_new(sources: Sequence[Source]) -> None:

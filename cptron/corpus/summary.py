@@ -25,6 +25,8 @@ from cptron.json_text import parse_json
 class SourceSums:
     """One source, from its files to its output."""
 
+    text_key: str = ""
+    """Where its records have their text, as given or as found; files of text have no keys."""
     records: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     read: Amount = field(default_factory=Amount)
@@ -64,7 +66,7 @@ class Summary:
 
 def summarise(work: Work) -> Summary:
     """Add up all units, which must be done. Raises DataError where their counts do not fit together."""
-    sources = {source.config.name: SourceSums() for source in work.corpus.sources}
+    sources = {source.config.name: SourceSums(source.text_key) for source in work.corpus.sources}
     steps = {step.name: StepCounts(step.name) for step in work.config.steps}
     summary = Summary(sources, steps, [], [], 0.0)
     before: list[int] = []

@@ -2,7 +2,8 @@
 
 Place in the flow: `run` says which units are missing, an executor has processes do them here, in any order.
 Invariant: a unit's files are a function of the fingerprint in their directory's name and of the shard; its JSON comes
-last, by a rename, so that a unit is done, or is not.
+last, by a rename, so that a unit is done, or is not. Two processes at one unit each write files of their own: whoever
+renames last, the bytes are the same.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from cptron.corpus.stages import STAGE_LEVEL, Stage, build_step
 from cptron.corpus.step import CorpusStep, MapStep
 from cptron.corpus.through import Sized, through_call, through_step
 from cptron.corpus.token_counter import TokenCounter
-from cptron.durable import fsync_path, partial_path
+from cptron.durable import replacing
 from cptron.errors import DataError
 from cptron.tokens.manifest import hash_file
 from cptron.tokens.records import Reject
@@ -81,8 +82,10 @@ class Work:
         return unit.kind != "map" or shard_path(self.stage_dir(unit), unit.number).is_file()
 
     def do(self, unit: Unit) -> None:
-        """Do it, whatever is there. Raises a `CptronError`."""
+        """Do it, unless another process at the same units has done it meanwhile. Raises a `CptronError`."""
         try:
+            if self.is_done(unit):
+                return
             {"map": self._map, "features": self._features, "hash": self._hash}[unit.kind](unit)
         except OSError as error:
             where = error.filename or self.directory
@@ -96,6 +99,10 @@ class Work:
             return self.directory / "inputs"
         stage = self.stages[unit.stage]
         return self.directory / (stage.name if unit.kind == "map" else stage.decided)
+
+    def places(self) -> list[Path]:
+        """Directories that anything is written in: the output's, and those of stages of this and earlier settings."""
+        return [self.directory.parent, self.directory, *filter(Path.is_dir, self.directory.iterdir())]
 
     def record_path(self, unit: Unit) -> Path:
         """The unit's JSON."""
@@ -133,6 +140,8 @@ class Work:
                 if counter:
                     counter.add(document.text)
             tokens = int(counter.counts().sum()) if counter else None
+            if self.is_done(unit):  # by another process: the same bytes, and what it counted stays with them
+                return
             quarantine.publish()
             file = writer.publish()
         self._publish(unit, {
@@ -200,11 +209,8 @@ class Work:
         path = features_path(self.stage_dir(unit), unit.number)
         tally: Counter[str] = Counter()
         started_s = time.process_time()
-        step.features(
-            read_shard(shard_path(self.directory / stage.name, unit.number)), partial_path(path), tally
-        )
-        fsync_path(partial_path(path))
-        partial_path(path).replace(path)
+        with replacing(path) as partial:
+            step.features(read_shard(shard_path(self.directory / stage.name, unit.number)), partial, tally)
         self._publish(unit, {"tally": tally, "cpu_s": time.process_time() - started_s})
 
     def _hash(self, unit: Unit) -> None:

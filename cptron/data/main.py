@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from cptron.config.load import load_config
 from cptron.data.audit import Audit, audit
 from cptron.data.ledger import source_of
 from cptron.data.prepare import prepare
-from cptron.durable import partial_path
+from cptron.durable import replacing
 from cptron.errors import DataError
 from cptron.report.console import table
 
@@ -116,19 +117,17 @@ def _ledger(args: argparse.Namespace) -> int:
 
 
 def _write_ranges(found: Audit, path: Path, only: str) -> None:
-    """Write FILE.partial and rename it: a file under its final name is whole."""
+    """A file under its final name is whole, and on disk."""
     if only and only not in found.sources:
         raise DataError(f"--source {only} must be one of {', '.join(found.sources)}; choose one of these")
     special = path.is_symlink() or (path.exists() and not path.is_file())  # as /dev/stdout: never replaced
-    partial = path if special else partial_path(path)
     try:
-        with partial.open("w", encoding="utf-8", errors="backslashreplace") as stream:
+        with (
+            nullcontext(path) if special else replacing(path) as written,
+            written.open("w", encoding="utf-8", errors="backslashreplace") as stream,
+        ):
             for name in [only] if only else found.sources:
                 for seen in found.seen(name):
                     stream.write(json.dumps(asdict(seen), ensure_ascii=False) + "\n")
-        if not special:
-            partial.replace(path)
     except OSError as error:
-        if not special:
-            partial.unlink(missing_ok=True)
         raise DataError(f"--documents {path} cannot be written ({error}); choose another file") from None

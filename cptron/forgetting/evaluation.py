@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cptron.data.windows import SetFacts
-from cptron.durable import fsync_path, partial_path
+from cptron.durable import make_directory, replacing
 from cptron.errors import CheckpointError, TrainingError
 from cptron.json_text import parse_json
 from cptron.typed import require_types
@@ -170,13 +170,10 @@ def read_evaluation(path: Path) -> Evaluation:
 
 def write_evaluation(path: Path, content: bytes) -> None:
     """Durably and in one step. Raises `CheckpointError`."""
-    partial = partial_path(path)
     try:
-        path.parent.mkdir(exist_ok=True)
-        partial.write_bytes(content)
-        fsync_path(partial)
-        partial.replace(path)
-        fsync_path(path.parent)
+        make_directory(path.parent)
+        with replacing(path) as partial:
+            partial.write_bytes(content)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written ({error}); free space and start again") from None
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cptron.checkpoint import layout
 from cptron.checkpoint.marks import one_at_a_time
-from cptron.durable import fsync_path
+from cptron.durable import fsync_path, make_directory
 from cptron.errors import CheckpointError
 from cptron.forgetting.evaluation import FOLDER, list_evaluations, read_evaluation
 from cptron.forgetting.journal import Verdict
@@ -56,7 +56,7 @@ def set_aside(run: Path, verdicts: Sequence[Verdict]) -> None:
 
 def _move(path: Path, folder: Path) -> None:
     """Under a name that is free: the same attempt may have been made twice, after damage to a checkpoint."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_directory(folder)
     target, number = folder / path.name, 1
     while target.exists():
         number += 1

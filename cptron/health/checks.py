@@ -294,11 +294,16 @@ def check_data_disk(disks: Sequence[Disk]) -> list[Check]:
     views = {disk.seen for disk in disks}
     if len(views) > 1:
         usual = max(views, key=lambda view: sum(disk.seen == view for disk in disks))
-        odd = named(f"{disk.host} ({', '.join(disk.seen)})" for disk in disks if disk.seen != usual)
-        found = f"{', '.join(usual)}; other on {odd}"
+        odd = named(
+            f"{disk.host} ({', '.join(disk.seen) or 'no file'})" for disk in disks if disk.seen != usual
+        )
+        found = f"{', '.join(usual) or 'no file'}; other on {odd}"
         return [
             Check("data directory", found, "fail", rule, "copy the files again, or use a shared file system")
         ]
+    if not disks[0].seen:
+        remedy = "name the folder with the token files; a file system that is not mounted is empty, too"
+        return [Check("data directory", "holds no file", "fail", rule, remedy)]
     checks = [Check("data directory", ", ".join(disks[0].seen), "ok", rule)]
     if speeds := [(disk.read_mb_per_s, disk.host) for disk in disks if disk.read_mb_per_s]:
         checks.append(_speed("data directory, read", speeds, DISK_MB_PER_S, "MB/s"))

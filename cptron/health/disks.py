@@ -8,14 +8,17 @@ finding, no error.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 FILES = 100
+MOST_FILES = 100_000
+"""Of a data directory: those that come first by their folders."""
 BLOCK = 2**20
 
 
@@ -65,18 +68,26 @@ def measure_disk(
 
 
 def read_data(directory: Path, host: str, mib: int) -> Disk:
-    """A directory that is only read: how fast, and as `seen` what it holds, names and sizes in short. Reads at most so
-    much of its largest file."""
+    """A directory that is only read: how fast, and as `seen` what it and the folders in it hold, names and sizes in
+    short; empty where that is nothing. Reads at most so much of its largest file."""
     try:
-        found = sorted(
-            (entry.name, entry.stat().st_size) for entry in os.scandir(directory) if entry.is_file()
-        )
+        found = sorted(itertools.islice(_files_of(directory), MOST_FILES))
         largest = max(found, key=lambda item: item[1], default=("", 0))
         speed = _reading(directory / largest[0], mib) if largest[1] else 0.0
     except OSError as error:
         return Disk(host, " ".join(str(error).split()))
     digest = hashlib.sha256(repr(found).encode()).hexdigest()[:12]
-    return Disk(host, read_mb_per_s=speed, seen=(f"{len(found)} files, {digest}",))
+    return Disk(host, read_mb_per_s=speed, seen=(f"{len(found)} files, {digest}",) if found else ())
+
+
+def _files_of(directory: Path) -> Iterator[tuple[str, int]]:
+    """Names from there on, and sizes. Raises OSError where the directory itself cannot be listed."""
+    os.scandir(directory).close()
+    for folder, folders, names in os.walk(directory):
+        folders.sort()
+        for path in (Path(folder, name) for name in sorted(names)):
+            if path.is_file():
+                yield str(path.relative_to(directory)), path.stat().st_size
 
 
 def _reading(path: Path, mib: int) -> float:

@@ -143,6 +143,11 @@ def add_job_options(parser: argparse.ArgumentParser) -> tuple[Group, Group, Grou
     where = parser.add_argument_group("where a job runs")
     add = where.add_argument
     add("--gpus-per-node", type=int, metavar="N", help="0 for none; default: the site's, or 8 for training")
+    add(
+        "--gpu-type",
+        metavar="NAME",
+        help="of the GPUs, as SLURM calls them (sinfo -o %%G), where it has several",
+    )
     add("--cpus-per-task", type=int, metavar="N", help="cores of a task, or of a rank")
     add("--partition", metavar="NAME")
     add("--account", metavar="NAME")

@@ -6,11 +6,8 @@ the template; nothing is written here.
 
 from __future__ import annotations
 
-import argparse
 import glob
-import os
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +17,15 @@ from cptron.corpus.arguments import parsed
 from cptron.corpus.load import load_curation
 from cptron.errors import ConfigError
 from cptron.launch.arguments import ON_GPUS, TEMPLATES, Asked
+from cptron.launch.options import asked_options, gpus_asked, require_time_to_train
 from cptron.launch.recipe import check_recipe
 from cptron.launch.record import JOBS
 from cptron.launch.site import Site
-from cptron.launch.template import Value, read_template
-from cptron.launch.time_limit import slurm_time
+from cptron.launch.surroundings import require_there, variables_of
+from cptron.launch.template import Template, read_template
 from cptron.tokens.preprocess_options import parse_options
 
 _ARRAY = re.compile(r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%\d+)?")
-_WORD = re.compile(r"[A-Za-z0-9_.:,@+-]+")
-_OPTION_NAME = re.compile(r"[a-z][a-z-]*")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,24 +54,13 @@ def made_job(request: Asked, site: Site, chain: str = "") -> Job:
     """Check and render. `chain` is the name of the chain that the job is a link of. Raises a `CptronError`."""
     args, verb = request.args, request.verb
     template = read_template(TEMPLATES.get(verb, ""), args.template)
-    nodes = args.nodes or int(template.option("nodes") or 1)
+    nodes = args.nodes or _nodes_of(template)
     run_dir, ranks, notes = None, 1, list[str]()
     gpus = args.gpus_per_node
     if verb == "train":
         gpus = site.gpus_per_node if gpus is None else gpus
-        each = args.ranks_per_node or gpus
-        if not each:
-            raise ConfigError("--gpus-per-node 0 leaves the ranks of a node open; give --ranks-per-node N")
-        config = load_config(Path(request.command[1]), request.command[2:]).config
-        run_dir, ranks = Path(config.run.dir).absolute(), nodes * each
-        notes = check_recipe(
-            config,
-            nodes=nodes,
-            ranks_per_node=each,
-            model=args.model,
-            gpu=args.gpu or site.gpu,
-            waits=bool(args.after) or args.dry_run,
-        )
+        run_dir, each, notes = _training(request, site, nodes, gpus)
+        ranks = nodes * each
     elif verb == "preprocess":
         parse_options(request.command[1:])
     elif verb == "curate":
@@ -84,13 +69,19 @@ def made_job(request: Asked, site: Site, chain: str = "") -> Job:
     jobs = (run_dir or Path.cwd()) / JOBS
     array = array_of(args.array) if args.array else ""
     log = f"{str(jobs / name).replace('%', '%%')}-{'%A_%a' if array else '%j'}.out"
-    options = _options(args, verb, site) | {"job-name": name, "output": log, "array": array or None}
+    options = asked_options(args, verb, site, chain)
+    options |= {"job-name": name, "output": log, "array": array or None}
     if verb == "train":
+        require_time_to_train(template, options)
         options |= {"nodes": str(nodes), "ntasks-per-node": str(ranks // nodes)}
-        options |= {"gpus-per-node": str(gpus) if gpus else None}
+        options |= {"gpus-per-node": gpus_asked(args, site, gpus or 0)}
     elif gpus is not None or (verb in ON_GPUS and not site.gpus_per_node):
-        options |= {"gpus-per-node": str(gpus) if gpus else None}
-    script = template.rendered(options, _variables(request, site, jobs, chain))
+        options |= {"gpus-per-node": gpus_asked(args, site, gpus or 0)}
+    elif verb in ON_GPUS and (count := template.option("gpus-per-node")).isdecimal():
+        options |= {"gpus-per-node": gpus_asked(args, site, int(count))}
+    variables = variables_of(request, site, jobs, chain)
+    notes += require_there(variables, only_shown=args.dry_run)
+    script = template.rendered(options, variables)
     lines = script.splitlines()
     return Job(
         verb=verb,
@@ -108,6 +99,41 @@ def made_job(request: Asked, site: Site, chain: str = "") -> Job:
     )
 
 
+def _training(request: Asked, site: Site, nodes: int, gpus: int) -> tuple[Path, int, list[str]]:
+    """The run's folder, the ranks of a node, and notes. Raises a `CptronError` where the trainer would."""
+    args = request.args
+    each = args.ranks_per_node or gpus
+    if not each:
+        raise ConfigError("--gpus-per-node 0 leaves the ranks of a node open; give --ranks-per-node N")
+    if len(request.command) < 2:
+        raise ConfigError("-- train names no recipe; use cptron submit RECIPE")
+    config = load_config(Path(request.command[1]), request.command[2:]).config
+    if gpus and each > gpus and config.runtime.device != "cpu":
+        raise ConfigError(
+            f"--ranks-per-node {each} need a GPU each, a node has {gpus}; use {gpus} or fewer, or --gpus-per-node"
+        )
+    notes = check_recipe(
+        config,
+        nodes=nodes,
+        ranks_per_node=each,
+        model=args.model,
+        gpu=args.gpu or site.gpu,
+        waits=bool(args.after) or args.dry_run,
+    )
+    if gpus > each:
+        notes.append(
+            f"{gpus - each} of a node's {gpus} GPUs have no rank: --gpus-per-node {each} asks for fewer"
+        )
+    return Path(config.run.dir).absolute(), each, notes
+
+
+def _nodes_of(template: Template) -> int:
+    text = template.option("nodes") or "1"
+    if not text.isdecimal():
+        raise ConfigError(f"{template.path} asks for --nodes={text}, which is not one number; give --nodes")
+    return int(text)
+
+
 def array_of(text: str) -> str:
     """As sbatch takes it; a number alone is how many tasks there are. Raises `ConfigError`."""
     if text.isdecimal() and int(text):
@@ -115,63 +141,6 @@ def array_of(text: str) -> str:
     if not _ARRAY.fullmatch(text) or text.isdecimal():
         raise ConfigError(f"--array {text} must be a number of tasks, or tasks as 3,5 or 0-7%4; correct it")
     return text
-
-
-def _options(args: argparse.Namespace, verb: str, site: Site) -> dict[str, str | None]:
-    """Those of sbatch that were asked for."""
-    on_gpus = verb in ON_GPUS
-    options: dict[str, str | None] = {}
-    for text in (*(f"{name}={value}" for name, value in site.sbatch.items()), *args.sbatch):
-        name, _, value = text.removeprefix("--").partition("=")
-        if not _OPTION_NAME.fullmatch(name):
-            raise ConfigError(
-                f"--sbatch {text} must be a long option of sbatch, as constraint=h100; correct it"
-            )
-        options[name] = value
-    words = {
-        "partition": args.partition or (site.partition if on_gpus else site.cpu_partition or site.partition),
-        "account": args.account or site.account,
-        "qos": args.qos or site.qos,
-    }
-    for name, word in words.items():
-        if word and not _WORD.fullmatch(word):
-            raise ConfigError(f"--{name} {word!r} must be a name of letters, digits and _.:,@+-; correct it")
-        if word:
-            options[name] = word
-    if limit := args.time or (site.time if on_gpus else site.cpu_time):
-        options["time"] = slurm_time(limit, "--time")
-    of_site = (
-        site.cpus_per_task if on_gpus else site.cpu_cores if verb != "merge" else 0
-    )  # which copies, no more
-    if cores := args.cpus_per_task or of_site:
-        options["cpus-per-task"] = str(cores)
-    if args.save_before:
-        options["signal"] = f"B:USR1@{args.save_before}"
-    return options
-
-
-def _variables(request: Asked, site: Site, jobs: Path, chain: str) -> dict[str, Value]:
-    """Those of the template; what nobody asked for stays as the template has it."""
-    args = request.args
-    found: dict[str, Value] = {"command": request.command, "job_dir": str(jobs)}
-    container = args.container or site.container
-    if container:
-        found["container"] = container
-    else:
-        here = sys.prefix if sys.prefix != sys.base_prefix else ""
-        venv = args.venv or site.venv or os.environ.get("CPTRON_VENV", here)
-        found["venv"] = str(Path(venv).absolute()) if venv else ""
-    if mounts := (*site.container_mounts, *args.mount):
-        found["container_mounts"] = mounts
-    if site.setup:
-        found["setup"] = site.setup
-    if site.environment:
-        found["environment"] = tuple(f"{name}={value}" for name, value in site.environment.items())
-    if chain:
-        found["chain"] = chain
-    if args.retries:
-        found["retries"] = str(args.retries)
-    return found
 
 
 def check_curation(words: Sequence[str]) -> None:

@@ -41,6 +41,7 @@ STATES = {
     "BOOT_FAIL": "got a node that did not boot",
     "DEADLINE": "could not be started before its deadline",
     "UNKNOWN": "is not known to the scheduler any more",
+    "NOT ASKED": "the scheduler cannot be asked from here",
 }
 """Word of SLURM's -> what it means."""
 REASONS = {

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cptron.checkpoint.layout import read_manifest
+from cptron.checkpoint.space import check_space
 from cptron.config.check import check_config
 from cptron.config.schema import Config
 from cptron.data.content import open_content
+from cptron.data.made_with import check_data, tokenizer_of_data
 from cptron.errors import ConfigError, CptronError
 from cptron.model.architecture import Architecture
 from cptron.plan.cluster import Cluster, network_of
@@ -18,7 +21,7 @@ from cptron.plan.efficiency import assumed
 from cptron.plan.gpus import gpu_named
 from cptron.plan.layouts import require_accepted
 from cptron.plan.search import estimated
-from cptron.plan.shape import model_of
+from cptron.plan.shape import base_of, model_of
 
 GIB = 1 << 30
 MEMORY_ERROR = 1.05
@@ -37,6 +40,10 @@ def check_recipe(
     except ConfigError as error:
         raise ConfigError(f"on {size(nodes, ranks_per_node)}: {error}") from None
     notes = [f"{size(nodes, ranks_per_node)}: the trainer's rules accept the recipe"]
+    if config.parallel.tp > ranks_per_node:
+        notes.append(
+            f"parallel.tp={config.parallel.tp} is more than a node's {ranks_per_node} ranks: that is slow"
+        )
     if absent := _absent_start(config) if model is None else "":
         if not waits:
             raise ConfigError(
@@ -55,7 +62,9 @@ def check_recipe(
     else:
         require_accepted(config, arch, ranks)
         notes += _memory_notes(config, arch, ranks, ranks_per_node, gpu) if gpu else []
-    return [*notes, *_data_notes(config, waits=waits)]
+    if waits:
+        return [*notes, *_data_notes(config)]
+    return [*notes, *_check_files(config, arch)]
 
 
 def _absent_start(config: Config) -> str:
@@ -71,16 +80,22 @@ def size(nodes: int, ranks_per_node: int) -> str:
     return f"{nodes} node{'s' * (nodes > 1)} x {ranks_per_node} rank{'s' * (ranks_per_node > 1)}"
 
 
-def _data_notes(config: Config, *, waits: bool) -> list[str]:
-    """Every token file is there and whole in size."""
+def _check_files(config: Config, arch: Architecture) -> tuple[str, ...]:
+    """Token files are whole and of the model's tokenizer, and there is room for checkpoints."""
+    base = base_of(config)
+    tokenizer = read_manifest(base).tokenizer_fingerprint if base is not None else ""
+    notes, _ = check_data(config, arch.vocab_size, tokenizer_of_data(config, tokenizer))
+    return (*notes, *check_space(config, arch, base))
+
+
+def _data_notes(config: Config) -> list[str]:
+    """Token files that are not there, or not whole in size, yet."""
     notes = []
     named = [(item.name, item.path) for item in config.data.sources]
     for name, path in [*named, *((item.name, item.path) for item in config.data.valid)]:
         try:
             open_content(path)
         except CptronError as error:
-            if not waits:
-                raise
             notes.append(f"{name} is not checked: {error}")
     return notes
 

@@ -35,6 +35,8 @@ class Site:
     """Time limit of jobs without GPUs."""
     gpus_per_node: int = 8
     """0 on a cluster without GPUs."""
+    gpu_type: str = ""
+    """Name of the GPUs in SLURM's gres.conf, where a cluster has several kinds: asked for as `h100:8`."""
     cpus_per_task: int = 0
     """Cores of a node / ranks on it, for training and evaluation."""
     cpu_cores: int = 0

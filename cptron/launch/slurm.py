@@ -15,6 +15,8 @@ from cptron.errors import LaunchError, either
 
 ANSWER_S = 120.0
 """How long a busy scheduler may take."""
+VARIABLES = {"time": "TIMELIMIT", "array": "ARRAY_INX", "mem": "MEM_PER_NODE"}
+"""Option of sbatch -> the end of its variable SBATCH_..., where that is another word."""
 _PREFIX = re.compile(r"^\w+: (?:error|fatal): ")
 _UNUSEFUL = re.compile(r"Batch job submission failed: ")
 
@@ -66,7 +68,7 @@ def complaint(stderr: str) -> str:
 def sbatch(script: str, options: Sequence[str], *, in_script: Iterable[str]) -> str:
     """Submit a script; returns the job's id. `in_script` are its options, which variables of the environment would
     override. Raises `LaunchError` with sbatch's own words."""
-    without = [f"SBATCH_{name.upper().replace('-', '_')}" for name in in_script]
+    without = [f"SBATCH_{VARIABLES.get(name) or name.upper().replace('-', '_')}" for name in in_script]
     try:
         said = run_slurm("sbatch", ["--parsable", *options, script], without)
     except Refused as refused:

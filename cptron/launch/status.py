@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +30,8 @@ CODES = {
     76: "a hang; see the folder stacks of the run",
 }
 """Exit codes of docs/reliability.md."""
+ENDED = ("FAILED", "COMPLETED", "UNKNOWN", "NOT ASKED")
+"""States of which the exit code says more."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     records = jobs_of(args.target) if args.target else records_in(user_list())[-RECENT:]
     if not records:
         raise LaunchError(f"{user_list()} lists no jobs; submit one with `cptron submit`")
-    states = states_of([record.job_id for record in records])
+    states = _states([record.job_id for record in records])
     runs = dict.fromkeys(record.run_dir for record in records if record.run_dir)
     progress = {run: progress_of(Path(run)) for run in runs}
     for record in records:
@@ -54,6 +57,15 @@ def main(argv: Sequence[str]) -> int:
         if not args.json:
             print(f"run {run}: {_progress_text(found)}")
     return 0
+
+
+def _states(job_ids: list[str]) -> list[JobState]:
+    """What the scheduler says; where it cannot be asked the files still tell how far the run is."""
+    try:
+        return states_of(job_ids)
+    except LaunchError as error:
+        print(f"note: {error}", file=sys.stderr)
+        return [JobState(job_id=job_id, state="NOT ASKED") for job_id in job_ids]
 
 
 def _facts(
@@ -80,7 +92,7 @@ def _lines(record: JobRecord, states: list[JobState], ends: Ends) -> list[str]:
 
 def _state_text(state: JobState, ends: Ends) -> str:
     code = ends.last_code if state.exit_code is None else state.exit_code
-    ended = not state.is_active and code is not None and state.state in ("FAILED", "COMPLETED", "UNKNOWN")
+    ended = not state.is_active and code is not None and state.state in ENDED
     parts = [
         f"has ended: exit code {code}, {CODES.get(code or 0, 'see the log')}" if ended else _word(state, ends)
     ]

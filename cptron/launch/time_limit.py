@@ -21,7 +21,7 @@ def slurm_time(text: str, key: str) -> str:
     Accepts SLURM's forms (minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes,
     days-hours:minutes:seconds) and words as 2d, 36h, 1h30m.
     """
-    seconds = _seconds(text.strip())
+    seconds = slurm_seconds(text.strip())
     if not seconds:
         raise ConfigError(
             f"{key} {text!r} is no time limit; write hours:minutes:seconds as 24:00:00, or days-hours as 2-12, or 36h"
@@ -31,8 +31,8 @@ def slurm_time(text: str, key: str) -> str:
     return f"{days}-{clock}" if days else clock
 
 
-def _seconds(text: str) -> int:
-    """0 where it cannot be read."""
+def slurm_seconds(text: str) -> int:
+    """How long that is; 0 where it cannot be read."""
     if match := _WORDS.fullmatch(text):
         days, hours, minutes = (int(part or 0) for part in match.groups())
         return days * 86400 + hours * 3600 + minutes * 60

@@ -62,6 +62,11 @@ def main(argv: Sequence[str]) -> int:
     if not found.fitting:
         raise _too_small(config, arch, cluster, efficiency, found)
     plan = _planned(config, arch, cluster, efficiency, found, args.top)
+    if config.adapter.kind != "none" or config.optim.frozen:
+        notes = (
+            *notes,
+            "frozen weights have no gradients: MFU counts these all the same, time and HFU do not",
+        )
     record = plan_record(plan) | {"notes": list(notes)}
     print(json.dumps(record, indent=2) if args.json else "\n".join(plan_lines(record)))
     return 0

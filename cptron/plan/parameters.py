@@ -61,6 +61,27 @@ def names_of_model(config: Config, arch: Architecture) -> set[str]:
     return {name for stage in range(layout.pp) for name, _ in _of_stage(arch, layout, stage)}
 
 
+def trained_products(config: Config, arch: Architecture) -> float:
+    """Part of the weights in matrix products, the output layer among them, that have gradients. An adapter's own are
+    few, and count as none."""
+    return _trained_products(arch, config.adapter.kind, config.optim.frozen)
+
+
+@functools.cache
+def _trained_products(arch: Architecture, adapter: str, frozen: tuple[str, ...]) -> float:
+    if adapter != "none":
+        return 0.0
+    sizes = {
+        name: size
+        for name, size in _of_stage(arch, Layout(), 0)
+        if arch.tied_embeddings or not name.startswith("embedding.")
+    }
+    trained = (
+        size for name, size in sizes.items() if not any(fnmatchcase(name, pattern) for pattern in frozen)
+    )
+    return sum(trained) / sum(sizes.values())
+
+
 def _of_stage(arch: Architecture, layout: Layout, stage: int) -> Iterator[tuple[str, int]]:
     """Names in the whole model, and sizes on a tensor rank, of what a stage holds."""
     first, last = stage == 0, stage == layout.pp - 1

@@ -18,7 +18,7 @@ from cptron.model.stages import stage_sizes
 from cptron.plan.activations import BYTES
 from cptron.plan.cluster import Cluster
 from cptron.plan.memory import tokens_of_micro_batch
-from cptron.plan.parameters import held_by_stage
+from cptron.plan.parameters import held_by_stage, trained_products
 from cptron.runtime.topology import Layout
 
 ATTENTION_REACHED = 0.7
@@ -84,21 +84,26 @@ def flops_per_token(config: Config, arch: Architecture, *, causal: bool = True) 
 
 
 def computed_per_token(config: Config, arch: Architecture) -> float:
-    """FLOPs that hardware computes for a token: with what is recomputed (hardware FLOPs), causal."""
+    """FLOPs that hardware computes for a token: with what is recomputed, without gradients of frozen weights (hardware
+    FLOPs), causal."""
     s = config.data.seq_length
-    again = _recomputed_part(config, arch)
+    again, passes = _recomputed_part(config, arch), _passes(config, arch)
     head = 6 * arch.hidden_size * arch.vocab_size
     layers = matmul_flops_per_token(arch) - head
     mlp = 18 * arch.hidden_size * arch.ffn_hidden_size * arch.num_layers
     attention = attention_flops(arch, [s]) / s
     return (
-        head
-        + layers
-        - mlp
-        + mlp * (1 + again.mlp)
-        + (layers - mlp) * again.linear
+        head * passes
+        + mlp * (passes + again.mlp)
+        + (layers - mlp) * (passes + again.linear)
         + attention * (1 + again.core)
     )
+
+
+def _passes(config: Config, arch: Architecture) -> float:
+    """Of the three equal products of a weight, forward and for both gradients, the part that is computed: a frozen
+    weight has no gradient, its inputs do."""
+    return (2 + trained_products(config, arch)) / 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +166,11 @@ def _layer(
     h, f, e = arch.hidden_size, arch.ffn_hidden_size, BYTES[config.train.precision]
     q, k = arch.num_attention_heads * arch.head_dim, arch.num_kv_heads * arch.head_dim
     gpu, precision = cluster.gpu, config.train.precision
-    again = _recomputed_part(config, arch)
+    again, passes = _recomputed_part(config, arch), _passes(config, arch)
     shortest = min(tokens, h, q // layout.tp, f // layout.tp)
     part = reached * shortest / (shortest + SIDE_HALF)
     peak = gpu.peak(precision, fp8=config.fp8.recipe != "none") * part
-    linear = 6 * h * (2 * q + 2 * k) * (1 + again.linear) + 18 * h * f * (1 + again.mlp)
+    linear = 6 * h * (2 * q + 2 * k) * (passes + again.linear) + 18 * h * f * (passes + again.mlp)
     scores = attention_flops(arch, [s]) / s / arch.num_layers * (1 + again.core)
     scores_peak = gpu.peak(precision) * reached * ATTENTION_REACHED
     products = tokens / layout.tp * (linear / peak + scores / scores_peak)
@@ -205,7 +210,8 @@ def _head(config: Config, arch: Architecture, cluster: Cluster, layout: Layout, 
     in fp32."""
     tokens, gpu = tokens_of_micro_batch(config), cluster.gpu
     rows = arch.vocab_size / layout.tp
-    products = 6 * tokens * arch.hidden_size * rows / (gpu.peak(config.train.precision) * reached)
+    flops = 6 * tokens * arch.hidden_size * rows * _passes(config, arch)
+    products = flops / (gpu.peak(config.train.precision) * reached)
     return products + 40 * tokens * rows / (gpu.memory_gb_per_s * 1e9 * BANDWIDTH_REACHED)
 
 

@@ -33,7 +33,7 @@ KNOWN = frozenset(
             "lr",
             "grad_norm",
         ),
-        *("step_time_s", "tokens_per_s", "model_tflop_per_s_per_rank", "mem_peak_gib"),
+        *("step_time_s", "tokens_per_s", "model_tflop_per_s_per_rank", "mem_peak_gib", "unix_s"),
     )
 )
 BY_SOURCE = ("loss_nats_per_token", "tokens", "trained", "samples", "epochs", "share", "weight")

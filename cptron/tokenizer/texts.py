@@ -12,13 +12,17 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from cptron.corpus.shard_file import read_shard
 from cptron.errors import DataError
+from cptron.tokens.curated import curated_among
 from cptron.tokens.inputs import expand_inputs
 from cptron.tokens.read_blocks import read_blocks
 from cptron.tokens.records import Position
 
 MAX_DOCUMENT_BYTES = 64 << 20
+_BLOCK_BYTES = 1 << 20
 
 Part = tuple[float, float]
 """Documents whose draw from [0, 1) is at least the first and below the second."""
@@ -44,9 +48,9 @@ class Corpus:
     """Files, globs and directories, as `cptron preprocess` takes them."""
     key: str = "text"
     language_key: str | None = None
-    """Key of the language; None: the script of a document's letters."""
+    """Key of the language; None: what the curation wrote, else the script of a document's letters."""
     source_key: str | None = None
-    """Key of the source; None: the file."""
+    """Key of the source; None: that of the curated corpus, else the file."""
     part: Part = ALL
     rejected: Counter[str] = field(default_factory=Counter)
     """Reason -> records that were no document, once they have been read."""
@@ -55,7 +59,15 @@ class Corpus:
         """The documents of the part, in order. Raises DataError where a file cannot be read, or holds none."""
         keys = [self.key, *(key for key in (self.language_key, self.source_key) if key)]
         any_document = False
-        for source in expand_inputs(self.inputs):
+        inputs = expand_inputs(self.inputs)
+        curated = {path for corpus in curated_among(inputs) for path in corpus.files}
+        for source in inputs:
+            if source.path in curated and keys == ["text"]:
+                for texts in _of_curation(source.path, self.part):
+                    any_document = True
+                    if texts:
+                        yield texts
+                continue
             blocks = read_blocks([source], Position(0, 0, 0), max_record_bytes=MAX_DOCUMENT_BYTES, keys=keys)
             for block in blocks:
                 parsed = block.parse(keys, chat=False)
@@ -79,6 +91,22 @@ class Corpus:
         text, *named = [value.decode() for value in values if isinstance(value, bytes)]
         language = named.pop(0) if self.language_key else script_of(text)
         return Text(text, len(values[0]), language, named[0] if self.source_key else file)  # type: ignore[arg-type]
+
+
+def _of_curation(path: Path, part: Part) -> Iterator[list[Text]]:
+    """Blocks of a file of a curated corpus: there is a source, and a language where a step has told it."""
+    texts: list[Text] = []
+    waiting_bytes = 0
+    for document in read_shard(path):
+        if in_part(document.text.encode(), part):
+            language = document.meta.get("language")
+            language = language if isinstance(language, str) else script_of(document.text)
+            texts.append(Text(document.text, document.num_bytes, language, document.source))
+        waiting_bytes += document.num_bytes
+        if waiting_bytes >= _BLOCK_BYTES:
+            yield texts
+            texts, waiting_bytes = [], 0
+    yield texts
 
 
 def in_part(text: bytes, part: Part) -> bool:

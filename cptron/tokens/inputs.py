@@ -167,6 +167,7 @@ def _below(directory: Path) -> Iterator[Input]:
         if path.name.startswith("."):
             continue
         if path.is_dir():
+            _require_end(path)
             yield from _below(path)
         elif not _lies_beside(path.name):
             source = _input(path)
@@ -175,7 +176,17 @@ def _below(directory: Path) -> Iterator[Input]:
                     f"{path} is of an unknown kind, must be one of {', '.join(sorted(_KINDS))}; "
                     "name the files with a glob"
                 )
+            if not path.is_file():  # to open a pipe is to wait for a writer
+                raise DataError(f"{path} is a pipe or a device, must be a file; remove it")
             yield source
+
+
+def _require_end(directory: Path) -> None:
+    """A link to a directory that it lies in has no end."""
+    if directory.is_symlink() and directory.parent.resolve().is_relative_to(directory.resolve()):
+        raise DataError(
+            f"{directory} is a link to a directory around it, must not be; remove it or name the files with a glob"
+        )
 
 
 def _hugging_face_dataset(directory: Path) -> Iterator[Input]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
-from cptron.durable import fsync_path, partial_path
+from cptron.durable import replacing
 from cptron.errors import DataError
 from cptron.json_text import parse_json
 from cptron.report.console import table
@@ -76,25 +76,20 @@ def interleave(
         waiting.setdefault(_id(where, record, keys.question_id or keys.id), []).append(
             _question(where, record, keys)
         )
-    partial = partial_path(output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as stream:
-            counts = _write(stream, documents, waiting, keys, order)
-        if counts.unpaired and unpaired == "stop":
-            raise DataError(
-                f"{counts.unpaired} question(s) have an {keys.question_id or keys.id} that no document has (such as "
-                f"{next(iter(waiting))!r}); add the documents, or --unpaired drop"
-            )
-        fsync_path(partial)
-        partial.replace(output)
-        fsync_path(output.parent)
+        with replacing(output) as partial:
+            with partial.open("w", encoding="utf-8") as stream:
+                counts = _write(stream, documents, waiting, keys, order)
+            if counts.unpaired and unpaired == "stop":
+                raise DataError(
+                    f"{counts.unpaired} question(s) have an {keys.question_id or keys.id} that no document has (such "
+                    f"as {next(iter(waiting))!r}); add the documents, or --unpaired drop"
+                )
     except OSError as error:
         raise DataError(
             f"{output} cannot be written ({error.strerror}); make room, or write elsewhere"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return counts
 
 

@@ -2,6 +2,7 @@
 
 Place in the flow: `preprocess` saves a checkpoint every few seconds and goes on from the last one when it is started
 again. Invariant: a journal never tells of bytes that are not on disk, and only the command that made it resumes it.
+Where a file system has no locks, a process at whose prefix another one has begun since saves and publishes nothing.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ import errno
 import fcntl
 import json
 import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cptron.durable import partial_path, replace_text
+from cptron.durable import replace_text
 from cptron.errors import DataError
 from cptron.json_text import parse_json
+from cptron.partials import partials_of
 from cptron.tokens.indexed_writer import WriterState
 from cptron.tokens.records import Position
 
@@ -51,14 +54,48 @@ class Entry:
     """Manifests, as JSON, once all is encoded and durable and files are being renamed; empty before."""
 
 
+class Hold:
+    """A prefix that this process began at last."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path, self._name = path, secrets.token_hex(8).encode()
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, self._name, 0)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether no other process has begun, or ended, there since."""
+        try:
+            return self._path.read_bytes() == self._name
+        except FileNotFoundError:
+            return False
+
+
 class Journal:
     """The journal of one output prefix."""
 
     def __init__(self, output_prefix: str) -> None:
         self.path = Path(f"{output_prefix}.preprocess.journal.json")
+        self.hold: Hold | None = None
+        """Looked at before anything is saved or published."""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether no other process has begun at the prefix since it was locked."""
+        return self.hold is None or self.hold.is_ours
+
+    def require_ours(self) -> None:
+        """Raise DataError unless `is_ours`."""
+        if not self.is_ours:
+            raise DataError(
+                f"{self.path} is that of another process, which has begun at this output since, must be of one; let "
+                "that one end (this file system has no locks, or they do not reach from host to host)"
+            )
 
     def save(self, entry: Entry) -> None:
-        """Replace the journal in one step; what it tells of must be durable already."""
+        """Replace the journal in one step; what it tells of must be durable already. Raises DataError where another
+        process has begun at the prefix."""
+        self.require_ours()
         replace_text(self.path, json.dumps({"format_version": FORMAT_VERSION, **asdict(entry)}))
 
     def load(self) -> Entry | None:
@@ -88,7 +125,8 @@ class Journal:
     def remove(self) -> None:
         """The run is done, or given up."""
         self.path.unlink(missing_ok=True)
-        partial_path(self.path).unlink(missing_ok=True)
+        for left in partials_of(self.path):
+            left.unlink(missing_ok=True)
 
     def require_identity(self, entry: Entry, identity: Mapping[str, Any]) -> None:
         """Raise DataError when `entry` is of another command than the one with `identity`.
@@ -120,17 +158,20 @@ def _first_difference(before: Any, now: Any) -> tuple[Any, Any]:
 
 
 @contextmanager
-def locked(output_prefix: str) -> Iterator[None]:
+def locked(output_prefix: str) -> Iterator[Hold]:
     """Keep other processes off `output_prefix`; the lock ends with the process, however it ends.
 
     Raises DataError when another process holds it.
     """
     path = Path(f"{output_prefix}.preprocess.lock")
     descriptor = _lock(path)
+    hold: Hold | None = None
     try:
-        yield
+        hold = Hold(path, descriptor)
+        yield hold
     finally:
-        path.unlink(missing_ok=True)  # while it is held: who opened it before will see that it is gone
+        if hold and hold.is_ours:
+            path.unlink(missing_ok=True)  # while it is held: who opened it before will see that it is gone
         os.close(descriptor)
 
 

@@ -63,7 +63,7 @@ def preprocess(options: PreprocessOptions, progress: bool = True) -> list[Manife
     _note(plan.notes)
     try:
         Path(names.run).parent.mkdir(parents=True, exist_ok=True)
-        with locked(names.run):
+        with locked(names.run) as journal.hold:
             return _run(plan, journal, progress)
     except OSError as error:
         where = error.filename or options.output_prefix
@@ -83,6 +83,7 @@ def _run(plan: Plan, journal: Journal, progress: bool) -> list[Manifest]:
         if not plan.options.overwrite:
             refuse_existing_outputs(plan.names)
         manifests = _encode_all(plan, journal, entry.checkpoint if entry else None, progress)
+    journal.require_ours()
     publish_outputs(plan.names, manifests, [curated.manifest for curated in plan.corpora])
     journal.remove()
     return manifests
@@ -115,9 +116,13 @@ def _encode_all(plan: Plan, journal: Journal, resume: Checkpoint | None, progres
     try:
         sources = _stream(plan, outputs, checkpointer, progress)
         _require_documents(plan, outputs)
+        journal.require_ours()
         manifests = _manifests(plan, outputs, sources, outputs.seal())
     except BaseException as error:
         checkpointer.close()
+        if not journal.is_ours:
+            outputs.close()  # the files are those of the process that has begun since
+            journal.require_ours()
         _leave(plan, outputs, checkpointer, keep=checkpointer.saved or not isinstance(error, DataError))
         raise
     checkpointer.close()

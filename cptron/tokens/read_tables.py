@@ -141,6 +141,33 @@ def read_arrow(
             first += rows.num_rows
 
 
+def check_table(source: Input, text_key: str, others: Sequence[str]) -> None:
+    """Raises DataError for what would end the reading of a Parquet or Arrow file, as far as it can be known without
+    reading it: no sound end, a column that is not there, a text that is none."""
+    parquet, arrow = _pyarrow("parquet"), _pyarrow("ipc")
+    path = str(source.path)
+    if source.kind == "parquet":
+        with _damage_reported(source, "Parquet"):
+            schema = parquet.read_schema(source.path)
+    else:
+        with _damage_reported(source, "Arrow"), _pyarrow().memory_map(path) as mapped:
+            is_file = mapped.read(len(_ARROW_FILE)) == _ARROW_FILE
+            mapped.seek(0)
+            schema = (arrow.open_file(mapped) if is_file else arrow.open_stream(mapped)).schema
+        if not is_file:
+            _check_stream_end(source)
+    check_columns(path, [text_key, *others], schema.names)
+    kind = schema.field(schema.names.index(text_key)).type
+    types = _pyarrow().types
+    _require_text(path, text_key, kind.value_type if types.is_dictionary(kind) else kind)
+
+
+def _require_text(path: str, key: str, kind: Any) -> None:
+    types = _pyarrow().types
+    if not (types.is_null(kind) or _is_text(types, kind)):
+        raise DataError(f"{path} has {kind} in column {key!r}, must be a string; choose with --json-keys")
+
+
 def check_columns(path: str, wanted: Sequence[str], present: Sequence[str]) -> None:
     """Raises DataError for a column that is not there."""
     missing = [name for name in wanted if name not in present]
@@ -215,8 +242,7 @@ def _to_list(path: str, key: str, column: Any, chat: bool) -> list[Any]:
         return [None] * len(column)
     if chat and types.is_nested(kind):
         return [_to_object(scalar) for scalar in column]
-    if not (_is_text(types, kind)):
-        raise DataError(f"{path} has {kind} in column {key!r}, must be a string; choose with --json-keys")
+    _require_text(path, key, kind)
     values: list[Any] = column.cast(arrow.large_binary()).to_pylist()
     return values
 

@@ -23,6 +23,7 @@ from cptron.durable import replace_text
 from cptron.errors import CheckpointError, ConfigError
 from cptron.forgetting.journal import JOURNAL, read_verdicts
 from cptron.forgetting.left import set_aside
+from cptron.partials import remove_partials
 from cptron.runtime.dist import agree
 from cptron.runtime.session import Session
 from cptron.train.inherit import inherit
@@ -72,6 +73,7 @@ def record_start(config: Config, plan: Plan, step: int) -> None:
     run = Path(config.run.dir)
     record = {"identity": plan.identity, "name": config.run.name or run.name}
     try:
+        remove_partials([run], only_stale=True)  # of starts that were killed
         if plan.accepted or not (run / RUN_FILE).exists():
             layout.write_json(run / RUN_FILE, record)
         if plan.branch_from is not None and plan.resume_from is None:

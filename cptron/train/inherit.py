@@ -14,7 +14,7 @@ from cptron.checkpoint import layout
 from cptron.config.load import load_values, resolved_yaml
 from cptron.config.stored import store_config
 from cptron.data.log import DATA_LOG
-from cptron.durable import fsync_path, partial_path
+from cptron.durable import replacing
 from cptron.forgetting.left import LEFT
 from cptron.train.journal import JOURNAL
 from cptron.train.mix_journal import MIX_JOURNAL
@@ -39,10 +39,8 @@ def inherit(run: Path, checkpoint: Path) -> None:
         parent, names = parent.parent, (JOURNAL, MIX_JOURNAL)
     for name in names:
         if (parent / name).is_file() and not (run / name).exists():
-            partial = partial_path(run / name)
-            shutil.copyfile(parent / name, partial)
-            fsync_path(partial)
-            partial.replace(run / name)
+            with replacing(run / name) as partial:
+                shutil.copyfile(parent / name, partial)
     manifest = layout.read_manifest(checkpoint)
     before = load_values(manifest.config, f"the configuration stored in {checkpoint}").config
     store_config(run, resolved_yaml(before), manifest.step)

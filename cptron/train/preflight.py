@@ -22,12 +22,11 @@ from cptron.config.check_forgetting import check_probes
 from cptron.config.check_mixing import staged_configs
 from cptron.config.presets import preset_note
 from cptron.config.schema import Config
-from cptron.data.content import Content, open_content
-from cptron.errors import ConfigError, DataError
+from cptron.data.made_with import check_data, tokenizer_of_data
+from cptron.errors import ConfigError
 from cptron.model.architecture import Architecture
 from cptron.model.backend import check_backend, check_offloading
 from cptron.optim.phases import describe_schedule
-from cptron.tokens.manifest import TokenizerRecord
 from cptron.train.chat_notes import chat_notes
 from cptron.train.origin import Origin, origin_of
 from cptron.train.resume import Change, Found, accepted_changes, find_run, found_parent
@@ -80,7 +79,8 @@ def preflight(config: Config, world_size: int) -> Plan:
     _check_reference(config, arch, tokenizer)
     check_backend(config.model.backend)
     check_offloading(config.memory.offload_modules)
-    data_notes, opened, made_with = _check_data(config, arch, tokenizer)
+    made_with = tokenizer_of_data(config, tokenizer)
+    data_notes, opened = check_data(config, arch.vocab_size, made_with)
     contents = {name: content.identity for name, content in opened.items()}
     data_notes = (*data_notes, *chat_notes(config, origin, opened))
     identity = {
@@ -188,42 +188,3 @@ def _check_reference(config: Config, arch: Architecture, tokenizer: str) -> None
             f"proxy ({arch.vocab_size} ids); train a reference with the same"
         )
     check_shape(manifest.arch, config)
-
-
-def _check_data(
-    config: Config, arch: Architecture, tokenizer_of_base: str
-) -> tuple[tuple[str, ...], dict[str, Content], str]:
-    """Every token file is whole and made with the model's tokenizer; a note for each that cannot be proven, the
-    identity of each source's content, and the fingerprint of the tokenizer."""
-    expected = tokenizer_of_base
-    if config.data.tokenizer:
-        from cptron.tokens.tokenizer import load_tokenizer
-
-        expected = load_tokenizer(config.data.tokenizer).fingerprint
-    notes, contents = [], dict[str, Content]()
-    for kind, named in (("source", config.data.sources), ("validation set", config.data.valid)):
-        for item in named:
-            where = f"{kind} {item.name} ({item.path})"
-            content = open_content(item.path)
-            if kind == "source":
-                contents[item.name] = content
-            if content.tokens.num_tokens < 2:
-                raise DataError(f"{where} has {content.tokens.num_tokens} tokens; at least 2 are needed")
-            if content.manifest is None:
-                notes.append(f"{where} has no manifest: that the model's tokenizer made it is not proven")
-            else:
-                _check_tokenizer(where, content.manifest.tokenizer, arch, expected)
-    return tuple(notes), contents, expected
-
-
-def _check_tokenizer(where: str, made_with: TokenizerRecord, arch: Architecture, expected: str) -> None:
-    if expected and made_with.fingerprint != expected:
-        raise DataError(
-            f"{where} was tokenized with {made_with.fingerprint[:12]}, but the model's tokenizer is "
-            f"{expected[:12]}; run cptron preprocess with the model's tokenizer"
-        )
-    if made_with.vocab_size > arch.vocab_size:
-        raise DataError(
-            f"{where} has a vocabulary of {made_with.vocab_size}, but the model has {arch.vocab_size} embeddings; "
-            "run cptron preprocess with the model's tokenizer"
-        )

@@ -20,7 +20,6 @@ from cptron.config.resume_rules import Rule, rule_of
 from cptron.config.schema import Config
 from cptron.config.stored import ABSENT, dotted, read_stored, stored_configs
 from cptron.data.ledger import Ledger, source_of
-from cptron.durable import partial_path
 from cptron.errors import CheckpointError, ConfigError
 from cptron.forgetting.journal import JOURNAL, read_verdicts
 from cptron.forgetting.left import is_left
@@ -28,6 +27,7 @@ from cptron.json_text import parse_json
 from cptron.launch.record import JOBS
 from cptron.model.architecture import Architecture
 from cptron.optim.schedule import learning_rate
+from cptron.partials import partials_of
 
 RUN_FILE = "run.json"
 OF_THE_BRANCH = ("run.dir", "run.name", "start.")
@@ -68,7 +68,7 @@ def find_run(directory: Path, on_damage: Literal["previous", "stop"] = "previous
         raise ConfigError(f"run.dir={directory} is a file; choose another run.dir")
     path = directory / RUN_FILE
     if not directory.exists() or set(directory.iterdir()) <= {
-        partial_path(path),
+        *partials_of(path),
         directory / LOCK,
         directory / JOBS,
     }:

@@ -21,7 +21,6 @@ from cptron.corpus.load import load_curation
 from cptron.corpus.ray_executor import RETRIES, RayExecutor
 from cptron.corpus.run import curate, prepare
 from cptron.corpus.work import Unit, Work, shard_path
-from cptron.durable import partial_path
 from cptron.errors import DataError
 
 pytestmark = pytest.mark.more
@@ -115,7 +114,7 @@ def test_errors_are_one_line_and_the_run_goes_on_afterwards(work: Work) -> None:
     with pytest.raises(DataError, match=f"shard 3: its worker died {RETRIES + 1} times") as raised:
         on_ray(KilledOnce(work.config, work.corpus, work.stages, work.directory))
     assert "\n" not in str(raised.value)
-    obstacle = partial_path(shard_path(work.directory / work.stages[0].name, 3))
+    obstacle = shard_path(work.directory / work.stages[0].name, 3)
     obstacle.unlink(missing_ok=True)
     obstacle.mkdir()
     with pytest.raises(DataError, match="cannot be read or written \\(Is a directory\\)") as raised:

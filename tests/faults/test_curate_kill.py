@@ -1,11 +1,14 @@
-"""A curation that is killed at any moment goes on with the same command, to the bytes of an undisturbed run."""
+"""A curation that is killed at any moment, or done twice at once, ends with the bytes of an undisturbed run."""
 
 from __future__ import annotations
 
+import hashlib
+import multiprocessing
 import random
 import signal
 import time
 from collections.abc import Callable
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,11 @@ import yaml
 from commands import call, cptron, started
 from corpus_world import STEPS, config_of, files_of, lines_of, run, text_of
 from self_signal import struck
+
+from cptron.corpus.executor import LocalExecutor
+from cptron.corpus.load import load_curation
+from cptron.corpus.run import do_part, prepare
+from cptron.corpus.sealed import read_record
 
 NUM_DOCUMENTS = 4000
 DONE = ".work/[0-9]-*/*.json"
@@ -72,7 +80,7 @@ def test_sigkill_at_any_moment(
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings_of(output, raw)))
     words: list[str | Path] = ["curate", tmp_path / "c.yaml", "--workers", "2"]
     draw = random.Random(seed)
-    for _ in range(3):
+    for _ in range(2):
         command = struck(words, signal.SIGKILL, output, DONE, delay_s=draw.random() * 0.05)
         with started(command, CURATE_MARK=mark) as process:
             assert process.wait(timeout=240) == -signal.SIGKILL, "the run was too short to be killed"
@@ -97,3 +105,35 @@ def test_a_killed_worker_ends_the_run_with_one_line(
     assert stopped.stderr.splitlines()[-1] == "stopped: run the same command again to go on"
     assert call(cptron(*words), 240).returncode == 0
     assert files_of(output) == whole
+
+
+def first_stage(config: Path, together: Barrier) -> None:
+    """All of it, as a task of a job array does, from the moment on at which all are there."""
+    work = prepare(load_curation(config), alone=False)
+    together.wait(240)
+    with LocalExecutor(1, progress=False) as executor:
+        do_part(work, 0, (0, 1), executor)
+
+
+def test_tasks_at_the_same_shards(raw: dict[str, list[str]], whole: dict[str, bytes], tmp_path: Path) -> None:
+    """Three processes with the same task, as when a node is lost to the scheduler and lives on: one is killed, the
+    others end well; each record tells of the shard that is there, and nothing else is left."""
+    output, config = tmp_path / "out", tmp_path / "c.yaml"
+    config.write_text(yaml.safe_dump(settings_of(output, raw)))
+    context = multiprocessing.get_context("spawn")
+    together = context.Barrier(3)
+    tasks = [context.Process(target=first_stage, args=(config, together), daemon=True) for _ in range(3)]
+    for task in tasks:
+        task.start()
+    wait_until(lambda: any(output.glob(DONE)) or not all(task.is_alive() for task in tasks), "no unit")
+    tasks[0].kill()
+    for task in tasks:
+        task.join(240)
+    assert [task.exitcode for task in tasks[1:]] == [0, 0]
+    records = [path for path in output.glob(".work/0-*/*.json") if "decided" not in path.parent.name]
+    assert len(records) > 30
+    for path in records:
+        content = path.with_suffix(".jsonl.zst").read_bytes()
+        assert read_record(path)["file"]["sha256"] == hashlib.sha256(content).hexdigest()
+    run(settings_of(output, raw))
+    assert files_of(output) == whole and not list(output.rglob("*.partial"))

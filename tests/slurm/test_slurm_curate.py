@@ -17,7 +17,6 @@ from slurm_jobs import JOB_S, Job, environment
 from cptron.corpus.load import load_curation
 from cptron.corpus.run import prepare
 from cptron.corpus.work import shard_path
-from cptron.durable import partial_path
 
 STEPS = [
     {"step": "length", "min_words": 5},
@@ -111,7 +110,7 @@ def test_failing_task_and_going_on(curation: Curation, whole: dict[str, bytes]) 
     """One shard of one task cannot be written: one line says so, the other task does its part on the other node, no
     later job is started and none is left; the same command goes on, and ends with the bytes of a run without SLURM."""
     work = prepare(load_curation(curation.cwd / "c.yaml"))
-    obstacle = partial_path(shard_path(work.directory / work.stages[0].name, 1))  # of task 1
+    obstacle = shard_path(work.directory / work.stages[0].name, 1)  # of task 1
     obstacle.mkdir()
     array, *later = curation.submitted()
     curation.ended("after a failed task")

@@ -1,4 +1,4 @@
-"""Jobs that end otherwise than planned: cancelled, on a node that goes down, with a rank that fails."""
+"""Jobs that end otherwise than planned: cancelled, on a node that goes down or is drained, with a rank that fails."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_scancel(cluster: Cluster, world: World, tmp_path: Path) -> None:
 def all_nodes(cluster: Cluster) -> Iterator[None]:
     """Both nodes are back after the test."""
     yield
-    cluster.call("scontrol", "update", f"nodename={NODES[1]}", "state=resume")  # refused where it is not down
+    cluster.call("scontrol", "update", f"nodename={NODES[1]}", "state=resume")  # refused where it is well
 
 
 @pytest.mark.usefixtures("all_nodes")
@@ -80,6 +80,30 @@ def test_node_goes_down(cluster: Cluster, world: World, tmp_path: Path) -> None:
     assert job.field("NodeList") == NODES[0]
     starts = [(record["step"], record["world_size"]) for record in records(run, "start")]
     assert starts == [(0, 2), (newest, 1)]
+    assert_close(steps(run), steps(endless.undisturbed(tmp_path / "alone", Layout(2), num_steps)))
+    assert len(steps(run)) == num_steps
+
+
+@pytest.mark.usefixtures("all_nodes")
+def test_node_is_drained(cluster: Cluster, world: World, tmp_path: Path) -> None:
+    """The job trains on while its node drains; at the signal of its time limit it saves, is requeued, waits for nodes,
+    and goes on without a lost step on the one that is left."""
+    run, endless = tmp_path / "run", OpenEnded(world, tmp_path)
+    job = submit_training(cluster, tmp_path, endless.config, [f"run.dir={run}", *endless.overrides])
+    job.until_step(run, 3)
+    cluster.run("scontrol", "update", f"nodename={NODES[1]}", "state=drain", "reason=test")
+    job.until_step(run, last_step(run) + 3)
+    assert job.state == "RUNNING" and job.field("Restarts") == "0"
+    cluster.run("scancel", "--batch", "--signal=USR1", job.number)
+    job.until(lambda: job.field("Restarts") == "1" and not job.processes(), "requeued")
+    (stop,) = records(run, "stop")
+    num_steps = stop["step"] + 3
+    endless.finish(num_steps)
+    cluster.run("scontrol", "update", f"jobid={job.number}", "NumTasks=1", "NumNodes=1-1")
+    job.wait("COMPLETED")
+    assert job.field("NodeList") == NODES[0]
+    starts = [(record["step"], record["world_size"]) for record in records(run, "start")]
+    assert starts == [(0, 2), (stop["step"], 1)]
     assert_close(steps(run), steps(endless.undisturbed(tmp_path / "alone", Layout(2), num_steps)))
     assert len(steps(run)) == num_steps
 

@@ -152,7 +152,7 @@ class Cut(Exception):
     """Stands for a kill."""
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.more) for seed in (1, 2))])
 def test_cut_off_anywhere(
     seed: int, inputs: dict[str, list[str]], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import zipfile
 from collections import Counter
@@ -15,7 +16,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import yaml
-from corpus_world import config_of, documents_of, lines_of, run, text_of, write_inputs
+from corpus_world import config_of, documents_of, lines_of, loaded, run, text_of, write_inputs
 from tokens_world import save_byte_tokenizer
 
 from cptron.cli import main
@@ -76,6 +77,32 @@ def test_parquet_is_cut_between_row_groups(tmp_path: Path) -> None:
     assert sum(shard.stored_bytes for shard in shards) == sum(num_bytes for _, num_bytes in groups)
 
 
+def test_tables_are_looked_at_before_the_work_begins(tmp_path: Path) -> None:
+    """One of many that is cut off, lacks the text or has numbers for it would end the run when its turn comes."""
+    (tmp_path / "raw").mkdir()
+    for number in range(10):  # more than the text's key is looked for in
+        pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS}), tmp_path / f"raw/{number}.parquet")
+    last = tmp_path / "raw/9.parquet"
+    whole = last.read_bytes()
+    config = config_of(tmp_path / "out", {"x": [str(tmp_path / "raw")]}, []) | {"shard_bytes": 1 << 20}
+    look_up(loaded(config).corpus)
+    for damage, message in (
+        (lambda: last.write_bytes(whole[:-9]), "9.parquet must be a sound Parquet file"),
+        (
+            lambda: pyarrow.parquet.write_table(pyarrow.table({"n": TEXTS}), last),
+            "9.parquet has no column 'text'",
+        ),
+        (
+            lambda: pyarrow.parquet.write_table(pyarrow.table({"text": [1]}), last),
+            "9.parquet has int64 in column",
+        ),
+    ):
+        damage()
+        with pytest.raises(DataError, match=message):
+            look_up(loaded(config).corpus)
+        look_up(loaded(config).corpus, check=False)
+
+
 def test_hugging_face_dataset(tmp_path: Path) -> None:
     """As `datasets` saves it."""
     datasets = pytest.importorskip("datasets")
@@ -107,6 +134,40 @@ def test_key_is_not_guessed(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text(json.dumps({"content": "words"}) + "\n")
     manifest = run({**config_of(tmp_path / "out", {"x": [str(tmp_path / "x.jsonl")]}, []), "strict": True})
     assert manifest.records_rejected == {"missing_key": 1} and manifest.documents == 0
+
+
+def test_files_with_other_keys_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Naming one key would lose the others' files: the error says what to do. A key that was found is told."""
+    for name, key in (("a", "text"), ("b", "content")):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({key: f"words of {name}", "n": 1}) + "\n")
+    inputs = {"x": [str(tmp_path / "*.jsonl")]}
+    with pytest.raises(
+        DataError, match=r"several keys \(text in .*a\.jsonl, content in .*b\.jsonl\).* of its own"
+    ):
+        run(config_of(tmp_path / "out", inputs, []))
+    apart = {name: [str(tmp_path / f"{name}.jsonl")] for name in ("a", "b")}
+    run(config_of(tmp_path / "out", apart, []))
+    assert [document["text"] for document in documents_of(tmp_path / "out")] == ["words of a", "words of b"]
+    assert "note: input b has its text at 'content'" in capsys.readouterr().err
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert {name: source["text_key"] for name, source in report["sources"].items()} == {
+        "a": "text",
+        "b": "content",
+    }
+
+
+def test_what_has_no_end_is_refused(tmp_path: Path) -> None:
+    """To open a pipe waits for a writer, and a link to a directory around it is walked for ever."""
+    (tmp_path / "raw/below").mkdir(parents=True)
+    (tmp_path / "raw/x.jsonl").write_bytes(lines_of(TEXTS))
+    (tmp_path / "raw/below/up").symlink_to("..")
+    with pytest.raises(DataError, match="raw/below/up is a link to a directory around it"):
+        curated_texts(tmp_path, tmp_path / "raw")
+    (tmp_path / "raw/below/up").unlink()
+    os.mkfifo(tmp_path / "raw/below/y.jsonl")
+    for path in (tmp_path / "raw", tmp_path / "raw/below/y.jsonl"):
+        with pytest.raises(DataError, match=r"y\.jsonl is a pipe or a device"):
+            curated_texts(tmp_path, path)
 
 
 def test_odd_records(tmp_path: Path) -> None:
@@ -191,6 +252,10 @@ def test_cut_depends_on_sizes_alone(tmp_path: Path) -> None:
         ({"steps": [{"step": "length", "min_words": 9, "max_words": 3}]}, "min_words 9 and max_words 3"),
         ({"steps": [{"step": "length"}, {"step": "length"}]}, "length is there twice"),
         ({"steps": [{"step": "length", "sources": ["no"]}]}, "for the source no, must be one of x"),
+        (
+            {"steps": [{"step": "near_duplicates", "prefer_sources": ["X"]}]},
+            "step near_duplicates has the source X in prefer_sources, must be one of x",
+        ),
         ({"inputs": []}, "inputs has 0 elements"),
         ({"inputs": [{"name": "../x", "paths": ["a"]}]}, "must be of letters"),
         ({"shard_bytes": 1}, "shard_bytes 1"),

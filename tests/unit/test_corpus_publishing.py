@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import itertools
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 import yaml
 from corpus_world import STEPS, config_of, files_of, lines_of, run, text_of, write_inputs
 
+from cptron.cli import main
 from cptron.corpus.executor import LocalExecutor
 from cptron.corpus.load import load_curation
 from cptron.corpus.manifest import FORMAT_VERSION, read_manifest, require_sizes, write_manifest
@@ -99,6 +103,46 @@ def test_files_are_copied_where_there_are_no_second_names(
         patch.setattr(os, "link", none)
         run(small(tmp_path))
     assert files_of(tmp_path / "out") == wanted and wanted.keys() & set(disk.named)
+
+
+def test_a_full_disk_is_told_in_one_line_wherever_it_is_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The n-th file cannot be opened, for every n until the run comes to its end: an error that says what to do each
+    time, and then the undisturbed bytes."""
+    config = config_of(tmp_path / "out", write_inputs(tmp_path / "raw"), STEPS[:2])
+    run({**config, "shard_bytes": 1 << 20})
+    wanted = files_of(tmp_path / "out")
+    whole, left = Path.open, 0
+
+    def full(path: Path, mode: str = "r", *given: Any, **named: Any) -> Any:
+        nonlocal left
+        if mode[0] != "r" and tmp_path / "out" in path.parents and (left := left - 1) == 0:
+            raise OSError(28, "No space left on device", str(path))
+        return whole(path, mode, *given, **named)
+
+    monkeypatch.setattr(Path, "open", full)
+    shutil.rmtree(tmp_path / "out")
+    for number in itertools.count(1):
+        left = number
+        try:
+            run({**config, "shard_bytes": 1 << 20})
+            break
+        except DataError as error:
+            assert "No space left on device" in str(error)
+            assert not (tmp_path / "out/manifest.json").exists()
+        left = -1
+    assert number > 5 and files_of(tmp_path / "out") == wanted
+
+
+def test_what_is_cut_off_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One damaged record may stand for half a corpus: the command and the report say so."""
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(LINES)[:-12])
+    config = config_of(tmp_path / "out", {"x": [str(tmp_path / "a.jsonl.gz")]}, [])
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    assert main(["curate", str(tmp_path / "c.yaml"), "--workers", "1"]) == 0
+    told = "1 file is cut off or damaged: nobody knows how much is missing"
+    assert told in capsys.readouterr().out and told in (tmp_path / "out/report.md").read_text()
 
 
 def test_files_of_an_earlier_curation_go(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from cptron.corpus.registry import STEPS, config_class, step_class
 from cptron.corpus.step import ShardFeatures, Tally, read_verdicts
 from cptron.corpus.steps import exact_dedup
 from cptron.corpus.words import prose_of, sentence_ends, tokens_of
-from cptron.errors import DataError
+from cptron.errors import ConfigError, DataError
 
 PROSE = "The engine and the house of stone have water. They lie by the river that is great, with light. " * 6
 HINDI = "पानी की कीमत बढ़ी है। यह के लिए है।"
@@ -172,17 +172,21 @@ def test_c4_counts_the_lines_it_removes() -> None:
 
 @pytest.mark.parametrize(
     ("engine", "package", "labels"),
-    [("script", "numpy", ("Latn", "Deva")), ("py3langid", "py3langid", ("en", "hi"))],
+    [("script", "numpy", ("Latn", "Deva", "Grek")), ("py3langid", "py3langid", ("en", "hi", "el"))],
 )
-def test_languages(engine: str, package: str, labels: tuple[str, str]) -> None:
-    """The label and score are kept; others are dropped by label, doubtful ones by score."""
+def test_languages(engine: str, package: str, labels: tuple[str, str, str]) -> None:
+    """The label and score are kept; others are dropped by label, doubtful ones by score. A label that the engine never
+    says would keep nothing, and is refused."""
     pytest.importorskip(package)
-    for text, label in zip((PROSE, HINDI * 4), labels, strict=True):
-        result = apply("language", text, engine=engine, keep=labels)
+    for text, label in zip((PROSE, HINDI * 4), labels[:2], strict=True):
+        result = apply("language", text, engine=engine, keep=labels[:2])
         assert isinstance(result, Document) and result.meta["language"] == label
         assert result.meta["language_score"] > 0.65
-    assert isinstance(other := apply("language", PROSE, engine=engine, keep=("zz",)), Dropped)
+    assert isinstance(other := apply("language", PROSE, engine=engine, keep=labels[2:]), Dropped)
     assert other.reason == "other_language"
+    strange = labels[0].swapcase()
+    with pytest.raises(ConfigError, match=f"keep has {strange}, must be labels of {engine}: .*{labels[0]}"):
+        apply("language", PROSE, engine=engine, keep=(labels[0], strange))
     low = apply("language", "123 456", engine=engine, threshold=0.999)
     assert isinstance(low, Dropped) and low.reason == "score_too_low"
 

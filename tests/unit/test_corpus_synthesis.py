@@ -279,7 +279,7 @@ def test_settings_that_cannot_be_meant(settings: dict[str, Any], message: str, t
 
 
 def test_killed_anywhere_ends_with_the_bytes_of_the_first_answers(tmp_path: Path) -> None:
-    """SIGKILL twice on the way with two workers; no question that was answered is asked again."""
+    """SIGKILL twice on the way; no question that was answered is asked again."""
 
     answered, is_killed = 40, threading.Event()
 

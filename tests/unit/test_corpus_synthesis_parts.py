@@ -145,7 +145,7 @@ def checks(prompt: str = "factual", **more: Any) -> PassageChecks:
         "passage": PASSAGE,
         "grounded": template.grounded,
         "bounds": BOUNDS,
-        "label": ENGINES["script"]("x", ""),
+        "label": ENGINES["script"]("x", "").label,
         **more,
     }
     return PassageChecks(prompt=template, seen=set(), **values)

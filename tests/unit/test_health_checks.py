@@ -140,6 +140,8 @@ def test_directories() -> None:
     }
     assert bad(check_data_disk([disk("n0"), disk("n1")])) == {}
     assert bad(check_data_disk([disk("n0"), disk("n1", seen=("other",))])) == {"data directory": "fail"}
+    assert bad(check_data_disk([disk("n0"), disk("n1", seen=())])) == {"data directory": "fail"}
+    assert bad(check_data_disk([disk("n0", seen=()), disk("n1", seen=())])) == {"data directory": "fail"}
 
 
 def test_a_directory_is_left_as_it_was(tmp_path: Path) -> None:
@@ -154,6 +156,11 @@ def test_a_directory_is_left_as_it_was(tmp_path: Path) -> None:
     missing = measure_disk(tmp_path / "none", "n0", 0, 1, "t", 1, lambda: met.append(1))
     assert "none is no directory here" in missing.problem and len(met) == 4
     assert list(tmp_path.iterdir()) == []
+    assert read_data(tmp_path, "n0", 1) == Disk("n0"), "nothing is there to be read"
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below/b.bin").write_bytes(b"1" * 5)
+    below = read_data(tmp_path, "n0", 1)
+    assert below.seen[0].startswith("1 files, ") and below.read_mb_per_s > 0
     (tmp_path / "a.bin").write_bytes(b"1" * 10)
     first = read_data(tmp_path, "n0", 1)
     (tmp_path / "a.bin").write_bytes(b"1" * 11)

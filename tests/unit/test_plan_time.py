@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from plan_cases import LLAMA3_8B, LLAMA3_70B, LLAMA3_405B, h100s, recipe
 
-from cptron.config.schema import MemoryConfig
+from cptron.config.schema import AdapterConfig, MemoryConfig
 from cptron.errors import ConfigError
 from cptron.model.architecture import Architecture
 from cptron.plan.calibrate import _solve
@@ -37,6 +37,29 @@ def test_both_conventions() -> None:
     head = 6 * 4096 * 128256
     layers = flops_per_token(recipe(), LLAMA3_8B) - head
     assert computed_per_token(again, LLAMA3_8B) == pytest.approx(head + layers * 4 / 3)
+
+
+def test_frozen_weights_have_no_gradients() -> None:
+    """With LoRA four FLOPs a weight in place of six, and two more for what is computed again; the same in time."""
+    plain, matrices = recipe(batch=32), 32 * (2 * 4096 * 5120 + 3 * 4096 * 14336)
+    attention = 6 * 32 * 4096 * 8192
+    lora = replace(plain, adapter=AdapterConfig(kind="lora", rank=1))
+    four = 4 * (matrices + 4096 * 128256) + attention
+    assert computed_per_token(lora, LLAMA3_8B) == pytest.approx(four, rel=1e-3)
+    again = replace(lora, memory=MemoryConfig(recompute="full"))
+    assert computed_per_token(again, LLAMA3_8B) == pytest.approx(
+        four + 2 * matrices + attention / 3, rel=1e-3
+    )
+    assert flops_per_token(lora, LLAMA3_8B) == flops_per_token(plain, LLAMA3_8B)
+    slow = 1e-3  # of the peak, so that products take all the time; attention reaches 0.7 of what others do
+    whole, part = (step_time(one, LLAMA3_8B, h100s(1), reached=slow).compute for one in (plain, lora))
+    products = 6 * (matrices * (1 + 128 / 4096) + 4096 * 128256)
+    assert 1 - part / whole == pytest.approx(products / 3 / (products + attention / 0.7), rel=2e-3)
+    for frozen, left in (("embedding.*", 0), ("output_layer.*", 2 * 4096 * 128256)):
+        partly = replace(plain, optim=replace(plain.optim, frozen=(frozen,)))
+        assert computed_per_token(partly, LLAMA3_8B) == pytest.approx(
+            flops_per_token(plain, LLAMA3_8B) - left, rel=1e-3
+        )
 
 
 PUBLISHED_BF16 = [

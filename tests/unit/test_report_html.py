@@ -49,6 +49,7 @@ def step_record(step: int) -> Record:
     return {
         "kind": "step", "step": step, "tokens_total": 100 * step, "loss_nats_per_token": 3.0 - step / 200, "lr": 1e-4,
         "grad_norm": 0.5, "step_time_s": 0.25, "tokens_per_s": 390.0 + step % 21, "mem_peak_gib": 1.5,
+        "unix_s": 1.7e9 + step,
         "loss_nats_per_token/manuals": 2.0, "tokens/manuals": 75 * step, "tokens/web": 25 * step,
         "epochs/manuals": step / 100, "share/manuals": 0.75, "share/web": 0.25,
     }  # fmt: skip

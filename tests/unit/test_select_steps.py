@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -310,7 +312,7 @@ def test_selection_cut_off_anywhere(
 ) -> None:
     """In the middle of a unit, again and again, and in each decision once: the same bytes in the end."""
     config = {**whole, "output": str(tmp_path / "out")}
-    calls, publish, replace = [0], run_module().publish_directory, work.write_record
+    calls, publish, replace = [0], run_module().own_directory, work.write_record
     seen: set[str] = set()
 
     def cut_units(path: Path, record: dict[str, Any]) -> None:
@@ -319,14 +321,16 @@ def test_selection_cut_off_anywhere(
             raise Cut
         replace(path, record)
 
-    def cut_decisions(path: Path) -> None:
-        if str(path) not in seen:
-            seen.add(str(path))
-            raise Cut
-        publish(path)
+    @contextmanager
+    def cut_decisions(path: Path) -> Iterator[Path]:
+        with publish(path) as own:
+            yield own
+            if str(path) not in seen:
+                seen.add(str(path))
+                raise Cut
 
     monkeypatch.setattr(work, "write_record", cut_units)
-    monkeypatch.setattr(run_module(), "publish_directory", cut_decisions)
+    monkeypatch.setattr(run_module(), "own_directory", cut_decisions)
     cuts = 0
     while True:
         try:

@@ -15,14 +15,18 @@ from pathlib import Path
 import pytest
 import yaml
 from plan_cases import HUGGING_FACE_8B, RECIPE
+from tokens_world import write_known
 
 from cptron import cli
+from cptron.checkpoint import space
 from cptron.errors import ConfigError
 from cptron.launch.job import array_of
 from cptron.launch.record import FILE, JOBS, jobs_of, records_in
 from cptron.launch.site import Site, read_site
 from cptron.launch.time_limit import slurm_time
+from cptron.partials import own_partial
 from cptron.tokens.indexed_writer import IndexedWriter
+from cptron.tokens.manifest import TokenizerRecord
 from cptron.train.resume import find_run
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +46,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     for name in ("CPTRON_SITE", "CPTRON_VENV", "RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setattr(
+        space, "free_bytes", lambda path: 10**13
+    )  # this machine need not hold an 8B's checkpoints
     monkeypatch.setenv("CPTRON_JOBS", str(tmp_path / "list" / FILE))
     (tmp_path / "config.json").write_text(json.dumps(HUGGING_FACE_8B))
     (tmp_path / "tokens").mkdir()
@@ -149,9 +156,76 @@ def test_submitted_and_found_again(
     assert record.log_of() == jobs / "cptron-a b-101.out"
 
 
+def test_files_are_looked_at_before_a_job_waits_for_them(
+    run: Run, sbatch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens of a tokenizer with more ids than the model has, and a disk that holds no two checkpoints; with --after
+    both may still be mended."""
+    words = (*TRAIN, "--nodes", "2")
+
+    def made_with(vocab_size: int) -> None:
+        tokenizer = TokenizerRecord(
+            name="t", fingerprint="ab", vocab_size=vocab_size, eos_id=None, bos_id=None
+        )
+        write_known(Path("tokens/domain_text_document"), [[1, 2, 3]], dtype="int32", tokenizer=tokenizer)
+
+    made_with(200_000)
+    code, _, errors = run(*words)
+    assert code == 2 and "has a vocabulary of 200000, but the model has 128256 embeddings" in errors
+    assert run(*words, "--after", "5")[0] == 0
+    made_with(128_256)
+    assert run(*words)[0] == 0
+    monkeypatch.setattr(space, "free_bytes", lambda path: 10**11)
+    code, _, errors = run(*words)
+    assert code == 2 and "has 100.00 GB free, but a checkpoint takes about 112.43 GB" in errors
+
+
+def test_what_costs_without_being_wrong_is_said(run: Run) -> None:
+    """GPUs without ranks, tensor parallel groups across nodes."""
+    words = (
+        *TRAIN,
+        "--nodes",
+        "4",
+        "--gpus-per-node",
+        "4",
+        "--ranks-per-node",
+        "2",
+        "parallel.tp=4",
+        "--dry-run",
+    )
+    code, shown, _ = run(*words)
+    assert code == 0 and "note: parallel.tp=4 is more than a node's 2 ranks: that is slow\n" in shown
+    assert "note: 2 of a node's 4 GPUs have no rank: --gpus-per-node 2 asks for fewer\n" in shown
+
+
+def test_a_time_that_is_asked_for_is_not_overridden(
+    run: Run, sbatch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sbatch reads --time from a variable of another name."""
+    monkeypatch.setenv("SBATCH_TIMELIMIT", "5")
+    assert run(*TRAIN, "--nodes", "2", "--time", "2h")[0] == 0
+    assert sbatch.read_text().splitlines()[-1] == "partition= timelimit="
+
+
+def test_a_template_of_ones_own(run: Run, tmp_path: Path) -> None:
+    """--nodes reaches it whatever it runs; a number of nodes that is none has to be given."""
+    head = (
+        "#!/bin/bash\n#SBATCH --nodes=2-4\n# >>> variables\ncommand=()\njob_dir=x\nvenv=\n# <<< variables\n"
+    )
+    (tmp_path / "mine.sbatch").write_text(head)
+    words = ("--template", "mine.sbatch", "--dry-run", "--", "inspect", "x")
+    code, shown, _ = run("--nodes", "3", *words)
+    assert code == 0 and "#SBATCH --nodes=3\n" in shown
+    code, _, errors = run(*words)
+    assert code == 2 and "--nodes=2-4, which is not one number; give --nodes" in errors
+
+
 def test_a_run_may_begin_where_its_job_is_written_down(run: Run, sbatch: Path, tmp_path: Path) -> None:
     """The folder of its jobs is no other run; anything else is."""
     assert run(*TRAIN, "--nodes", "2", "run.dir=runs/a")[0] == 0
+    own_partial(
+        tmp_path / "runs/a/run.json"
+    ).touch()  # nor does a start that was killed as it wrote its first file
     assert find_run(tmp_path / "runs/a") is None
     (tmp_path / "runs/a/other").touch()
     with pytest.raises(ConfigError, match="is not empty and holds no run"):
@@ -208,6 +282,24 @@ def test_array_with_merge(run: Run, sbatch: Path, tmp_path: Path) -> None:
     assert "cptron status jobs" in shown
 
 
+def test_gpus_of_a_kind(run: Run, tmp_path: Path) -> None:
+    """SLURM refuses GPUs asked for with and without their kind together: it is in the one option."""
+    (tmp_path / "site.yaml").write_text("{gpu_type: h100}")
+    site = ("--site", "site.yaml", "--dry-run")
+    for words, option in (
+        ((*site, *TRAIN, "--nodes", "2"), "h100:8"),
+        ((*site, *TRAIN, "--nodes", "2", "--gpu-type", "a100", "--gpus-per-node", "4"), "a100:4"),
+        ((*site, "--", "eval", "--checkpoint", "x"), "h100:1"),
+    ):
+        code, shown, errors = run(*words)
+        assert code == 0, errors
+        assert f"#SBATCH --gpus-per-node={option}\n" in shown
+    code, shown, _ = run(*site, "--", "convert", "a", "b")
+    assert code == 0 and "gpus-per-node" not in shown
+    code, _, errors = run("--gpu-type", "a b", *site, "--", "eval", "--checkpoint", "x")
+    assert code == 2 and "--gpu-type 'a b' must be a name" in errors
+
+
 def test_without_gpus(run: Run) -> None:
     """Ranks are given instead; an evaluation asks for no GPU either."""
     words = ("--gpus-per-node", "0", "--ranks-per-node", "2", "--nodes", "2", "--dry-run")
@@ -231,6 +323,19 @@ def test_without_gpus(run: Run) -> None:
         ((*TRAIN, "--partition", "a b"), "--partition 'a b' must be a name"),
         ((*TRAIN, "--sbatch", "N=3"), "--sbatch N=3 must be a long option"),
         ((*TRAIN, "--array", "3"), "--array 3 is for preprocess"),
+        ((*TRAIN, "--sbatch", "nodes=16"), "--sbatch nodes=16 is set by cptron submit itself; use --nodes"),
+        ((*TRAIN, "--sbatch", "time=5"), "use --time"),
+        ((*TRAIN, "--sbatch", "ntasks=64"), "use --nodes and --ranks-per-node"),
+        ((*TRAIN, "--sbatch", "output=x.out"), "logs are kept where `cptron logs` finds them"),
+        ((*TRAIN, "--nodes", "2", "--chain", "2", "--sbatch", "comment=x"), "known by their comment"),
+        ((*TRAIN, "--nodes", "2", "--after", "1", "--sbatch", "dependency=singleton"), "leave it out"),
+        ((*TRAIN, "--nodes", "2", "--time", "5m"), "before the signal to save can come, 300 s"),
+        ((*TRAIN, "--nodes", "2", "--time", "1h", "--save-before", "3600"), "or a shorter --save-before"),
+        ((*TRAIN, "--nodes", "2", "--gpus-per-node", "4", "--ranks-per-node", "8"), "a node has 4; use 4"),
+        ((*TRAIN, "--nodes", "2", "--venv", "absent"), "absent is not here ("),
+        ((*TRAIN, "--nodes", "2", "--container", "absent.sif"), "container absent.sif is not here"),
+        ((*TRAIN, "--nodes", "2", "--container", "a#b", "--mount", "/data"), "must be SOURCE:TARGET"),
+        (("--", "train"), "names no recipe"),
         ((*TRAIN, "--template", "absent.sbatch"), "template absent.sbatch cannot be read"),
         ((*TRAIN, "--site", "absent.yaml"), "absent.yaml: cannot read the configuration"),
         ((*TRAIN, "data.sources.domain.path=tokens/absent"), "tokens/absent.idx"),

@@ -84,6 +84,30 @@ def metrics(run: Path, *records: dict[str, object], stop: bool = False) -> None:
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in (*records, *last)))
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+def test_status_where_the_scheduler_cannot_be_asked(
+    is_there: bool,
+    record: JobRecord,
+    says: Says,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a laptop, or while slurmctld is down: one line on why, and what the run's own files tell."""
+    says("squeue", code=1, errors="squeue: error: Unable to contact slurm controller")
+    if not is_there:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    metrics(tmp_path / "run", {"kind": "step", "step": 812, "loss_nats_per_token": 2.5})
+    assert cli.main(["status", "run"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err.startswith("note: squeue ") and len(shown.err.splitlines()) == 1
+    assert "job 12 mine (train, 2 nodes, 16 ranks): the scheduler cannot be asked from here\n" in shown.out
+    assert "step 812, loss 2.5000 nats/token" in shown.out
+    (Path(record.jobs) / "history.log").write_text("T 12 started, restart 0, on n1\nT 12 ended with 75\n")
+    assert cli.main(["status", "12"]) == 0
+    assert "has ended: exit code 75, stopped and saved" in capsys.readouterr().out
+
+
 def test_states_from_both(says: Says) -> None:
     """squeue of what it knows, sacct of the rest, and neither is no error."""
     says("squeue", [RUNNING, WAITING])

@@ -36,7 +36,7 @@ STAND_INS = {
     'requeue*) touch "$SEEN/requeued" ;; esac',
     "scancel": 'echo "$@" >>"$SEEN/cancelled"; case "$1" in --signal=*) touch "$SEEN/signal" ;; esac',
     "squeue": "printf '7 other\\n8 chain-x\\n9 chain-x\\n'",
-    "nvidia-smi": "exit 9",
+    "nvidia-smi": '[ ! -e "$SEEN/signal_early" ] || kill -USR1 $PPID; exit 9',
 }
 """Programs of a node, as far as the scripts notice them."""
 
@@ -176,7 +176,10 @@ def test_environment_of_a_job(node: Node) -> None:
     assert "hunter2" not in notes and "SECRET" not in notes
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in ("train", "convert") else [pytest.mark.more]) for name in NAMES],
+)
 def test_containers(name: str, node: Node) -> None:
     """apptainer is started by srun in each task; pyxis is an option of srun. Both see the working folder and mounts."""
     verb = next(verb for verb, template in TEMPLATES.items() if template == name)
@@ -262,6 +265,26 @@ def test_a_limit_shorter_than_a_start_is_no_endless_loop(node: Node) -> None:
     process.send_signal(signal.SIGUSR1)
     process.communicate(timeout=240)
     assert process.returncode == 75 and not node.was("requeued")
+
+
+def test_a_signal_before_the_ranks_are_started_counts_as_one(node: Node) -> None:
+    """Nothing is started that would be stopped again; four in a row end the job, a step in between begins anew."""
+    jobs = node.root / "jobs"
+    (node.seen / "signal_early").touch()
+    assert node.run(script("train")) == 75
+    assert node.was("requeued") and not node.was("srun")
+    assert (jobs / "early-41").read_text() == "75\n"
+    (node.seen / "signal_early").unlink()
+    assert node.run(script("train"), 75) == 75
+    assert node.was("srun") and not (jobs / "early-41").exists()
+
+
+def test_where_a_site_does_not_show_its_nodes(node: Node) -> None:
+    """PrivateData: the name of the first node has to do."""
+    (node.root / "bin/scontrol").write_text('#!/bin/sh\n[ "$2" = hostnames ] && echo n1\n')
+    (node.root / "bin/srun").write_text('#!/bin/sh\nenv >"$SEEN/env"\n')
+    assert node.run(script("train")) == 0
+    assert "MASTER_ADDR=n1" in (node.seen / "env").read_text().splitlines()
 
 
 def test_array_tasks_make_parts(node: Node) -> None:

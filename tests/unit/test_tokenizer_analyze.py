@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from corpus_world import config_of, run
 from extension_world import DOMAIN, ENGLISH, blocks, make_base
 from tokenizers import Tokenizer as Backend
 
@@ -98,6 +99,32 @@ def test_counts_are_the_librarys(world: tuple[Path, Path, Path], capsys: pytest.
         assert row["tokens_per_word_compared"] == lengths["_compared"][chosen].sum() / words
     sources: list[dict[str, object]] = found["by_source"]  # type: ignore[assignment]
     assert [(row["source"], row["documents"]) for row in sources] == [("a.jsonl", 4), ("b.jsonl.gz", 1)]
+
+
+def test_a_curated_corpus_has_sources_and_languages(
+    world: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of its documents, whatever its files are called; the script where no step told the language."""
+    lines = [
+        {"text": text, "lang": label}
+        for text, label in ((ENGLISH_3[0], "en"), (VIETNAMESE, "vi"), (HINDI, ""))
+    ]
+    (tmp_path / "x.jsonl").write_text(
+        "".join(json.dumps({"text": line["text"], "language": line["lang"] or None}) + "\n" for line in lines)
+    )
+    steps = [{"step": "length", "min_words": 1}]
+    curation = config_of(
+        tmp_path / "out", {"one": [str(tmp_path / "x.jsonl")], "two": [str(world[2])]}, steps
+    )
+    run({**curation, "shard_bytes": 1024})
+    base = str(world[0])
+    found: dict[str, list[dict[str, object]]]
+    found = analyzed(capsys, base, "--input", str(tmp_path / "out"))  # type: ignore[assignment]
+    assert [(row["source"], row["documents"]) for row in found["by_source"]] == [("one", 3), ("two", 5)]
+    languages = {row["language"]: row["documents"] for row in found["by_language"]}
+    assert languages == {"en": 1, "vi": 1, "Devanagari": 2, "Latin": 4}
+    with_key = analyzed(capsys, base, "--input", str(tmp_path / "out"), "--source-key", "id")
+    assert with_key["tokenizer"] == found["tokenizer"]
 
 
 def test_script_is_the_language_without_a_key(

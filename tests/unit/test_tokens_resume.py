@@ -96,7 +96,10 @@ def stop_at_block(patch: pytest.MonkeyPatch, number: int, error: BaseException) 
     return lambda: seen
 
 
-@pytest.mark.parametrize("stops", [[0], [1], [5], [13], [2, 0, 3], [1] * 13])
+@pytest.mark.parametrize(
+    "stops",
+    [[0], [13], [2, 0, 3], *(pytest.param(stops, marks=pytest.mark.more) for stops in ([1], [5], [1] * 13))],
+)
 def test_a_run_that_was_stopped_gives_the_same_bytes(
     stops: Sequence[int], options: PreprocessOptions, whole: Files, tmp_path: Path
 ) -> None:
@@ -266,6 +269,33 @@ def test_two_processes_cannot_write_one_prefix(options: PreprocessOptions, tmp_p
     (tmp_path / "out/x.preprocess.lock").touch()
     preprocess(options, progress=False)
     assert not (tmp_path / "out/x.preprocess.lock").exists()
+
+
+@pytest.mark.parametrize("block", [0, 4])
+def test_the_first_of_two_gives_way_without_locks(
+    block: int, options: PreprocessOptions, whole: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a file system has none, or a lost node lives on: another process takes up what the first has come to and
+    ends; the first then saves, publishes and removes nothing."""
+
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("cptron.tokens.journal.fcntl.flock", none)
+    add, seen = Outputs.add, 0
+
+    def add_beside_another(self: Outputs, encoded: encode.Encoded) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == block + 1:
+            monkeypatch.setattr(Outputs, "add", add)
+            preprocess(options, progress=False)
+        add(self, encoded)
+
+    monkeypatch.setattr(Outputs, "add", add_beside_another)
+    with pytest.raises(DataError, match="that of another process, which has begun"):
+        preprocess(options, progress=False)
+    assert files_in(tmp_path / "out") == whole
 
 
 def test_an_interrupt_is_one_line(

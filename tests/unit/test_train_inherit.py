@@ -9,6 +9,7 @@ from commands import snapshot
 from run_checkpoints import make_run
 
 from cptron.config.load import load_config
+from cptron.partials import own_partial
 from cptron.train.inherit import inherit
 
 
@@ -39,7 +40,7 @@ def test_a_copy_cut_off_is_made_again(tmp_path: Path) -> None:
     child = tmp_path / "child"
     child.mkdir()
     (tmp_path / "run" / "data_log.jsonl").write_text("{a log}\n")
-    (child / "data_log.jsonl.partial").write_text("{a l")
+    own_partial(child / "data_log.jsonl").write_text("{a l")
     inherit(child, tmp_path / "run" / "checkpoints" / "step_00000700")
     assert (child / "data_log.jsonl").read_text() == "{a log}\n"
 

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cptron.corpus.dedup.feature_file import FeatureFile
-from cptron.durable import begin_directory, publish_directory
+from cptron.durable import own_directory
 from cptron.errors import DataError
 from cptron.json_text import is_file_name, parse_json
+from cptron.partials import remove_partials
 
 RECORD = "index.json"
 _MAX_RECORD_BYTES = 64 << 20
@@ -30,10 +31,10 @@ def publish_index(features: Sequence[Path], directory: Path) -> None:
             f"{directory} exists and is no index, must be new; choose another directory or remove it"
         )
     try:
-        working = begin_directory(directory)
-        record = [_add(path, working / f"{number:05d}.features") for number, path in enumerate(features)]
-        (working / RECORD).write_text(json.dumps({"files": record}, indent=1) + "\n", encoding="utf-8")
-        publish_directory(directory)
+        remove_partials([directory.parent], only_stale=True)
+        with own_directory(directory, replaces=True) as own:
+            record = [_add(path, own / f"{number:05d}.features") for number, path in enumerate(features)]
+            (own / RECORD).write_text(json.dumps({"files": record}, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise DataError(
             f"{directory} cannot be written ({error.strerror}); choose another directory"

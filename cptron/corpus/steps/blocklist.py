@@ -38,6 +38,7 @@ class Config:
 class Step(MapStep[Config]):
     """See the module."""
 
+    version = 2
     packages = ("regex",)
 
     @classmethod
@@ -99,7 +100,7 @@ class Step(MapStep[Config]):
 
 def _lines(path: Path) -> list[str]:
     try:
-        lines = [line.strip().casefold() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip().casefold() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise DataError(f"{path} must be a list in UTF-8 ({error.reason}); save it as such") from None
     found = [line for line in lines if line and not line.startswith("#")]

@@ -20,7 +20,7 @@ from cptron.corpus.select.linear import MOST_NGRAM, LinearClassifier, Training, 
 from cptron.corpus.select.ngrams import MOST_BUCKETS
 from cptron.corpus.select.scored import write_figures
 from cptron.corpus.step import CorpusStep, ShardFeatures, Tally
-from cptron.durable import fsync_path, make_directory, partial_path
+from cptron.durable import make_directory, replacing
 from cptron.errors import DataError
 
 MODEL = "linear.classifier"
@@ -170,6 +170,5 @@ def _fasttext(model: str, step: str) -> Any:
 
 def _copy(made: Path, final: Path) -> None:
     make_directory(final.parent)
-    shutil.copyfile(made, partial_path(final))
-    fsync_path(partial_path(final))
-    partial_path(final).replace(final)
+    with replacing(final) as partial:
+        shutil.copyfile(made, partial)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 from cptron.corpus.document import Document, Dropped, Result
-from cptron.corpus.language_engines import ENGINES, PACKAGES
+from cptron.corpus.language_engines import ENGINES, PACKAGES, UNKNOWN
 from cptron.corpus.step import MapStep, Tally
+from cptron.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,10 +57,15 @@ class Step(MapStep[Config]):
         return [Path(self.config.model)] if self.config.model else []
 
     def open(self) -> None:
-        """See `Step`."""
-        self._label: Callable[[str], tuple[str, float]] = ENGINES[self.config.engine](
-            self.name, self.config.model
-        )
+        """See `Step`. Raises ConfigError for a label that the engine never says: it would keep nothing."""
+        engine = ENGINES[self.config.engine](self.name, self.config.model)
+        self._label: Callable[[str], tuple[str, float]] = engine.label
+        labels = {*engine.labels, UNKNOWN[0]} if engine.labels is not None else {*self.config.keep}
+        if strange := [label for label in self.config.keep if label not in labels]:
+            raise ConfigError(
+                f"step {self.name}: keep has {', '.join(strange)}, must be labels of {self.config.engine}: "
+                f"{' '.join(sorted(labels))}; correct it"
+            )
 
     def apply(self, document: Document, tally: Tally) -> Result:
         """See `MapStep`."""

@@ -143,7 +143,7 @@ class Step(MapStep[Config]):
         self._asker = Asker(model, cache, cached_only=config.cached_only)
         label: Callable[[str], tuple[str, float]] | None = None
         if config.language != "none":
-            label = ENGINES[config.language](self.name, "")
+            label = ENGINES[config.language](self.name, "").label
         bounds = Bounds(
             config.min_question_characters, config.max_question_characters, config.min_answer_characters,
             config.max_answer_characters, config.max_copied,

@@ -8,10 +8,8 @@ name is whole. So all processes go on with the same answer, though the model its
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -20,15 +18,15 @@ from typing import Any, get_args
 
 from cptron.corpus.synthesis.answer import Answer, End, Model, Request
 from cptron.corpus.synthesis.locks import one_of
-from cptron.durable import make_directory
+from cptron.durable import fsync_path, make_directory
 from cptron.errors import DataError
 from cptron.json_text import parse_json
+from cptron.partials import own_partial
 
 FORMAT_VERSION = 1
 LOCKS = "locks"
 """File of the locks: below 2^60 keys, above them the budget and the slots of endpoints."""
 _WAIT_S = 0.05
-_number = itertools.count()
 
 
 def key_of(model: Model, requests: Sequence[Request]) -> str:
@@ -88,11 +86,10 @@ class Cache:
     def _publish(self, key: str, answers: list[Answer]) -> list[Answer]:
         """Store them, unless there are some; returns those that are stored."""
         path = self._path(key)
-        own = f"{os.uname().nodename}-{os.getpid()}-{threading.get_ident()}-{next(_number)}"
-        partial = path.with_name(f".{path.name}.{own}.partial")
+        partial = own_partial(path)
         content = json.dumps([asdict(answer) for answer in answers]) + "\n"
         try:
-            path.parent.mkdir(exist_ok=True)
+            make_directory(path.parent)
             with partial.open("w", encoding="utf-8") as stream:
                 stream.write(content)
                 stream.flush()
@@ -105,6 +102,7 @@ class Cache:
                 partial.replace(path)  # no second names there; the lock keeps others off
             finally:
                 partial.unlink(missing_ok=True)
+                fsync_path(path.parent)  # else a power cut may take back what a shard was made of
         except OSError as error:
             raise self._unusable(path, error) from None
         return answers
