@@ -67,9 +67,7 @@ def test_sigkill_at_any_moment(seed: int, corpus: Path, whole: dict[str, bytes],
     draw = random.Random(seed)
     kills = 0
     for _ in range(8):
-        delay_s = draw.random() * (
-            0.1 if kills > 1 else 0.01
-        )  # two are early: all of it takes a second or two
+        delay_s = draw.random() * (0.1 if kills > 1 else 0.01)  # two are early: all takes a second or two
         command = struck_at(corpus, tmp_path, signal.SIGKILL, whom="group", delay_s=delay_s)
         done = call(command, 240)
         assert done.returncode in (0, -signal.SIGKILL), done.stderr
