@@ -67,7 +67,8 @@ def test_sigkill_at_any_moment(seed: int, corpus: Path, whole: dict[str, bytes],
     draw = random.Random(seed)
     kills = 0
     for _ in range(8):
-        command = struck_at(corpus, tmp_path, signal.SIGKILL, whom="group", delay_s=draw.random() * 0.1)
+        delay_s = draw.random() * (0.1 if kills > 1 else 0.01)  # two are early: all takes a second or two
+        command = struck_at(corpus, tmp_path, signal.SIGKILL, whom="group", delay_s=delay_s)
         done = call(command, 240)
         assert done.returncode in (0, -signal.SIGKILL), done.stderr
         kills += done.returncode != 0
@@ -77,7 +78,9 @@ def test_sigkill_at_any_moment(seed: int, corpus: Path, whole: dict[str, bytes],
     if (tmp_path / JOURNAL).exists() or not list(tmp_path.glob("*.manifest.json")):
         done = call(cptron(*words(corpus, tmp_path)), 240)
         assert done.returncode == 0, done.stderr
-    assert files_in(tmp_path) == whole
+    left = files_in(tmp_path)
+    left.pop("x.preprocess.lock", None)  # of one that was killed in its very last moment; it holds nobody up
+    assert left == whole
     verify(tmp_path / "x_text_document")
 
 
