@@ -8,7 +8,6 @@ import random
 import signal
 import time
 from collections.abc import Callable
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -107,10 +106,11 @@ def test_a_killed_worker_ends_the_run_with_one_line(
     assert files_of(output) == whole
 
 
-def first_stage(config: Path, together: Barrier) -> None:
-    """All of it, as a task of a job array does, from the moment on at which all are there."""
+def first_stage(config: Path, own: Path) -> None:
+    """All of it, as a task of a job array does, from the moment on at which all three are there."""
     work = prepare(load_curation(config), alone=False)
-    together.wait(240)
+    own.touch()
+    wait_until(lambda: len(list(own.parent.iterdir())) == 3, "no other tasks")
     with LocalExecutor(1, progress=False) as executor:
         do_part(work, 0, (0, 1), executor)
 
@@ -120,9 +120,10 @@ def test_tasks_at_the_same_shards(raw: dict[str, list[str]], whole: dict[str, by
     others end well; each record tells of the shard that is there, and nothing else is left."""
     output, config = tmp_path / "out", tmp_path / "c.yaml"
     config.write_text(yaml.safe_dump(settings_of(output, raw)))
+    (tmp_path / "ready").mkdir()
+    places = [tmp_path / "ready" / str(number) for number in range(3)]
     context = multiprocessing.get_context("spawn")
-    together = context.Barrier(3)
-    tasks = [context.Process(target=first_stage, args=(config, together), daemon=True) for _ in range(3)]
+    tasks = [context.Process(target=first_stage, args=(config, place), daemon=True) for place in places]
     for task in tasks:
         task.start()
     wait_until(lambda: any(output.glob(DONE)) or not all(task.is_alive() for task in tasks), "no unit")
