@@ -100,7 +100,6 @@ def test_all_of_it_has_happened(whole: Path) -> None:
     assert len(audit(whole).compared_with) == len(list_checkpoints(whole / "checkpoints"))
 
 
-@pytest.mark.more
 def test_eight_ranks_give_the_run_of_one(
     forgetting_world: ForgettingWorld, everything: list[str], whole: Path, tmp_path: Path
 ) -> None:
