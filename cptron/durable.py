@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cptron.errors import ConversionError
-from cptron.partials import own_partial, remove
+from cptron.partials import own_partial, remove, remove_stale
 
 
 def fsync_path(path: Path) -> None:
@@ -59,13 +59,15 @@ def replacing(final: Path) -> Iterator[Path]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Make `text` the content of `path`, durably and in one step. What UTF-8 cannot hold, such as the bytes of a file
-    name, is written as a JSON escape. Raises OSError, and leaves `path` as it was."""
+    """Make `text` the content of `path`, durably and in one step, and remove what killed writers of it have left. What
+    UTF-8 cannot hold, such as the bytes of a file name, is written as a JSON escape. Raises OSError, and leaves `path`
+    as it was."""
     with (
         replacing(path) as partial,
         partial.open("w", encoding="utf-8", errors="backslashreplace") as stream,
     ):
         stream.write(text)
+    remove_stale(path)
 
 
 def whole_lines(path: Path) -> list[bytes]:

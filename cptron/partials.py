@@ -42,6 +42,13 @@ def partials_of(final: Path) -> list[Path]:
     ]
 
 
+def remove_stale(final: Path) -> None:
+    """Remove what writers of `final` have left that are dead, or have written nothing for a day. Raises OSError."""
+    for path in partials_of(final):
+        if not _may_live(path):
+            remove(path)
+
+
 def remove_partials(directories: Iterable[Path], *, only_stale: bool) -> None:
     """Remove what is being written right in `directories`; `only_stale`: by writers that are dead, or have written
     nothing for a day. Raises OSError."""

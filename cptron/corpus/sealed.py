@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cptron.durable import replace_text
+from cptron.durable import replacing
 from cptron.errors import DataError
 from cptron.json_text import parse_json
 
@@ -47,7 +47,9 @@ def read_sealed(path: Path, remedy: str = RESTART) -> bytes:
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Publish JSON, durably and in one step, with its check sum in a second line."""
     text = json.dumps(record, ensure_ascii=True)
-    replace_text(path, f"{text}\n{seal(text.encode()).hex()}\n")
+    # Not `replace_text`, which looks for what killed writers left: a run does that once, at its start.
+    with replacing(path) as partial:
+        partial.write_text(f"{text}\n{seal(text.encode()).hex()}\n", encoding="utf-8")
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -215,6 +215,15 @@ def test_what_the_dead_left_is_removed(tmp_path: Path) -> None:
     assert set(tmp_path.iterdir()) == set(others)
 
 
+def test_the_next_text_removes_what_dead_writers_of_it_left(tmp_path: Path) -> None:
+    """And nothing else."""
+    final, number = tmp_path / "a", itertools.count()
+    named(final, number, start="1")
+    kept = {named(final, number), named(tmp_path / "b", number, start="1")}
+    replace_text(final, "new")
+    assert set(tmp_path.iterdir()) == {final, *kept} and final.read_text() == "new"
+
+
 def test_a_run_removes_what_killed_ones_left(tmp_path: Path) -> None:
     """Before it begins, what cannot be finished; in the end, all."""
     run(settings(tmp_path, "out"))
