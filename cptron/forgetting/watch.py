@@ -23,6 +23,10 @@ class Seen:
     tokens: int = 0
 
 
+_BEGINNING = {"begun_step": 0, "begun_tokens": 0}
+"""Of every run of earlier versions, which did not write it down."""
+
+
 @dataclass(frozen=True, slots=True)
 class Watch:
     """All of it."""
@@ -42,8 +46,8 @@ class Watch:
     def from_dict(cls, saved: Any) -> Self:
         """What `to_dict` returned. Raises ValueError on anything else."""
         try:
-            if isinstance(saved, Mapping):  # earlier versions had no beginning but 0
-                saved = {"begun_step": 0, "begun_tokens": 0, **saved}
+            if isinstance(saved, Mapping) and not _BEGINNING.keys() & saved.keys():
+                saved = {**_BEGINNING, **saved}
             values = _exactly(cls, saved)
             found = cls(
                 PolicyState.from_dict(values["policy"]),
