@@ -82,14 +82,29 @@ def run_target(target: Target, root: Path, seed: int, count: int, planted: bool 
     directory.mkdir(parents=True)
     seeds, crafted = _made(target, directory)
     contents = [one.path.read_bytes() for one in seeds]
-    kept = {f"found {path.stem}": path.read_bytes() for path in sorted((FOUND / target.name).glob("*.input"))}
-    crafted = crafted | kept if planted else {}
-    plan = _Plan(target, directory, seeds, contents, list(crafted.items()), seed, count)
+    every = (
+        [(0, name, content) for name, content in crafted.items()] + _kept(target, seeds) if planted else []
+    )
+    plan = _Plan(target, directory, seeds, contents, every, seed, count)
     outcome = Outcome(target.name)
-    first, total = 0, len(crafted) + count
+    first, total = 0, len(every) + count
     while first < total and len(outcome.findings) < MOST_FINDINGS:
         first = _in_fork(plan, first, total, outcome)
     return outcome
+
+
+def _kept(target: Target, seeds: Sequence[Seed]) -> list[tuple[int, str, bytes]]:
+    """What was once found, in the place of the file that `WHAT.FILE.input` names; of the first where it names none."""
+    names = [Path(seed.file).name for seed in seeds]
+    paths = sorted((FOUND / target.name).glob("*.input"))
+    return [
+        (
+            next((at for at, name in enumerate(names) if path.stem.endswith(f".{name}")), 0),
+            f"found {path.stem}",
+            path.read_bytes(),
+        )
+        for path in paths
+    ]
 
 
 def _made(target: Target, directory: Path) -> tuple[list[Seed], dict[str, bytes]]:
@@ -119,14 +134,15 @@ class _Plan:
     root: Path
     seeds: Sequence[Seed]
     contents: Sequence[bytes]
-    planted: Sequence[tuple[str, bytes]]
+    planted: Sequence[tuple[int, str, bytes]]
+    """Position of the seed, name, content."""
     seed: int
     count: int
 
     def input(self, number: int) -> tuple[int, str, bytes]:
         """Position of the seed, name where it is planted, content."""
         if number < len(self.planted):
-            return 0, *self.planted[number]
+            return self.planted[number]
         draw = random.Random(f"{self.target.name} {self.seed} {number - len(self.planted)}")
         at = draw.randrange(len(self.seeds))
         others = [content for place, content in enumerate(self.contents) if place != at]

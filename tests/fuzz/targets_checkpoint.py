@@ -165,7 +165,8 @@ def read_training_state(directory: Path) -> Any:
 def check_training_state(directory: Path, value: Any) -> str | None:
     """What was read is what the JSON says; what older versions lack is as at the start."""
     content = TrainState().to_dict() | json.loads((directory / layout.STATE).read_text())
-    content["watch"] = {"begun_step": 0, "begun_tokens": 0} | content["watch"]
+    if not {"begun_step", "begun_tokens"} & content["watch"].keys():
+        content["watch"] |= {"begun_step": 0, "begun_tokens": 0}
     found = json.loads(value)
     return (
         None

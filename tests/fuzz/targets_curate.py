@@ -171,9 +171,7 @@ def make_shard_files(root: Path) -> list[Seed]:
 def read_stored(directory: Path) -> Any:
     """All that the documents hold."""
     documents = list(read_shard(directory / "00000.jsonl.zst"))
-    return [
-        (one.text.encode("utf-8", "surrogatepass"), one.id, one.source, sorted(one.meta)) for one in documents
-    ]
+    return [(one.text.encode(), one.id, one.source, sorted(one.meta)) for one in documents]
 
 
 def mutate_shard(draw: random.Random, content: bytes, others: Sequence[bytes]) -> bytes:
